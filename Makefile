@@ -1,0 +1,37 @@
+# Each target makes what it needs, its own virtual environment included.
+
+PYTHON ?= python3
+DEMO := .venv-demo
+TEST := .venv-test
+CMAKE_BUILD := build/cmake
+
+.PHONY: demo test check clean
+
+# The main job: installs PrivImage and turns real handwritten digits into synthetic ones.
+demo: $(DEMO)/installed
+	$(DEMO)/bin/privimage train --out runs/digits
+
+# The tests, against the installed package.
+test: $(TEST)/installed
+	$(TEST)/bin/pytest
+
+# What takes longer or needs more tools: style, types, C++ tests under sanitizers, CUDA compilation.
+check: $(TEST)/installed
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/ruff format --check .
+	$(TEST)/bin/mypy
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(TEST)/bin/clang-format --dry-run -Werror
+	$(TEST)/bin/cmake -S . -B $(CMAKE_BUILD) -DPRIVIMAGE_SANITIZE=ON
+	$(TEST)/bin/cmake --build $(CMAKE_BUILD) --parallel 2
+	$(TEST)/bin/ctest --test-dir $(CMAKE_BUILD) --output-on-failure
+
+# The native part is built against the torch that it will run with: no isolated build.
+%/installed: pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find privimage csrc -type f -not -name '*.pyc' -not -name '*.so')
+	$(PYTHON) -m venv $*
+	$*/bin/pip install --quiet --constraint constraints.txt torch numpy setuptools wheel ninja pybind11
+	$*/bin/pip install --quiet --constraint constraints.txt --no-build-isolation --force-reinstall --no-deps .
+	$*/bin/pip install --quiet --constraint constraints.txt --no-build-isolation '.$(if $(findstring test,$*),[test])'
+	touch $@
+
+clean:
+	rm -rf $(DEMO) $(TEST) build *.egg-info

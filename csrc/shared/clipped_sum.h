@@ -1,0 +1,18 @@
+// The arguments of the clipped sum, the same for CPU and CUDA.
+#pragma once
+
+#include <cstdint>
+
+namespace privimage {
+
+template <typename Scalar>
+struct ClippedSum {
+  const Scalar* parts;  // [examples, parameters], row-major: one example's gradient a row
+  double* scales;       // [examples], written first: see grid_scale
+  int64_t* sum;         // [parameters], in grid steps
+  int64_t examples;
+  int64_t parameters;
+  double max_grad_norm;
+};
+
+}  // namespace privimage

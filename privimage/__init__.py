@@ -1,0 +1,1 @@
+"""PrivImage: synthetic image data sets under differential privacy."""

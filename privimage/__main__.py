@@ -1,0 +1,5 @@
+"""`python -m privimage` is the `privimage` command."""
+
+from privimage.cli import main
+
+main()

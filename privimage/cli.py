@@ -1,0 +1,132 @@
+"""The command line: parse, call, print."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from privimage import doctor, pipeline, recipe
+from privimage.errors import UserError
+from privimage.progress import Reporter, Stopped
+
+_USER_ERROR = 2
+
+app = typer.Typer(
+    help="Labelled synthetic image data sets under differential privacy.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+ledger_app = typer.Typer(help="What a run has spent.", no_args_is_help=True)
+app.add_typer(ledger_app, name="ledger")
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Option(help="Recipe to start from; see `presets`.")] = "digits",
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/PRESET.")] = None,
+    sensitive: Annotated[str | None, typer.Option(help="Images to protect.")] = None,
+    public: Annotated[str | None, typer.Option(help="Labelled public images.")] = None,
+    test: Annotated[str | None, typer.Option(help="Images you declare public, to test on.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Sensitive labels: a,b,c or a number.")
+    ] = None,
+    public_size: Annotated[
+        int | None, typer.Option(help="Number of sensitive images, as a public number.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Height and width, pixels.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Privacy budget; inf for none.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Below 1 / number of images.")] = None,
+    selection: Annotated[str | None, typer.Option(help="semantic, all or none.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For everything but privacy.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any recipe value: finetune.steps=20.")
+    ] = None,
+    from_stage: Annotated[
+        str | None, typer.Option(help="Repeat this stage and later ones.")
+    ] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop cleanly after so long.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Cores to use; default all.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default what is there.")] = None,
+    quiet: Annotated[bool, typer.Option(help="Warnings and errors only.")] = False,
+) -> None:
+    """Turns sensitive images into a synthetic data set; run it again to go on."""
+    overrides: dict[str, Any] = {
+        "data.sensitive": sensitive,
+        "data.public": public,
+        "data.test": test,
+        "data.classes": None if classes is None else _class_names(classes),
+        "data.public_size": public_size,
+        "data.image_size": image_size,
+        "data.channels": channels,
+        "privacy.epsilon": epsilon,
+        "privacy.delta": delta,
+        "selection.mode": selection,
+        "seed": seed,
+    }
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    overrides |= dict(recipe.parse_override(text) for text in set_ or [])
+    chosen = recipe.preset(preset, overrides)
+    limit = None if max_minutes is None else 60 * max_minutes
+    reporter = Reporter(quiet, limit)
+    _stop_cleanly_on_signals(reporter)
+    machine = pipeline.Machine(device=device, threads=threads)
+    pipeline.train(chosen, out or Path("runs") / preset, machine, reporter, from_stage)
+
+
+@app.command()
+def presets() -> None:
+    """Lists the recipes that `train --preset` knows."""
+    for name in recipe.preset_names():
+        typer.echo(name)
+
+
+@app.command("doctor")
+def show_doctor() -> None:
+    """Shows versions, the native build and what the machine offers."""
+    for line in doctor.report():
+        typer.echo(line)
+
+
+@ledger_app.command("verify")
+def verify_ledger(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Recomputes ε from the ledger and holds it against what the run has made; JSON."""
+    result = pipeline.verify(run)
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+    if result["problems"]:
+        raise SystemExit(1)
+
+
+def _class_names(text: str) -> tuple[str, ...]:
+    """`a,b,c` as it stands; a number n as "0" … "n - 1"."""
+    if text.isdecimal():
+        return tuple(str(label) for label in range(int(text)))
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _stop_cleanly_on_signals(reporter: Reporter) -> None:
+    """The first Ctrl-C or SIGTERM stops at a step boundary, the second at once."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        reporter.warn("stopping at the next step; once more to stop at once")
+        reporter.request_stop()
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in one line and status 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(_USER_ERROR)
+    except Stopped as stopped:
+        typer.echo(f"{stopped}; nothing is lost. Run the same command again to go on.")

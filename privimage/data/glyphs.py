@@ -1,0 +1,90 @@
+"""Letters and signs, no digit among them, drawn from matplotlib's fonts as the digits were scanned.
+
+The digits set was made by summing ink over 4×4 blocks of 32×32 bitmaps; so are these.
+"""
+
+import math
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from fontTools.ttLib import TTFont
+from PIL import Image, ImageDraw, ImageFont
+
+from privimage.data.digits import from_counts
+from privimage.data.images import ImageSet
+
+LATIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+SIGNS = "&?!{}[]()<>/|+=*#%$@~"
+GREEK = "ΓΔΘΛΞΠΣΦΨΩαβγδεζηθλμξπρστφχψως"
+NAMES = tuple(LATIN + SIGNS + GREEK)
+
+_IMAGES_PER_CLASS = 160
+_SEED = 0
+_FONT_PIXELS = 64
+_CANVAS = 144
+_FRAME = 32
+_BLOCK = 4
+_THRESHOLD = [0] * 128 + [255] * 128
+# Fonts of oversized brackets and of signs only.
+_LEFT_OUT = ("Display", "STIXSiz", "STIXNonUni", "cmex", "cmsy")
+
+
+def glyphs() -> ImageSet:
+    """103 classes of 160 images, 8×8 pixels, grey; always the same."""
+    random = np.random.default_rng(_SEED)
+    fonts = _fonts_by_character()
+    counts = [
+        _drawn(name, fonts[name][random.integers(len(fonts[name]))], random)
+        for name in NAMES
+        for _ in range(_IMAGES_PER_CLASS)
+    ]
+    labels = torch.arange(len(NAMES)).repeat_interleave(_IMAGES_PER_CLASS)
+    return ImageSet(from_counts(np.stack(counts)), labels, NAMES)
+
+
+def _fonts_by_character() -> dict[str, list[ImageFont.FreeTypeFont]]:
+    """The fonts that hold each character, by their own tables."""
+    fonts: dict[str, list[ImageFont.FreeTypeFont]] = {name: [] for name in NAMES}
+    for path in sorted(Path(mpl.get_data_path(), "fonts/ttf").glob("*.ttf")):
+        if path.name.startswith(_LEFT_OUT) or "Display" in path.name:
+            continue
+        held = TTFont(path).getBestCmap() or {}
+        font = ImageFont.truetype(path, _FONT_PIXELS)
+        for name in NAMES:
+            if ord(name) in held:
+                fonts[name].append(font)
+    return fonts
+
+
+def _drawn(name: str, font: ImageFont.FreeTypeFont, random: np.random.Generator) -> np.ndarray:
+    """One character, drawn a little differently each time: ink counts 0 … 16, [8, 8]."""
+    canvas = Image.new("L", (_CANVAS, _CANVAS))
+    middle = _CANVAS / 2
+    stroke = int(random.integers(0, 3))
+    pen = ImageDraw.Draw(canvas)
+    pen.text((middle, middle), name, 255, font, anchor="mm", stroke_width=2 * stroke)
+    angle = math.radians(random.normal(0, 9))
+    shear, width = random.normal(0, 0.18), math.exp(random.normal(0, 0.15))
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    # Pillow asks where each new pixel comes from, so this is the way back.
+    back = turn @ np.array([[1, shear], [0, 1]]) @ np.diag([1 / width, 1])
+    shift = middle - back @ np.full(2, middle)
+    matrix = (*back[0], shift[0], *back[1], shift[1])
+    bent = canvas.transform(canvas.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    ink = bent.point(_THRESHOLD)
+    return _block_counts(bent.crop(ink.getbbox()))
+
+
+def _block_counts(image: Image.Image) -> np.ndarray:
+    """Fits the ink into the frame, thresholds it and counts it in blocks of 4×4: [8, 8]."""
+    scale = _FRAME / max(image.size)
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    fitted = np.asarray(image.resize(size, Image.Resampling.BILINEAR)) > 127
+    frame = np.zeros((_FRAME, _FRAME), dtype=bool)
+    top, left = ((_FRAME - side) // 2 for side in fitted.shape)
+    frame[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
+    blocks = frame.reshape(_FRAME // _BLOCK, _BLOCK, _FRAME // _BLOCK, _BLOCK)
+    counts: np.ndarray = blocks.sum(axis=(1, 3))
+    return counts

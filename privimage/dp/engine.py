@@ -1,0 +1,226 @@
+"""Per-example gradients of any module: whatever uses a parameter is known exactly, or refused.
+
+While the losses are computed, a `TorchFunctionMode` watches every call of a PyTorch function in
+this thread. A call that takes a trainable parameter goes to its rule (`layers.RULES`), which gets
+the weight expanded to one copy an example without using memory; any other call that takes one is
+refused by name. What the mode can't see (TorchScript, views of parameters taken earlier,
+other threads) still connects the loss to the parameter itself, which autograd then
+tells; so a use may be refused, but none is overlooked.
+
+The parameters stay in their modules and no state is shared: threads can use one engine at once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from privimage.dp.exchange import Exchange
+from privimage.dp.layers import Examples, check_layers
+from privimage.errors import UserError, check_count
+
+Losses = Callable[..., torch.Tensor]
+
+
+class ExampleGradients:
+    """The gradients of a module's trainable parameters, one row an example.
+
+    Formal guarantee: row i of the result is the gradient of example i's loss and a function of no
+    other example, if the losses are functions of one row each
+    (tests/dp/test_engine.py::test_a_small_unet_gives_what_autograd_gives_for_each_example);
+    `check_independence` tests that condition
+    (tests/dp/test_engine.py::test_mixing_without_a_layer_is_found).
+
+    Attributes:
+        names: trainable parameters, in the order of `model.named_parameters()`.
+        size: P, the number of scalars in them.
+
+    Raises:
+        UserError: the model has no trainable parameter, or a layer that mixes examples.
+    """
+
+    names: tuple[str, ...]
+    size: int
+
+    def __init__(self, model: nn.Module) -> None:
+        check_layers(model)
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not trainable:
+            raise UserError("the model has no trainable parameter; call requires_grad_(True)")
+        for name, parameter in trainable.items():
+            if nn.parameter.is_lazy(parameter):
+                raise UserError(f"parameter '{name}' has no shape yet; run the model once first")
+        self._model = model
+        self._parameters = tuple(trainable.values())
+        self.names = tuple(trainable)
+        self.size = sum(parameter.numel() for parameter in self._parameters)
+
+    def __call__(self, losses: Losses, *batch: torch.Tensor, draws: int = 1) -> torch.Tensor:
+        """The gradient of each example's mean loss over its draws.
+
+        Args:
+            losses: `losses(model, *batch)` -> [rows], or [examples] with the mean already taken;
+                must treat the rows one by one.
+            batch: tensors [rows, ...], rows = examples x draws, an example's draws consecutive.
+            draws: rows an example.
+
+        Returns:
+            [examples, P], flat in the order of `names`, detached; float32, or float64 where a
+            parameter is float64. A parameter that the losses do not use has gradient 0.
+
+        Raises:
+            UserError: a batch or losses of the wrong shape, or a use of a parameter that has no
+                rule; both depend on shapes and code only, not on the data.
+        """
+        count = _count_examples(batch, draws)
+        arena = self._arena(count)
+        if count == 0:
+            return arena
+        with torch.enable_grad():
+            anchor = torch.zeros((), device=arena.device, requires_grad=True)
+            examples = Examples(count, dict(self._parts(anchor, arena)))
+            with Exchange(examples, self._names_by_id(), count * draws):
+                values = losses(self._model, *batch)
+            total = _mean_over_draws(values, count, draws).sum()
+        if not total.requires_grad:
+            raise UserError("the losses don't depend on any trainable parameter")
+        _, *unseen = torch.autograd.grad(total, [anchor, *self._parameters], allow_unused=True)
+        for name, gradient in zip(self.names, unseen, strict=True):
+            if gradient is not None:
+                raise UserError(
+                    f"parameter '{name}' is used where per-example gradients can't see it "
+                    "(torch.jit, another thread, a view made earlier); "
+                    "use it through plain PyTorch calls, or freeze it with requires_grad_(False)"
+                )
+        return arena
+
+    def check_independence(
+        self, losses: Losses, *dummy_batch: torch.Tensor, draws: int = 1
+    ) -> None:
+        """Checks, on made-up data, that no example's loss or gradient depends on another example.
+
+        Every example is seen once among the others and once among copies of itself, in the same
+        place of a batch of the same shape and with the same random numbers. Also runs into every
+        use of a parameter that has no rule, before sensitive data is touched.
+
+        Args:
+            losses: as in `__call__`.
+            dummy_batch: as in `__call__`, two examples or more that differ; no sensitive data.
+            draws: as in `__call__`.
+
+        Raises:
+            UserError: examples are mixed, the model changes its buffers, or as in `__call__`.
+        """
+        count = _count_examples(dummy_batch, draws)
+        if all(map(torch.equal, dummy_batch, _copies(dummy_batch, 0, count))):
+            raise UserError("the dummy batch needs two examples or more that differ")
+        buffers = [buffer.clone() for buffer in self._model.buffers()]
+        among_others = self._observe(losses, dummy_batch, draws)
+        for example in range(count):
+            among_copies = self._observe(losses, _copies(dummy_batch, example, count), draws)
+            for one, other in zip(among_others, among_copies, strict=True):
+                _check_agreement(one[example], other[example])
+        for before, (name, after) in zip(buffers, self._model.named_buffers(), strict=True):
+            if not torch.equal(before, after):
+                raise UserError(f"buffer '{name}' changes with the data; make it constant")
+
+    def _arena(self, count: int) -> torch.Tensor:
+        dtype = torch.float32
+        for parameter in self._parameters:
+            dtype = torch.promote_types(dtype, parameter.dtype)
+        return torch.zeros(count, self.size, dtype=dtype, device=self._parameters[0].device)
+
+    def _parts(
+        self, anchor: torch.Tensor, arena: torch.Tensor
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Each parameter's `id` and the expanded weight that stands for it."""
+        first = 0
+        for parameter in self._parameters:
+            columns = arena[:, first : first + parameter.numel()]
+            slot = columns.view(len(arena), *parameter.shape)
+            first += parameter.numel()
+            part = _Part.apply(anchor, parameter.detach(), slot)  # type: ignore[no-untyped-call]
+            yield id(parameter), part
+
+    def _names_by_id(self) -> dict[int, str]:
+        return {id(p): name for p, name in zip(self._parameters, self.names, strict=True)}
+
+    def _observe(
+        self, losses: Losses, batch: Sequence[torch.Tensor], draws: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The losses [examples] and gradients [examples, P] of `batch`, from fixed random seeds."""
+        seen: list[torch.Tensor] = []
+
+        def recorded(model: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
+            seen.append(losses(model, *batch))
+            return seen[-1]
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            gradients = self(recorded, *batch, draws=draws)
+        return _mean_over_draws(seen[0].detach(), len(gradients), draws), gradients
+
+
+class _Part(Function):
+    """weight [*shape] -> [examples, *shape] without a copy; its gradient goes into `slot`.
+
+    `anchor` is a leaf that makes autograd come here, once, with the sum over all uses.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: torch.Tensor, weight: torch.Tensor, slot: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.slot = slot
+        return weight.expand_as(slot)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None]:
+        ctx.slot.copy_(gradient)
+        return None, None, None
+
+
+def _count_examples(batch: Sequence[torch.Tensor], draws: int) -> int:
+    """The number of examples; raises UserError unless all tensors have examples x draws rows."""
+    check_count("draws", draws)
+    rows = {tensor.shape[0] if tensor.dim() else None for tensor in batch}
+    if len(rows) != 1 or None in rows:
+        shapes = [list(tensor.shape) for tensor in batch]
+        raise UserError(f"the tensors of a batch must have as many rows each, got {shapes}")
+    (count,) = rows
+    if count is None or count % draws:
+        raise UserError(f"a batch of {count} rows does not hold {draws} draws an example")
+    return count // draws
+
+
+def _mean_over_draws(values: torch.Tensor, count: int, draws: int) -> torch.Tensor:
+    """[examples x draws] or [examples] -> [examples]."""
+    if values.shape == (count,):
+        return values
+    if values.shape == (count * draws,):
+        return values.reshape(count, draws).mean(dim=1)
+    raise UserError(
+        f"losses must have the shape [{count * draws}] or [{count}], one a row or example, "
+        f"got {list(values.shape)}"
+    )
+
+
+def _copies(batch: Sequence[torch.Tensor], example: int, count: int) -> list[torch.Tensor]:
+    """A batch of the same shape in which every example is this one."""
+    draws = len(batch[0]) // max(count, 1)
+    rows = slice(example * draws, (example + 1) * draws)
+    return [tensor[rows].repeat(count, *[1] * (tensor.dim() - 1)) for tensor in batch]
+
+
+def _check_agreement(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Equal up to the rounding of sums in another order, relative to the largest value."""
+    tolerance = 16 * torch.finfo(one.dtype).eps * one.abs().max()
+    if not (one - other).abs().max() <= tolerance:
+        raise UserError(
+            "an example's loss or gradient changes with the other examples of its batch, or is not "
+            "finite; look for means, sorts or norms over the first dimension"
+        )

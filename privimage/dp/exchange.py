@@ -1,0 +1,89 @@
+"""Watches every PyTorch call of a thread and sends each use of a parameter to its rule."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from privimage.dp.layers import RULES, Examples
+from privimage.errors import UserError
+
+_PROPERTIES = "shape dtype device layout ndim requires_grad is_leaf is_cuda is_cpu is_nested"
+_METADATA: set[Callable[..., Any]] = {
+    *(getattr(torch.Tensor, name).__get__ for name in _PROPERTIES.split()),
+    torch.Tensor.size,
+    torch.Tensor.stride,
+    torch.Tensor.dim,
+    torch.Tensor.numel,
+    torch.Tensor.__len__,
+    torch.Tensor.__hash__,
+    torch.Tensor.is_contiguous,
+    torch.Tensor.is_floating_point,
+    torch.numel,
+    torch.is_floating_point,
+}
+"""What may be asked about a parameter, because the answer does not depend on its values."""
+
+
+class Exchange(TorchFunctionMode):
+    """Sends each use of a trainable parameter to its rule, or refuses it by name."""
+
+    def __init__(self, examples: Examples, names: dict[int, str], rows: int) -> None:
+        super().__init__()
+        self._examples = examples
+        self._names = names
+        self._rows = rows
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        name = next(self._used((args, kwargs)), None)
+        if name is None or func in _METADATA:
+            return func(*args, **kwargs)
+        if func not in RULES:
+            known = ", ".join(rule.__name__ for rule in RULES.values())
+            raise UserError(
+                f"parameter '{name}' is used by {resolve_name(func) or func}, which has no "
+                f"per-example gradient here; use {known}, or freeze it with requires_grad_(False)"
+            )
+        x, *rest = args if args else (kwargs.pop("input"),)
+        try:
+            self._check_use(x)
+            return RULES[func](self._examples, x, *rest, **kwargs)
+        except UserError as error:
+            raise UserError(f"parameter '{name}' in {resolve_name(func)}: {error}") from None
+
+    def _used(self, value: Any) -> Iterator[str]:
+        """The names of the trainable parameters in a structure of arguments."""
+        if isinstance(value, torch.Tensor):
+            if id(value) in self._names:
+                yield self._names[id(value)]
+        elif isinstance(value, tuple | list):
+            for item in value:
+                yield from self._used(item)
+        elif isinstance(value, dict):
+            yield from self._used(list(value.values()))
+
+    def _check_use(self, x: torch.Tensor) -> None:
+        if not torch.is_grad_enabled():
+            raise UserError(
+                "gradients are switched off here (torch.no_grad, a custom autograd.Function, "
+                "checkpoint with use_reentrant=True); use a copy with requires_grad_(False), "
+                "or switch them on"
+            )
+        if id(x) in self._names:
+            raise UserError(
+                "a parameter can't be the input, only the weight; "
+                "look it up with nn.Embedding, or freeze it with requires_grad_(False)"
+            )
+        if x.dim() == 0 or len(x) not in (self._rows, self._examples.count):
+            raise UserError(
+                f"the first dimension of its input {list(x.shape)} must be that of the "
+                f"{self._rows} rows (or {self._examples.count} examples) of the batch"
+            )

@@ -1,0 +1,86 @@
+"""What a person sees of a result: a picture, a table, and ε in a sentence."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from privimage.data import ImageSet
+from privimage.errors import UserError
+
+_COLUMNS = 10
+_ROWS = 20
+_KINDS = {"cnn": "CNN", "mlp": "MLP", "logistic": "logistic regression"}
+
+
+def comparison_picture(path: Path, synthetic: ImageSet, before: ImageSet | None) -> None:
+    """Draws synthetic images, one row a label, beside those from before DP fine-tuning.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    sets = [("synthetic", synthetic)]
+    if before is not None:
+        sets.insert(0, ("before DP fine-tuning", before))
+    rows = [_tiled(images) for _, images in sets]
+    height = 0.45 * rows[0].shape[0] / synthetic.images.shape[-1] + 0.8
+    figure = Figure(figsize=(5.2 * len(sets), height), dpi=110, layout="constrained")
+    for index, ((title, images), tiles) in enumerate(zip(sets, rows, strict=True)):
+        axes = figure.add_subplot(1, len(sets), index + 1)
+        axes.imshow(tiles, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(title)
+        names = images.names[:_ROWS]
+        side = images.images.shape[-1] + 1
+        axes.set_yticks([side * row + side / 2 for row in range(len(names))], names)
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise UserError(f"{path}: can't write the picture ({error.strerror})") from error
+
+
+def accuracy_table(metrics: dict[str, Any]) -> Table:
+    """Accuracies on real test images by kind of classifier, before and after DP fine-tuning."""
+    table = Table(title="accuracy on real test images, trained on synthetic ones")
+    table.add_column("classifier")
+    before = metrics["pretrained"]
+    if before is not None:
+        table.add_column("before DP fine-tuning", justify="right")
+    table.add_column("synthetic", justify="right")
+    for kind, name in _KINDS.items():
+        cells = [] if before is None else [f"{before['accuracy'][kind]:.1%}"]
+        table.add_row(name, *cells, f"{metrics['accuracy'][kind]:.1%}")
+    return table
+
+
+def epsilon_sentence(epsilon: float | None, delta: float) -> str:
+    """What ε promises, in a sentence; None stands for no promise."""
+    if epsilon is None:
+        return "NOT PRIVATE: no noise was added; nothing is promised to anybody in the images."
+    return (
+        f"ε = {epsilon:.2f} at δ = {delta:g}: with any one sensitive image added or removed, "
+        f"any outcome is at most {math.exp(epsilon):.3g} times as likely, "
+        f"but for a probability of {delta:g}."
+    )
+
+
+def _tiled(images: ImageSet) -> torch.Tensor:
+    """The first images of each label in a grid, [height, width] or [height, width, 3]."""
+    labels = range(min(max(len(images.names), 1), _ROWS))
+    channels, side = images.images.shape[1], images.images.shape[-1] + 1
+    rows = len(labels) if images.names else _COLUMNS
+    tiles = torch.full((channels, rows * side, _COLUMNS * side), 255, dtype=torch.uint8)
+    for row in range(rows):
+        if images.names:
+            chosen = images.images[images.labels == row][:_COLUMNS]
+        else:
+            chosen = images.images[row * _COLUMNS : (row + 1) * _COLUMNS]
+        for column, image in enumerate(chosen):
+            top, left = row * side, column * side
+            tiles[:, top : top + side - 1, left : left + side - 1] = image
+    return tiles[0] if channels == 1 else tiles.permute(1, 2, 0)

@@ -1,0 +1,53 @@
+"""Loads the native operators, or registers the reference in their place and says so once."""
+
+import importlib.util
+import warnings
+
+# Before the native library, which finds torch's symbols only where torch has loaded them.
+import torch
+
+from privimage.ops import reference
+
+_SCHEMAS = {"clipped_sum": "clipped_sum(Tensor parts, float max_grad_norm) -> Tensor"}
+_NAMESPACE = "privimage"
+
+_native = importlib.util.find_spec("privimage.ops._native")
+is_native = _native is not None and _native.origin is not None
+
+# Kept alive: an operator is forgotten when the library that registered it is.
+_fallback = torch.library.Library(_NAMESPACE, "FRAGMENT")
+
+
+def _register_reference(keys: tuple[str, ...]) -> None:
+    for name in _SCHEMAS:
+        for key in keys:
+            _fallback.impl(name, getattr(reference, name), key)
+
+
+if _native is not None and _native.origin is not None:
+    torch.ops.load_library(_native.origin)
+    from privimage import _host
+
+    build: str = _host.build
+    if build != "cuda":
+        _register_reference(("CUDA",))
+else:
+    build = "none"
+    for _schema in _SCHEMAS.values():
+        _fallback.define(_schema)
+    _register_reference(("CPU", "CUDA"))
+    warnings.warn(
+        "privimage was installed without its native operators (no C++ compiler, or "
+        "PRIVIMAGE_BUILD=none); the slower reference runs in their place",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def describe_build() -> str:
+    """One line about the native build, for `privimage doctor`."""
+    if not is_native:
+        return "none (the reference in plain PyTorch)"
+    from privimage import _host
+
+    return f"{build}, {_host.instruction_set()}, compiler {_host.compiler}"

@@ -1,0 +1,273 @@
+"""The seven stages in order: what is skipped, resumed or refused, and what a run may spend."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from privimage import dp, durable, stages, summary
+from privimage.dp import Gaussian, Ledger, Plan, SubsampledGaussian
+from privimage.errors import UserError, check_choice, check_count
+from privimage.progress import Reporter
+from privimage.recipe import Recipe
+from privimage.run import RunFolder
+from privimage.semantics.query import check_votes
+from privimage.semantics.selection import check_enough_classes
+from privimage.stages import Run
+from privimage.threads import Workers
+
+_SHAPE = ("data.image_size", "data.channels")
+_PUBLIC = ("data.public", *_SHAPE, "seed")
+_SENSITIVE = ("data.sensitive", "data.classes", "data.public_size")
+_LEAST_FREE_BYTES = 200 * 2**20
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast a run goes, and nothing of what it computes."""
+
+    device: str | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's name, its work, and the recipe values that decide its result."""
+
+    name: str
+    work: Callable[[Run, Path, Ledger], None]
+    reads: tuple[str, ...]
+
+
+STAGES = (
+    Stage("classifier", stages.classify, (*_PUBLIC, "classifier")),
+    Stage("query", stages.query, (*_SENSITIVE, *_SHAPE, "query")),
+    Stage("selection", stages.select, ("selection",)),
+    Stage("pretrain", stages.pretrain_network, (*_PUBLIC, "network", "pretrain")),
+    Stage(
+        "finetune",
+        stages.finetune_network,
+        (*_SENSITIVE, *_SHAPE, "network", "privacy", "finetune"),
+    ),
+    Stage("synthetic", stages.synthesise_images, ("seed", "synthesis")),
+    Stage("evaluation", stages.evaluate_images, ("seed", "data.test", *_SHAPE)),
+)
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The stages that a run of `recipe` goes through.
+
+    Without pre-training there is nothing to select; with all classes there is nothing to ask. The
+    classifier is then only needed for the features of FID.
+    """
+    skipped = {"semantic": set(), "all": {"query"}, "none": {"query", "selection", "pretrain"}}
+    left_out: set[str] = set(skipped[recipe.selection.mode])
+    features_wanted = bool(recipe.data.test and recipe.data.public)
+    if recipe.selection.mode != "semantic" and not features_wanted:
+        left_out.add("classifier")
+    return [stage for stage in STAGES if stage.name not in left_out]
+
+
+def train(
+    recipe: Recipe,
+    path: Path,
+    machine: Machine,
+    reporter: Reporter,
+    from_stage: str | None = None,
+) -> None:
+    """Runs the stages that are not done yet; the same call goes on after any interruption.
+
+    Args:
+        recipe: what to compute.
+        path: the run folder; created if missing.
+        machine: device and threads.
+        reporter: the terminal and the clock.
+        from_stage: forget this stage and the later ones first; what they cost stays spent.
+
+    Raises:
+        UserError: a mistake, found as early as it can be.
+        Stopped: the reporter asked for it; nothing is lost.
+    """
+    order = stages_of(recipe)
+    repeated = _repeated(order, from_stage)
+    folder = RunFolder(path)
+    for stage in order:
+        if stage not in repeated:
+            folder.refuse_changes(stage.name, recipe, stage.reads)
+    run = Run(recipe, folder, reporter, _workers(machine), _device(machine))
+    missing = [stage for stage in order if stage in repeated or not folder.is_done(stage.name)]
+    _check_before_touching(run, missing)
+    durable.make_folder(path)
+    with Ledger(folder.ledger) as ledger:
+        _refuse_foreign_ledger(folder, ledger, repeated)
+        if {"query", "finetune"} & {stage.name for stage in missing}:
+            _plan(run, ledger, missing, repeated)
+            folder.write_declared(run.declared)
+        folder.write_recipe(recipe)
+        folder.forget([stage.name for stage in repeated])
+        if missing:
+            summary.describe(run, ledger)
+        for number, stage in enumerate(order, start=1):
+            if stage not in missing:
+                reporter.say(f"[bold]{number}/{len(order)} {stage.name}[/bold]: done before")
+                continue
+            reporter.say(f"[bold]{number}/{len(order)} {stage.name}[/bold]")
+            with folder.work(stage.name, recipe, stage.reads) as partial:
+                stage.work(run, partial, ledger)
+        summary.conclude(run, ledger)
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Recomputes a run's ε from its ledger and holds it against what the run has made.
+
+    Raises:
+        UserError: there is no run, or its ledger is damaged.
+    """
+    folder = RunFolder(path)
+    folder.recipe()
+    histogram = folder.stage("query") / "histogram.safetensors"
+    result = dp.verify(
+        folder.ledger,
+        optimizer_steps=_optimizer_steps(folder),
+        query_sha256=durable.sha256(histogram) if histogram.exists() else None,
+    )
+    fields = asdict(result) | {"epsilon": result.epsilon.upper, "problems": list(result.problems)}
+    return {
+        name: None if isinstance(value, float) and math.isinf(value) else value
+        for name, value in fields.items()
+    }
+
+
+def _repeated(order: list[Stage], from_stage: str | None) -> list[Stage]:
+    """The stages to forget: `from_stage` and those after it."""
+    if from_stage is None:
+        return []
+    names = [stage.name for stage in order]
+    check_choice("--from-stage", from_stage, names)
+    return order[names.index(from_stage) :]
+
+
+def _workers(machine: Machine) -> Workers:
+    if machine.threads is not None:
+        check_count("--threads", machine.threads)
+    return Workers(machine.threads)
+
+
+def _device(machine: Machine) -> torch.device:
+    wanted = machine.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_choice("--device", wanted, ("cpu", "cuda"))
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this torch sees no GPU; use --device cpu")
+    return torch.device(wanted)
+
+
+def _check_before_touching(run: Run, missing: list[Stage]) -> None:
+    """Finds what is wrong with recipe, public data, disk and declarations before any privacy cost.
+
+    Raises:
+        UserError: says what.
+    """
+    settings, names = run.recipe.data, {stage.name for stage in missing}
+    if not settings.sensitive:
+        raise UserError("no sensitive images given; name them with --sensitive PATH")
+    if run.recipe.selection.mode != "none" and not settings.public:
+        raise UserError(
+            "no public images given; name them with --public PATH, or use --selection none"
+        )
+    _check_disk(run.folder.path)
+    if {"classifier", "pretrain"} & names:
+        # Loading is the check: an empty, unlabelled or one-class set is refused here.
+        len(run.public)
+    if {"query", "finetune"} & names:
+        _declare(run)
+        # Building the shape is the check.
+        _ = run.network_shape
+        if run.recipe.selection.mode == "semantic" and "query" in names:
+            check_votes(run.recipe.query, len(run.public.names))
+            labels = max(len(run.names), 1)
+            check_enough_classes(
+                labels, len(run.public.names), run.recipe.selection.classes_per_label
+            )
+    if settings.test and "evaluation" in names:
+        len(run.test)
+
+
+def _declare(run: Run) -> None:
+    """Writes down what is public about the sensitive set, and checks δ against its size."""
+    settings = run.recipe.data
+    size = settings.public_size or len(run.sensitive)
+    delta = run.recipe.privacy.delta
+    if delta >= 1 / size:
+        raise UserError(
+            f"delta is {delta:g}, but must lie below 1 / {size} (one over the number of sensitive "
+            f"images): give --delta, such as {1 / (size * math.log(max(size, 3))):.0e}"
+        )
+    run.declared = {
+        "names": list(run.sensitive.names),
+        "public_size": size,
+        "public_size_was_declared": settings.public_size > 0,
+    }
+
+
+def _check_disk(path: Path) -> None:
+    """Refuses a folder that can't be created or has no room, before any work is done for it."""
+    parent = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: no permission to write in '{parent}'; choose another --out")
+    if shutil.disk_usage(parent).free < _LEAST_FREE_BYTES:
+        raise UserError(f"{path}: less than {_LEAST_FREE_BYTES >> 20} MB free on its disk")
+
+
+def _refuse_foreign_ledger(folder: RunFolder, ledger: Ledger, repeated: list[Stage]) -> None:
+    """A private stage whose ledger head is not in the ledger was made under another one."""
+    for name in ("query", "finetune"):
+        facts = folder.stage(name) / f"{name}.json"
+        if name in [stage.name for stage in repeated] or not facts.exists():
+            continue
+        if not ledger.knows(durable.read_json(facts)["ledger_head"]):
+            raise UserError(
+                f"{ledger.path} is older than the stage '{name}' in {folder.path}, so ε can't be "
+                "stated; restore the ledger from a backup"
+            )
+
+
+def _plan(run: Run, ledger: Ledger, missing: list[Stage], repeated: list[Stage]) -> None:
+    """Settles σ for what is still to come on top of what is spent, and records it.
+
+    A plan for the same promise stays in force: recalibrating it after a crash would only move the
+    noise for the steps that are left.
+    """
+    privacy, settings = run.recipe.privacy, run.recipe.finetune
+    old = ledger.plan
+    asks = run.recipe.selection.mode == "semantic" and "query" in [s.name for s in missing]
+    private_repeat = {"query", "finetune"} & {stage.name for stage in repeated}
+    rate = settings.sample_rate
+    if old is not None and not private_repeat:
+        same = (old.epsilon, old.delta) == (privacy.epsilon, privacy.delta)
+        if same and (old.finetune.sample_rate, old.finetune.steps) == (rate, settings.steps):
+            return
+    noise = run.recipe.query.noise_multiplier(privacy.epsilon) if asks else None
+    if not asks and old is not None:
+        noise = old.query_noise_multiplier
+    spent = [*ledger.spent(), *([Gaussian(noise)] if asks and noise is not None else [])]
+    run.reporter.say("calibrating the noise …")
+    multiplier = dp.calibrate_noise_multiplier(
+        privacy.epsilon, privacy.delta, rate, settings.steps, spent
+    )
+    steps = SubsampledGaussian(rate, multiplier, settings.steps)
+    ledger.set_plan(Plan(privacy.epsilon, privacy.delta, noise, steps))
+
+
+def _optimizer_steps(folder: RunFolder) -> int:
+    """Fine-tuning steps that the newest weights have taken."""
+    done = folder.stage("finetune") / "finetune.json"
+    if done.exists():
+        return int(durable.read_json(done)["steps"])
+    records = folder.checkpoints("finetune").glob("step-*.json")
+    return max((int(json.loads(record.read_text())["step"]) for record in records), default=0)

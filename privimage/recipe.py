@@ -1,0 +1,216 @@
+"""The recipe of a run as frozen dataclasses: read, overridden and checked in one place."""
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from typing import Any
+
+import tomli_w
+from pydantic import TypeAdapter, ValidationError
+
+from privimage.diffusion.pretrain import PretrainSettings
+from privimage.diffusion.samplers import SamplerSettings
+from privimage.dp import check_delta
+from privimage.errors import UserError, check_choice, check_count, nearest
+from privimage.semantics.classifier import ClassifierSettings
+from privimage.semantics.query import QuerySettings
+from privimage.semantics.selection import SelectionSettings
+from privimage.synthesis.finetune import FinetuneSettings
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The image sets and what is declared public about the sensitive one.
+
+    Attributes:
+        public: labelled public images; empty only where `selection.mode` is none.
+        sensitive: the images to protect.
+        test: images that their owner declares public, for accuracy and FID; empty for neither.
+        image_size: height and width that every image is brought to, pixels.
+        channels: 1 for grey, 3 for RGB.
+        classes: names of the sensitive labels; empty to take those that the set itself declares.
+        public_size: number of sensitive images, as a public number; 0 to use the count.
+    """
+
+    public: str = ""
+    sensitive: str = ""
+    test: str = ""
+    image_size: int = 32
+    channels: int = 3
+    classes: tuple[str, ...] = ()
+    public_size: int = 0
+
+    def __post_init__(self) -> None:
+        check_count("data.image_size", self.image_size)
+        if self.channels not in (1, 3):
+            raise UserError(f"data.channels must be 1 (grey) or 3 (RGB), got {self.channels}")
+        if self.public_size < 0:
+            raise UserError(f"data.public_size must be at least 0, got {self.public_size}")
+
+
+@dataclass(frozen=True)
+class PrivacySettings:
+    """The promise: (ε, δ) for one image, add/remove-one adjacency; ε = inf promises nothing."""
+
+    epsilon: float = 10.0
+    delta: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not self.epsilon > 0:
+            raise UserError(f"privacy.epsilon must be above 0, got {self.epsilon:g}")
+        check_delta(self.delta)
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """The UNet's shape, as far as the data does not decide it.
+
+    `kind` is ncsnpp (the paper's network) or compact (half its cost on tiny images).
+    """
+
+    kind: str = "ncsnpp"
+    channels: int = 32
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    attention: tuple[int, ...] = (16,)
+    blocks_per_level: int = 2
+
+    def __post_init__(self) -> None:
+        check_choice("network.kind", self.kind, ("ncsnpp", "compact"))
+
+
+@dataclass(frozen=True)
+class SynthesisSettings:
+    """How many images of each label, and how they are sampled."""
+
+    images_per_label: int = 1000
+    batch_size: int = 500
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+
+    def __post_init__(self) -> None:
+        check_count("synthesis.images_per_label", self.images_per_label)
+        check_count("synthesis.batch_size", self.batch_size)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a run computes; nothing that only decides how fast.
+
+    `seed` reaches initialisation, pre-training and sampling; never DP noise or DP sampling.
+    """
+
+    preset: str
+    seed: int = 0
+    data: DataSettings = field(default_factory=DataSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+    query: QuerySettings = field(default_factory=QuerySettings)
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    pretrain: PretrainSettings = field(default_factory=PretrainSettings)
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
+
+    def flat(self) -> dict[str, Any]:
+        """Every value under its dotted name, such as `finetune.steps`."""
+        return dict(_flatten(asdict(self)))
+
+    def toml(self) -> str:
+        """The recipe as a TOML file that `from_toml` reads back."""
+        return tomli_w.dumps(asdict(self))
+
+
+def preset_names() -> list[str]:
+    """The names that `preset` knows."""
+    files = resources.files("privimage").joinpath("presets").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The preset `name` with some values replaced.
+
+    Args:
+        name: one of `preset_names()`.
+        overrides: dotted names to values, such as {"finetune.steps": 20}.
+
+    Raises:
+        UserError: the preset, a name or a value is wrong; offers the nearest name.
+    """
+    if name not in preset_names():
+        raise UserError(f"there is no preset '{name}'; {nearest(name, preset_names())}")
+    text = resources.files("privimage").joinpath("presets", f"{name}.toml").read_text()
+    values = {"preset": name, **tomllib.loads(text)}
+    known = Recipe("").flat()
+    for key, value in (overrides or {}).items():
+        if key not in known:
+            raise UserError(f"'{key}' is no value of a recipe; {nearest(key, known)}")
+        _put(values, key.split("."), value)
+    return _checked(values, f"preset '{name}'")
+
+
+def from_toml(text: str, origin: str) -> Recipe:
+    """The recipe that `toml` wrote.
+
+    Raises:
+        UserError: the text is damaged or of another version; names `origin`.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{origin}: not readable as a recipe ({error})") from error
+    return _checked(values, origin)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Splits `finetune.steps=20` into its name and its value (TOML; bare words are strings).
+
+    Raises:
+        UserError: there is no "=".
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: expected NAME=VALUE, such as --set finetune.steps=20")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """The values in which two recipes differ, as `name: old → new`."""
+    return [
+        f"{key}: {old.get(key)} → {new.get(key)}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _checked(values: Mapping[str, Any], origin: str) -> Recipe:
+    known = Recipe("").flat()
+    for key, _ in _flatten(values):
+        if key not in known:
+            raise UserError(f"{origin}: '{key}' is no value of a recipe; {nearest(key, known)}")
+    try:
+        return TypeAdapter(Recipe).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{origin}: {place} = {first['input']!r}: {first['msg'].lower()}"
+        ) from error
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", tuple(value) if isinstance(value, list) else value
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for name in path[:-1]:
+        values = values.setdefault(name, {})
+    # A whole number is meant where the type is a float; pydantic refuses the other way round.
+    values[path[-1]] = math.inf if value == "inf" else value

@@ -1,0 +1,128 @@
+"""A run's folder: which stages are done or begun, from which recipe, and what may not change."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from privimage import durable
+from privimage.errors import UserError
+from privimage.recipe import Recipe, differences, from_toml
+
+_RECORD = "stage.json"
+_CHECKPOINTS = "checkpoints"
+
+
+class RunFolder:
+    """One folder a stage; it bears its name when it is whole, and `.NAME.partial` before."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def ledger(self) -> Path:
+        """The privacy ledger."""
+        return self.path / "ledger.jsonl"
+
+    def stage(self, name: str) -> Path:
+        """Where the finished stage `name` is."""
+        return self.path / name
+
+    def partial(self, name: str) -> Path:
+        """Where the stage `name` works until it is finished."""
+        return self.path / f".{name}.partial"
+
+    def checkpoints(self, name: str) -> Path:
+        """Where the stage `name` keeps what it needs to go on; gone when it is finished."""
+        return self.partial(name) / _CHECKPOINTS
+
+    def is_done(self, name: str) -> bool:
+        """Whether the stage `name` is finished."""
+        return (self.stage(name) / _RECORD).exists()
+
+    def record(self, name: str) -> dict[str, Any]:
+        """What is known of a finished or begun stage; empty if there is none."""
+        for folder in (self.stage(name), self.partial(name)):
+            if (folder / _RECORD).exists():
+                return dict(durable.read_json(folder / _RECORD))
+        return {}
+
+    def recipe(self) -> Recipe:
+        """The recipe that the run was last started with.
+
+        Raises:
+            UserError: there is no run here.
+        """
+        path = self.path / "recipe.toml"
+        if not path.exists():
+            raise UserError(f"{self.path}: there is no run in this folder (no recipe.toml)")
+        return from_toml(path.read_text(), str(path))
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Keeps the recipe that the run was started with."""
+        durable.write_text(self.path / "recipe.toml", recipe.toml())
+
+    def declared(self) -> dict[str, Any]:
+        """What is public about the sensitive set: see `write_declared`."""
+        return dict(durable.read_json(self.path / "declared.json"))
+
+    def write_declared(self, declared: dict[str, Any]) -> None:
+        """Keeps `names` (of the labels) and `public_size` for the stages after the private ones."""
+        durable.write_json(self.path / "declared.json", declared)
+
+    def refuse_changes(self, name: str, recipe: Recipe, reads: Sequence[str]) -> None:
+        """Raises UserError if stage `name` was made or begun with other values of what it reads."""
+        record = self.record(name)
+        if not record:
+            return
+        changes = differences(record["recipe"], _part(recipe, reads))
+        if changes:
+            raise UserError(
+                f"{self.path}: the stage '{name}' was made with another recipe "
+                f"({'; '.join(changes)}); repeat it with --from-stage {name}, or begin a new run "
+                "with --out"
+            )
+
+    @contextmanager
+    def work(self, name: str, recipe: Recipe, reads: Sequence[str]) -> Iterator[Path]:
+        """Gives the stage `name` its folder, and publishes it when the stage returns.
+
+        A stage that is stopped or killed finds its files there when it is run again.
+        """
+        partial = self.partial(name)
+        durable.make_folder(partial)
+        record = {
+            "stage": name,
+            "version": version("privimage"),
+            "recipe": _part(recipe, reads),
+            "seconds": self.record(name).get("seconds", 0.0),
+        }
+        durable.write_json(partial / _RECORD, record)
+        began = time.monotonic()
+        try:
+            yield partial
+        finally:
+            record["seconds"] = round(record["seconds"] + time.monotonic() - began, 2)
+            durable.write_json(partial / _RECORD, record)
+        durable.remove_folder(partial / _CHECKPOINTS)
+        files = sorted(path for path in partial.iterdir() if path.name != _RECORD)
+        record["files"] = {path.name: durable.sha256(path) for path in files}
+        durable.write_json(partial / _RECORD, record)
+        durable.publish_folder(partial, self.stage(name))
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Removes the stages `names`, finished or begun; the ledger keeps what they cost."""
+        for name in names:
+            durable.remove_folder(self.stage(name))
+            durable.remove_folder(self.partial(name))
+
+
+def _part(recipe: Recipe, reads: Sequence[str]) -> dict[str, str]:
+    """The values of `recipe` below the dotted names `reads`, as text."""
+    return {
+        key: str(value)
+        for key, value in recipe.flat().items()
+        if any(key == prefix or key.startswith(f"{prefix}.") for prefix in reads)
+    }

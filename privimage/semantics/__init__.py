@@ -1,0 +1,1 @@
+"""Which public classes the sensitive images resemble: classifier, noisy query, selection."""

@@ -1,0 +1,197 @@
+"""The semantic query function: a classifier of the public images, trained in the open."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from privimage.data import ImageSet, to_unit_range
+from privimage.errors import check_choice, check_count, check_positive
+from privimage.loop import resumable_steps
+from privimage.progress import Reporter
+from privimage.seeds import generator
+from privimage.semantics.networks import NETWORKS, build_network
+
+_HELD_OUT = 0.05
+_PREDICT_ROWS = 250
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """How the classifier is trained: SGD with Nesterov momentum, cosine schedule, warm-up of 5 %.
+
+    Attributes:
+        network: cnn (three convolutions), resnet9, or resnet50 (the paper's).
+        steps: number of steps.
+        batch_size: images a step.
+        learning_rate: the highest one.
+        weight_decay: of all weights.
+        flip: mirror half of the images left to right (not for letters).
+    """
+
+    network: str = "cnn"
+    steps: int = 1000
+    batch_size: int = 128
+    learning_rate: float = 0.05
+    weight_decay: float = 5e-4
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("classifier.network", self.network, NETWORKS)
+        check_count("classifier.steps", self.steps)
+        check_count("classifier.batch_size", self.batch_size)
+        check_positive("classifier.learning_rate", self.learning_rate)
+
+
+class ClassifierTraining:
+    """One step after another; what a loop saves and restores."""
+
+    def __init__(
+        self, model: nn.Module, images: ImageSet, settings: ClassifierSettings, seed: int
+    ) -> None:
+        self._model = model
+        self._images = images
+        self._settings = settings
+        self._seed = seed
+        self._device = next(model.parameters()).device
+        self._optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=settings.learning_rate,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=settings.weight_decay,
+        )
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer,
+            settings.learning_rate,
+            total_steps=settings.steps + 1,
+            pct_start=0.05,
+            cycle_momentum=False,
+        )
+
+    def step(self, index: int) -> None:
+        """Takes step `index`; its batch depends on the seed and the index alone."""
+        random = generator(self._seed, "classifier", index)
+        size = self._settings.batch_size
+        rows = torch.randint(len(self._images), (size,), generator=random)
+        images = to_unit_range(self._images.images[rows]).to(self._device)
+        if self._settings.flip:
+            mirrored = torch.rand(size, generator=random) < 0.5
+            images = torch.where(
+                mirrored[:, None, None, None].to(self._device), images.flip(3), images
+            )
+        labels = self._images.labels[rows].to(self._device)
+        self._optimizer.zero_grad()
+        F.cross_entropy(self._model(images), labels).backward()
+        self._optimizer.step()
+        self._schedule.step()
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Weights, momenta and the place in the schedule."""
+        tensors = {f"model/{name}": value for name, value in self._model.state_dict().items()}
+        for index, moments in self._optimizer.state_dict()["state"].items():
+            tensors[f"momentum/{index}"] = moments["momentum_buffer"]
+        return tensors, {"steps": self._schedule.last_epoch}
+
+    def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        model = {
+            name.removeprefix("model/"): value
+            for name, value in tensors.items()
+            if name.startswith("model/")
+        }
+        self._model.load_state_dict(model)
+        moments = {
+            int(name.removeprefix("momentum/")): {"momentum_buffer": value}
+            for name, value in tensors.items()
+            if name.startswith("momentum/")
+        }
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        while self._schedule.last_epoch < state["steps"]:
+            self._schedule.step()
+
+
+def train_classifier(
+    model: nn.Module,
+    public: ImageSet,
+    settings: ClassifierSettings,
+    seed: int,
+    folder: Path,
+    reporter: Reporter,
+) -> float:
+    """Trains `model` in place on all but 5 % of the public images.
+
+    Args:
+        model: from `build`, on its device.
+        public: labelled public images.
+        settings: the recipe.
+        seed: decides the held-out images and every batch.
+        folder: for checkpoints.
+        reporter: for progress; asks the loop to stop.
+
+    Returns:
+        The accuracy on the held-out public images, a fraction.
+
+    Raises:
+        Stopped: the reporter asked for it; the checkpoint is saved.
+    """
+    order = torch.randperm(len(public), generator=generator(seed, "held out"))
+    held_out, kept = order.split(
+        [int(_HELD_OUT * len(public)), len(public) - int(_HELD_OUT * len(public))]
+    )
+    training_set = ImageSet(public.images[kept], public.labels[kept], public.names)
+    training = ClassifierTraining(model, training_set, settings, seed)
+    model.train()
+    for step in resumable_steps(training, settings.steps, folder, "classifier", reporter):
+        training.step(step)
+    model.eval()
+    if not len(held_out):
+        return 0.0
+    found = predict(model, public.images[held_out]).argmax(dim=1)
+    return float((found == public.labels[held_out]).float().mean())
+
+
+def build(settings: ClassifierSettings, channels: int, classes: int, seed: int) -> nn.Module:
+    """An untrained classifier of images with `channels` into `classes`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_network(settings.network, channels, classes)
+
+
+def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The logits of each image, which depend on no other image.
+
+    Libraries may choose another algorithm for another batch size, and the last bits differ; so
+    every batch has the same physical shape, the last one being padded.
+
+    Args:
+        model: in evaluation mode.
+        images: uint8 [images, channels, height, width].
+
+    Returns:
+        float32 [images, classes], on the CPU.
+    """
+    return _in_equal_batches(model, images)
+
+
+def features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What the last layer sees of each image: float32 [images, features], as in `predict`."""
+    body = list(model.children())[:-1]
+    return _in_equal_batches(nn.Sequential(*body), images)
+
+
+@torch.no_grad()
+def _in_equal_batches(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    device = next(model.parameters()).device
+    rows = []
+    for piece in images.split(_PREDICT_ROWS):
+        padded = torch.zeros((_PREDICT_ROWS, *images.shape[1:]), dtype=torch.uint8)
+        padded[: len(piece)] = piece
+        rows.append(model(to_unit_range(padded).to(device)).float().cpu()[: len(piece)])
+    if not rows:
+        rows = [model(to_unit_range(images.new_zeros(1, *images.shape[1:])).to(device)).cpu()[:0]]
+    return torch.cat(rows)

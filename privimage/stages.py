@@ -1,0 +1,304 @@
+"""What each of the seven stages reads and writes; their order is `pipeline`'s."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from privimage import data, durable, evaluate
+from privimage.data import ImageSet, ImageShape
+from privimage.diffusion.compact_unet import CompactUNet
+from privimage.diffusion.denoiser import Denoiser
+from privimage.diffusion.pretrain import Network, pretrain
+from privimage.diffusion.unet import UNet, UNetShape
+from privimage.dp import ADJACENCY, Ledger
+from privimage.errors import UserError
+from privimage.progress import Reporter
+from privimage.recipe import Recipe
+from privimage.run import RunFolder
+from privimage.semantics import classifier
+from privimage.semantics.query import noisy_histogram
+from privimage.semantics.selection import select_all, select_semantic
+from privimage.synthesis.finetune import finetune
+from privimage.synthesis.sample import Order, synthesise, uniform_labels
+from privimage.threads import Workers
+
+FID_LABEL = "FID (features of this run's public classifier)"
+
+
+@dataclass
+class Run:
+    """What the stages share: the recipe, the folder, the images, the terminal, the cores."""
+
+    recipe: Recipe
+    folder: RunFolder
+    reporter: Reporter
+    workers: Workers
+    device: torch.device
+
+    @cached_property
+    def shape(self) -> ImageShape:
+        """Declared size and channels of every image."""
+        return ImageShape(self.recipe.data.image_size, self.recipe.data.channels)
+
+    @cached_property
+    def public(self) -> ImageSet:
+        """The public images."""
+        return data.load_public(self.recipe.data.public, self.shape, self.reporter.warn)
+
+    @cached_property
+    def sensitive(self) -> ImageSet:
+        """The sensitive images, for `query` and `finetune` alone."""
+        settings = self.recipe.data
+        return data.load_sensitive(settings.sensitive, self.shape, settings.classes or None)
+
+    @cached_property
+    def test(self) -> ImageSet:
+        """The images that their owner declared public."""
+        return data.load_sensitive(self.recipe.data.test, self.shape, self.names)
+
+    @cached_property
+    def declared(self) -> dict[str, Any]:
+        """What is public about the sensitive set: label names and number of images."""
+        return self.folder.declared()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sensitive labels; empty for unlabelled data."""
+        return tuple(self.declared["names"])
+
+    @property
+    def public_size(self) -> int:
+        """The number of sensitive images, as a public number."""
+        return int(self.declared["public_size"])
+
+    @property
+    def network_shape(self) -> UNetShape:
+        """The UNet's shape: the recipe's network for the declared images and labels."""
+        settings = self.recipe.network
+        return UNetShape(
+            image_size=self.shape.size,
+            image_channels=self.shape.channels,
+            channels=settings.channels,
+            multipliers=settings.multipliers,
+            attention=settings.attention,
+            classes=len(self.names),
+            blocks_per_level=settings.blocks_per_level,
+        )
+
+    def network(self, weights: Path | None = None) -> Network:
+        """The UNet on the run's device; from `weights`, or as the seed makes it."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.recipe.seed)
+            build = CompactUNet if self.recipe.network.kind == "compact" else UNet
+            network = build(self.network_shape)
+        if weights is not None:
+            network.load_state_dict(durable.read_tensors(weights))
+        return network.to(self.device)
+
+
+def classify(run: Run, folder: Path, ledger: Ledger) -> None:
+    """Stage 1: public images → classifier/model.safetensors."""
+    settings, seed, names = run.recipe.classifier, run.recipe.seed, run.public.names
+    model = classifier.build(settings, run.shape.channels, len(names), seed).to(run.device)
+    accuracy = classifier.train_classifier(
+        model, run.public, settings, seed, folder / "checkpoints", run.reporter
+    )
+    durable.write_tensors(folder / "model.safetensors", model.state_dict())
+    facts = {"accuracy_on_held_out_public_images": accuracy, "classes": names}
+    durable.write_json(folder / "classifier.json", facts)
+    run.reporter.say(f"  {accuracy:.1%} right on held-out public images")
+
+
+def query(run: Run, folder: Path, ledger: Ledger) -> None:
+    """Stage 2: classifier and sensitive images → query/histogram.safetensors, noisy."""
+    path = folder / "histogram.safetensors"
+    # A crash after the release leaves it here; asking again would only be charged again.
+    if path.exists() and ledger.completed_query(durable.sha256(path)):
+        return
+    model = load_classifier(run)
+    settings = run.recipe.query
+    histogram = noisy_histogram(
+        ledger,
+        run.sensitive,
+        lambda images: classifier.predict(model, images),
+        len(public_names(run)),
+        settings,
+    )
+    noise_multiplier = ledger.spent()[-1].noise_multiplier
+    facts = {
+        "noise_multiplier": noise_multiplier,
+        "noise_std": settings.noise_std(noise_multiplier),
+        "votes_per_image": settings.votes_per_image,
+        "ledger_head": ledger.head,
+    }
+    durable.write_json(folder / "query.json", facts)
+    durable.write_tensors(path, {"histogram": histogram})
+    ledger.complete_query(durable.sha256(path))
+
+
+def select(run: Run, folder: Path, ledger: Ledger) -> None:
+    """Stage 3: noisy histogram → selection/selection.json: public class → sensitive label."""
+    settings, labels, public = run.recipe.selection, len(run.names), public_names(run)
+    if settings.mode == "all":
+        selection = select_all(len(public), labels)
+    else:
+        asked = run.folder.stage("query")
+        selection = select_semantic(
+            durable.read_tensors(asked / "histogram.safetensors")["histogram"],
+            durable.read_json(asked / "query.json")["noise_std"],
+            labels,
+            settings.classes_per_label,
+        )
+    if selection.fell_back:
+        run.reporter.say("  the counts don't rise above the noise: all public classes are kept")
+    rows = [*run.names, "no label"]
+    chosen: dict[str, list[str]] = {}
+    for public_class, label in selection.label_of.items():
+        chosen.setdefault(rows[label], []).append(public[public_class])
+    facts = {
+        "mode": settings.mode,
+        "fell_back": selection.fell_back,
+        "label_of": selection.label_of,
+        "chosen": chosen,
+    }
+    durable.write_json(folder / "selection.json", facts)
+
+
+def pretrain_network(run: Run, folder: Path, ledger: Ledger) -> None:
+    """Stage 4: selected public images → pretrain/network.safetensors."""
+    chosen = durable.read_json(run.folder.stage("selection") / "selection.json")["label_of"]
+    label_of = torch.full((len(run.public.names),), -1)
+    for public_class, label in chosen.items():
+        label_of[int(public_class)] = label
+    labels = label_of[run.public.labels]
+    kept = labels >= 0
+    run.reporter.say(f"  {int(kept.sum())} of {len(kept)} public images")
+    weights = pretrain(
+        run.network(),
+        run.public.images[kept],
+        labels[kept],
+        run.recipe.pretrain,
+        run.recipe.seed,
+        folder / "checkpoints",
+        run.workers,
+        run.reporter,
+    )
+    durable.write_tensors(folder / "network.safetensors", weights)
+
+
+def finetune_network(run: Run, folder: Path, ledger: Ledger) -> None:
+    """Stage 5: pre-trained weights and sensitive images → finetune/network.safetensors."""
+    pretrained = run.folder.stage("pretrain") / "network.safetensors"
+    network = run.network(pretrained if pretrained.exists() else None)
+    weights, steps = finetune(
+        ledger,
+        run.sensitive,
+        network,
+        run.recipe.finetune,
+        run.public_size,
+        folder / "checkpoints",
+        run.workers,
+        run.reporter,
+    )
+    torch.nn.utils.vector_to_parameters(weights, network.parameters())
+    durable.write_tensors(folder / "network.safetensors", network.state_dict())
+    facts = {"steps": steps, "ledger_head": ledger.head, **privacy_statement(ledger)}
+    durable.write_json(folder / "finetune.json", facts)
+
+
+def synthesise_images(run: Run, folder: Path, ledger: Ledger) -> None:
+    """Stage 6: fine-tuned weights → synthetic/images.parquet."""
+    images = _sample(run, "finetune", folder / "checkpoints", "synthesis")
+    data.write_parquet(folder / "images.parquet", images, privacy_statement(ledger))
+
+
+def evaluate_images(run: Run, folder: Path, ledger: Ledger) -> None:
+    """Stage 7: synthetic and test images → evaluation/metrics.json and comparison.png."""
+    made = run.folder.stage("synthetic") / "images.parquet"
+    synthetic = data.load_sensitive(str(made), run.shape, run.names, "synthetic images")
+    before = None
+    if run.folder.is_done("pretrain"):
+        before = _sample(run, "pretrain", folder / "checkpoints", "before fine-tuning")
+    scores = _scores(run, [synthetic] if before is None else [synthetic, before])
+    metrics = {
+        **privacy_statement(ledger),
+        **scores[0],
+        "pretrained": None if before is None else scores[1],
+    }
+    evaluate.comparison_picture(folder / "comparison.png", synthetic, before)
+    durable.write_json(folder / "metrics.json", metrics)
+
+
+def privacy_statement(ledger: Ledger) -> dict[str, Any]:
+    """What is promised for everything that this run's private stages have released."""
+    plan = ledger.plan
+    if plan is None:
+        raise UserError(f"{ledger.path}: no plan was recorded, so there is no ε")
+    private = plan.is_private
+    return {
+        "epsilon": ledger.epsilon(plan.delta).upper if private else None,
+        "delta": plan.delta,
+        "adjacency": ADJACENCY,
+        "private": private,
+    }
+
+
+def public_names(run: Run) -> tuple[str, ...]:
+    """The public classes, as the classifier knows them."""
+    path = run.folder.stage("classifier") / "classifier.json"
+    return tuple(durable.read_json(path)["classes"]) if path.exists() else run.public.names
+
+
+def load_classifier(run: Run) -> torch.nn.Module:
+    """The trained semantic query function."""
+    settings, classes = run.recipe.classifier, len(public_names(run))
+    model = classifier.build(settings, run.shape.channels, classes, run.recipe.seed)
+    weights = run.folder.stage("classifier") / "model.safetensors"
+    model.load_state_dict(durable.read_tensors(weights))
+    return model.eval().to(run.device)
+
+
+def _sample(run: Run, stage: str, folder: Path, label: str) -> ImageSet:
+    """Images from the network of `stage`, as many of each label as the recipe says."""
+    settings, size = run.recipe.synthesis, run.shape.size
+    network = run.network(run.folder.stage(stage) / "network.safetensors").eval()
+    order = Order(
+        labels=uniform_labels(len(run.names), settings.images_per_label),
+        shape=(run.shape.channels, size, size),
+        no_label=len(run.names),
+        piece=settings.batch_size,
+        seed=run.recipe.seed,
+        device=run.device,
+    )
+    images = synthesise(
+        Denoiser(network), order, settings.sampler, folder, run.workers, run.reporter, label
+    )
+    return ImageSet(images, order.labels, run.names)
+
+
+def _scores(run: Run, sets: list[ImageSet]) -> list[dict[str, Any]]:
+    """Accuracy and FID of each of `sets` on the test set, and null for what can't be had.
+
+    Labels are needed for accuracy, a public classifier for the features of FID.
+    """
+    scores: list[dict[str, Any]] = [{"accuracy": None, "fid": None} for _ in sets]
+    if not run.recipe.data.test:
+        return scores
+    if run.names:
+        found = evaluate.accuracies(sets, run.test, run.recipe.seed, run.workers, run.reporter)
+        for score, accuracy in zip(scores, found, strict=True):
+            score["accuracy"] = accuracy
+    if run.folder.is_done("classifier"):
+        model = load_classifier(run)
+        reference = classifier.features(model, run.test.images)
+        for score, images in zip(scores, sets, strict=True):
+            score["fid"] = {
+                "label": FID_LABEL,
+                "value": evaluate.fid(classifier.features(model, images.images), reference),
+                "n_synthetic": len(images),
+                "n_real": len(run.test),
+            }
+    return scores

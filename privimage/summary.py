@@ -1,0 +1,71 @@
+"""What a run says at its beginning, about its cost, and at its end, about its result."""
+
+from typing import Any
+
+from privimage import durable, evaluate
+from privimage.dp import Ledger
+from privimage.stages import Run
+
+_MOST_ROWS = 30
+
+
+def describe(run: Run, ledger: Ledger) -> None:
+    """Says what is about to happen and what it may cost."""
+    plan, settings, say = ledger.plan, run.recipe.data, run.reporter.say
+    size = "as declared" if run.declared["public_size_was_declared"] else "treated as public"
+    say(f"run folder   {run.folder.path}   (preset {run.recipe.preset}, {run.device})")
+    say(f"sensitive    {settings.sensitive}: {len(run.names) or 'no'} labels")
+    say(f"             {run.public_size} images, a number {size}")
+    say(f"public       {settings.public or 'none'}   (selection: {run.recipe.selection.mode})")
+    say(f"test         {settings.test + ', declared public' if settings.test else 'none'}")
+    if plan is None:
+        return
+    if not plan.is_private:
+        say("privacy      [bold red]NOT PRIVATE[/bold red]: ε is infinite, no noise is added")
+        return
+    steps, noise = plan.finetune, plan.query_noise_multiplier
+    query = "" if noise is None else f"query σ {noise:g}; "
+    say(
+        f"privacy      ε ≤ {plan.epsilon:g} at δ = {plan.delta:g}: {query}{steps.steps} steps "
+        f"at rate {steps.sample_rate:.4g}, σ {steps.noise_multiplier:g}"
+    )
+
+
+def conclude(run: Run, ledger: Ledger) -> None:
+    """Says what came out: the query's choices, accuracies, ε with its meaning, what to do next."""
+    say, folder = run.reporter.say, run.folder
+    metrics = durable.read_json(folder.stage("evaluation") / "metrics.json")
+    say()
+    _say_choices(run)
+    if metrics["accuracy"] is not None:
+        say(evaluate.accuracy_table(metrics))
+    if metrics["fid"] is not None:
+        say(_fid_line(metrics))
+    say()
+    say(evaluate.epsilon_sentence(metrics["epsilon"], metrics["delta"]))
+    say()
+    say(f"synthetic images   {folder.stage('synthetic') / 'images.parquet'}")
+    say(f"a look at them     {folder.stage('evaluation') / 'comparison.png'}")
+    say(f"next               privimage ledger verify {folder.path}")
+
+
+def _say_choices(run: Run) -> None:
+    """Which public classes the query chose for each label, in words."""
+    path = run.folder.stage("selection") / "selection.json"
+    if not path.exists():
+        return
+    facts = durable.read_json(path)
+    if facts["mode"] == "all" or facts["fell_back"]:
+        run.reporter.say("All public classes were used for pre-training.")
+        return
+    run.reporter.say("Public classes that the noisy query found most alike:")
+    for label, classes in list(facts["chosen"].items())[:_MOST_ROWS]:
+        run.reporter.say(f"  {label} ← {', '.join(classes)}")
+
+
+def _fid_line(metrics: dict[str, Any]) -> str:
+    fid, before = metrics["fid"], metrics["pretrained"] and metrics["pretrained"]["fid"]
+    line = f"{fid['label']}: {fid['value']:.2f}"
+    if before:
+        line += f" (before DP fine-tuning: {before['value']:.2f})"
+    return f"{line}, {fid['n_synthetic']} synthetic and {fid['n_real']} real images"

@@ -1,0 +1,1 @@
+"""Fine-tuning under differential privacy, and the images that come of it."""

@@ -1,0 +1,220 @@
+"""DP-SGD on the sensitive images: Poisson batches, per-image gradients, one noise a step.
+
+Abadi et al. 2016 (arXiv 1607.00133) with the K noise draws of an image folded into one gradient
+(Dockhorn et al. 2022, arXiv 2210.09929).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from privimage.checkpoint import Checkpoints
+from privimage.data import ImageSet, to_unit_range
+from privimage.diffusion.denoiser import Denoiser, Network, draw_noise_levels, drop_labels, losses
+from privimage.diffusion.ema import Ema
+from privimage.dp import (
+    DPAdam,
+    ExampleGradients,
+    Ledger,
+    clipped_sum,
+    poisson_sample,
+    rate_threshold,
+    secret_generator,
+)
+from privimage.errors import UserError, check_count, check_positive, check_probability
+from privimage.progress import Reporter, Stopped
+from privimage.threads import Workers
+
+_ARENA_BYTES = 64 * 2**20
+_LARGEST_MICRO_BATCH = 64
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """DP-SGD's hyper-parameters; public, and chosen without the sensitive images.
+
+    Attributes:
+        sample_rate: probability with which an image enters a step.
+        steps: number of steps T.
+        draws: noise levels and noises K an image and step.
+        max_grad_norm: clipping norm C of an image's gradient over all parameters.
+        learning_rate: of Adam.
+        label_dropout: probability with which a draw goes without its label.
+        ema_decay: of the averaged weights that are released.
+        reservation: steps that the ledger reserves at once; a crash costs at most so many.
+    """
+
+    sample_rate: float = 1 / 3
+    steps: int = 150
+    draws: int = 8
+    max_grad_norm: float = 1.0
+    learning_rate: float = 3e-4
+    label_dropout: float = 0.1
+    ema_decay: float = 0.999
+    reservation: int = 1
+
+    def __post_init__(self) -> None:
+        check_probability("finetune.sample_rate", self.sample_rate)
+        check_count("finetune.steps", self.steps)
+        check_count("finetune.draws", self.draws)
+        check_positive("finetune.max_grad_norm", self.max_grad_norm)
+        check_positive("finetune.learning_rate", self.learning_rate)
+        check_count("finetune.reservation", self.reservation)
+        if not 0 <= self.label_dropout < 1 or not 0 <= self.ema_decay < 1:
+            raise UserError("finetune.label_dropout and finetune.ema_decay must lie in [0, 1)")
+
+
+class Finetuner:
+    """One private step after another on `network`; what a loop saves and restores."""
+
+    def __init__(
+        self,
+        sensitive: ImageSet,
+        network: nn.Module,
+        settings: FinetuneSettings,
+        noise_multiplier: float,
+        public_size: int,
+        workers: Workers,
+    ) -> None:
+        self._sensitive = sensitive
+        self._settings = settings
+        self._workers = workers
+        self._threshold = rate_threshold(settings.sample_rate)
+        self._gradients = ExampleGradients(network)
+        self._optimizer = DPAdam(
+            [parameter for parameter in network.parameters() if parameter.requires_grad],
+            settings.learning_rate,
+            noise_multiplier,
+            settings.sample_rate * public_size,
+        )
+        self._ema = Ema({"parameters": self._optimizer.flat}, settings.ema_decay)
+        fitting = _ARENA_BYTES // (4 * self._gradients.size)
+        self._micro_batch = min(max(fitting, 1), _LARGEST_MICRO_BATCH)
+
+    def step(self) -> None:
+        """Samples a batch, sums its clipped gradients, adds noise and updates weights and EMA."""
+        chosen = poisson_sample(len(self._sensitive), self._threshold)
+        total = torch.zeros(self._gradients.size, dtype=torch.int64, device=self._device)
+        for part in self._workers.map(self._clipped_sum, chosen.split(self._micro_batch)):
+            total += part
+        self._optimizer.step(total)
+        self._ema.update({"parameters": self._optimizer.flat})
+
+    def released(self) -> torch.Tensor:
+        """The averaged weights, flat: the only thing that leaves the stage."""
+        return self._ema.average["parameters"]
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Optimiser and EMA: functions of what was released, never of a raw gradient."""
+        tensors = {**self._optimizer.state(), "ema": self.released()}
+        return tensors, {"ema_updates": self._ema.updates}
+
+    def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self._optimizer.restore(tensors)
+        self._ema.restore({"parameters": tensors["ema"]}, state["ema_updates"])
+
+    @property
+    def _device(self) -> torch.device:
+        return self._optimizer.flat.device
+
+    def _clipped_sum(self, indices: torch.Tensor) -> torch.Tensor:
+        """The clipped gradients of these images, summed: int64 [parameters].
+
+        Every micro-batch has the same physical shape, the last one being padded with grey images,
+        so that an image's gradient does not depend on how many others were sampled.
+        """
+        settings = self._settings
+        no_label = len(self._sensitive.names)
+        images = torch.full(
+            (self._micro_batch, *self._sensitive.images.shape[1:]), 128, dtype=torch.uint8
+        )
+        labels = torch.full((self._micro_batch,), no_label)
+        images[: len(indices)] = self._sensitive.images[indices]
+        labels[: len(indices)] = self._sensitive.labels[indices]
+        clean = to_unit_range(images).repeat_interleave(settings.draws, dim=0)
+        labels = labels.repeat_interleave(settings.draws)
+        secret = secret_generator()
+        sigma = draw_noise_levels(secret, len(clean))
+        noise = torch.randn(clean.shape, generator=secret)
+        coins = torch.rand(len(clean), generator=secret)
+        labels = drop_labels(labels, coins, settings.label_dropout, no_label)
+        batch = [tensor.to(self._device) for tensor in (clean, sigma, noise, labels)]
+        parts = self._gradients(_losses, *batch, draws=settings.draws)
+        return clipped_sum(parts[: len(indices)], settings.max_grad_norm)
+
+
+def _losses(network: Network, *batch: torch.Tensor) -> torch.Tensor:
+    """The denoising losses of `batch` as a function of the network, [rows]."""
+    return losses(Denoiser(network), *batch)
+
+
+def finetune(
+    ledger: Ledger,
+    sensitive: ImageSet,
+    network: nn.Module,
+    settings: FinetuneSettings,
+    public_size: int,
+    folder: Path,
+    workers: Workers,
+    reporter: Reporter,
+) -> tuple[torch.Tensor, int]:
+    """Fine-tunes `network` on the sensitive images, as far as the ledger's budget goes.
+
+    Formal guarantee: under add/remove-one adjacency, with `public_size` taken as public, everything
+    this writes or returns is a function of at most as many Poisson-subsampled Gaussian releases,
+    with the planned rate and noise multiplier, as the ledger has reserved
+    (tests/synthesis/test_finetune.py::test_one_image_moves_a_step_by_at_most_the_clip,
+    tests/synthesis/test_finetune.py::test_reserved_steps_cover_the_steps_taken).
+
+    Args:
+        ledger: with a plan whose fine-tuning part has this rate.
+        sensitive: the sensitive images.
+        network: starts from its present weights.
+        settings: hyper-parameters.
+        public_size: number of sensitive images, as declared public.
+        folder: for checkpoints.
+        workers: cores for the micro-batches.
+        reporter: for progress; asks the loop to stop.
+
+    Returns:
+        The averaged weights [parameters] in the order of `network.parameters()`, and the number of
+        steps taken: fewer than planned where a crash wasted reserved ones.
+
+    Raises:
+        UserError: the budget pays for no step, or a checkpoint is not of this ledger.
+        Stopped: at the end of a reservation, because the reporter asked for it.
+    """
+    plan = ledger.plan
+    if plan is None:
+        raise UserError("the ledger has no plan")
+    noise_multiplier = plan.finetune.noise_multiplier
+    tuner = Finetuner(sensitive, network, settings, noise_multiplier, public_size, workers)
+    checkpoints = Checkpoints(folder, reporter.warn)
+    done = 0
+    if (checkpoint := checkpoints.load()) is not None:
+        if not ledger.knows(checkpoint.state.pop("ledger_head")):
+            raise UserError(f"{ledger.path} is older than the checkpoints in {folder}; restore it")
+        tuner.restore(checkpoint.tensors, checkpoint.state)
+        done = checkpoint.step
+    budget = ledger.step_budget(settings.steps - done)
+    total = done + budget.left
+    if total == 0:
+        raise UserError(f"{ledger.path}: the budget pays for no step; raise --epsilon")
+    if total < settings.steps:
+        reporter.say(f"DP fine-tuning: {total} of {settings.steps} steps; a crash spent the others")
+    reserved = done
+    for step in reporter.steps("DP fine-tuning", total, done):
+        if step == reserved:
+            budget.reserve(min(settings.reservation, total - step))
+            reserved = min(step + settings.reservation, total)
+        tuner.step()
+        if step + 1 == reserved:
+            tensors, state = tuner.state()
+            checkpoints.save(reserved, tensors, {**state, "ledger_head": ledger.head})
+            if reporter.must_stop and reserved < total:
+                raise Stopped(f"DP fine-tuning stopped after {reserved} of {total} steps")
+    return tuner.released(), total

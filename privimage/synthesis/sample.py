@@ -1,0 +1,74 @@
+"""Synthesises labelled images from a denoiser, piece by piece, so that it can be resumed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from privimage import durable
+from privimage.data import to_bytes
+from privimage.diffusion.samplers import Denoise, SamplerSettings, sample
+from privimage.progress import Reporter, Stopped
+from privimage.seeds import generator
+from privimage.threads import Workers
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which images to make: one for each of `labels` (int64 [images]), of this shape.
+
+    `shape` is (channels, height, width); `no_label` is the label that stands for none; `piece` is
+    the number of images made at once, on `device`.
+    """
+
+    labels: torch.Tensor
+    shape: tuple[int, int, int]
+    no_label: int
+    piece: int
+    seed: int
+    device: torch.device
+
+
+def uniform_labels(classes: int, images_per_label: int) -> torch.Tensor:
+    """`images_per_label` of each label in turn; all 0 (no label) for unlabelled data."""
+    return torch.arange(max(classes, 1)).repeat(images_per_label)
+
+
+def synthesise(
+    denoise: Denoise,
+    order: Order,
+    settings: SamplerSettings,
+    folder: Path,
+    workers: Workers,
+    reporter: Reporter,
+    label: str = "synthesis",
+) -> torch.Tensor:
+    """Makes the images of `order`; finished pieces in `folder` are not made again.
+
+    Each piece has its own generator, so that an image depends on the seed and its place alone,
+    not on the number of threads or on where the work was interrupted.
+
+    Returns:
+        uint8 [images, channels, height, width], in the order of the labels.
+
+    Raises:
+        Stopped: the reporter asked for it; finished pieces are kept.
+    """
+    durable.make_folder(folder)
+    pieces = list(order.labels.split(order.piece))
+    paths = [folder / f"piece-{index:06d}.safetensors" for index in range(len(pieces))]
+
+    def make(index: int) -> None:
+        random = generator(order.seed, "synthesis", index)
+        latents = torch.randn((len(pieces[index]), *order.shape), generator=random)
+        labels = pieces[index].to(order.device)
+        images = sample(denoise, latents.to(order.device), labels, settings, random, order.no_label)
+        durable.write_tensors(paths[index], {"images": to_bytes(images)})
+
+    missing = [index for index, path in enumerate(paths) if not path.exists()]
+    groups = [missing[i : i + workers.threads] for i in range(0, len(missing), workers.threads)]
+    for number in reporter.steps(label, len(groups)):
+        workers.map(make, groups[number])
+        if reporter.must_stop and number + 1 < len(groups):
+            raise Stopped(f"{label} stopped after {number + 1} of {len(groups)} rounds")
+    return torch.cat([durable.read_tensors(path)["images"] for path in paths])

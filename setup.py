@@ -1,0 +1,84 @@
+"""Builds the native part: with CUDA, for the CPU alone, or not at all.
+
+What is built follows from what is installed, never from whether a GPU is visible. The environment
+variable PRIVIMAGE_BUILD=cuda|cpu|none asks for one outcome, and fails where it can't be had.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+# Setuptools runs this file without its folder on the path.
+ROOT = Path(__file__).parent
+COMMON = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# sm_80: A100; sm_90a: H100 and H200; PTX of the last for what comes after them.
+GPU_TARGETS = [
+    "-gencode=arch=compute_80,code=sm_80",
+    "-gencode=arch=compute_90a,code=sm_90a",
+    "-gencode=arch=compute_90,code=compute_90",
+]
+# The stable ABI of PyTorch 2.11: one build runs on that and every later version.
+MACROS = [("TORCH_TARGET_VERSION", "0x020b000000000000")]
+OUTCOMES = ("cuda", "cpu", "none")
+
+
+def choose() -> str:
+    """The outcome that is asked for, or the best that can be had."""
+    wanted = os.environ.get("PRIVIMAGE_BUILD", "")
+    if wanted not in ("", *OUTCOMES):
+        sys.exit(f"PRIVIMAGE_BUILD={wanted}: known are {', '.join(OUTCOMES)}")
+    if wanted == "none":
+        return wanted
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    if compiler is None:
+        if wanted:
+            sys.exit(f"PRIVIMAGE_BUILD={wanted}: there is no C++ compiler")
+        return "none"
+    from torch.utils.cpp_extension import CUDA_HOME
+    from torch.version import cuda
+
+    can_cuda = cuda is not None and CUDA_HOME is not None
+    if wanted == "cuda" and not can_cuda:
+        sys.exit("PRIVIMAGE_BUILD=cuda: needs nvcc and a CUDA build of PyTorch")
+    return wanted or ("cuda" if can_cuda else "cpu")
+
+
+def sources(suffix: str) -> list[str]:
+    """The files of csrc/sources.txt with this suffix; CMakeLists.txt reads the same list."""
+    lines = (ROOT / "csrc/sources.txt").read_text().split()
+    return [f"csrc/{line}" for line in lines if line.endswith(suffix)]
+
+
+def native(outcome: str) -> dict:
+    """The arguments of setup() for what is compiled."""
+    if outcome == "none":
+        return {}
+    from pybind11.setup_helpers import Pybind11Extension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+    macros = [*MACROS, ("PRIVIMAGE_CUDA", None)] if outcome == "cuda" else MACROS
+    kind = CUDAExtension if outcome == "cuda" else CppExtension
+    ops = kind(
+        "privimage.ops._native",
+        sources(".cpp") + (sources(".cu") if outcome == "cuda" else []),
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=macros,
+        extra_compile_args={"cxx": COMMON, "nvcc": ["-O3", "--fmad=false", *GPU_TARGETS]},
+        libraries=["dl"],
+        py_limited_api=True,
+    )
+    host = Pybind11Extension(
+        "privimage._host", ["csrc/host.cpp"], include_dirs=["csrc"], define_macros=macros[1:], cxx_std=17
+    )
+    return {
+        "ext_modules": [ops, host],
+        "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=True)},
+    }
+
+
+chosen = choose()
+print(f"privimage: native build: {chosen}")
+setup(**native(chosen))

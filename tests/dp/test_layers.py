@@ -1,0 +1,284 @@
+"""Every rule against float64 autograd, one example at a time."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from privimage.dp.convolution import weight_parts
+from privimage.dp.engine import ExampleGradients
+from privimage.errors import UserError
+
+# Both sides are float64 sums of at most some thousand terms, in another order.
+CLOSE = {"rtol": 1e-9, "atol": 1e-11}
+
+small = st.integers(1, 3)
+pairs = st.tuples(small, small)
+
+
+def squares(model, x, targets):
+    """One loss a row, which is linear in no parameter."""
+    return (model(x).flatten(1).sin() * targets[:, None]).sum(1)
+
+
+def one_at_a_time(model, losses, batch, draws):
+    """[examples, P]: the gradient of each example's mean loss by ordinary autograd."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    rows = []
+    for first in range(0, len(batch[0]), draws):
+        # Contiguous, because of PyTorch 2.13's own channels-last GroupNorm (see `group_norm`).
+        example = (tensor[first : first + draws].contiguous() for tensor in batch)
+        loss = losses(model, *example).mean()
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        pieces = zip(gradients, parameters, strict=True)
+        rows.append(
+            torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pieces])
+        )
+    return torch.stack(rows)
+
+
+def assert_exact(model, x, draws, losses=squares):
+    model = model.double()
+    batch = x, torch.rand(len(x), dtype=torch.float64)
+    gradients = ExampleGradients(model)(losses, *batch, draws=draws)
+    expected = one_at_a_time(model, losses, batch, draws)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(gradients, expected, **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@given(data=st.data(), draws=st.sampled_from([1, 3]), examples=st.sampled_from([1, 3]))
+@settings(max_examples=80, deadline=None)
+def test_conv2d(data, draws, examples):
+    groups = data.draw(st.integers(1, 2), "groups")
+    kernel, dilation = data.draw(pairs, "kernel"), data.draw(pairs, "dilation")
+    padding = data.draw(
+        st.one_of(st.sampled_from(["same", "valid"]), st.integers(0, 2), st.tuples(small, small)),
+        "padding",
+    )
+    stride = (1, 1) if padding == "same" else data.draw(pairs, "stride")
+    conv = nn.Conv2d(
+        groups * data.draw(small, "inputs"),
+        groups * data.draw(small, "outputs"),
+        kernel,
+        stride,
+        padding,
+        dilation,
+        groups,
+        bias=data.draw(st.booleans(), "bias"),
+        padding_mode=data.draw(st.sampled_from(["zeros", "circular", "reflect"]), "mode"),
+    )
+    height, width = data.draw(st.integers(7, 9), "height"), data.draw(st.integers(7, 9), "width")
+    x = torch.randn(examples * draws, conv.in_channels, height, width, dtype=torch.float64)
+    if data.draw(st.booleans(), "channels_last"):
+        x = x.contiguous(memory_format=torch.channels_last)
+    assert_exact(conv, x, draws)
+
+
+@pytest.mark.parametrize(("side", "taps"), [(5, 3), (40, 3), (40, 1)])
+def test_conv2d_in_each_of_its_ways(side, taps):
+    # Grouped, in a loop, as a matrix product; with a layer before it, which needs its gradient.
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, taps, padding=taps // 2))
+    assert_exact(model, torch.randn(6, 2, side, side, dtype=torch.float64), draws=2)
+
+
+@pytest.mark.parametrize("examples", [1, 5])
+def test_a_part_does_not_depend_on_the_way_it_is_computed(examples, monkeypatch):
+    shape = torch.Size([examples, 4, 2, 3, 3])
+    geometry = ([1, 2], [1, 0], [1, 1], 2)
+    x, grad = torch.randn(examples * 2, 4, 6, 8), torch.randn(examples * 2, 4, 6, 3)
+    grouped = weight_parts(x, grad, shape, geometry)
+    monkeypatch.setattr("privimage.dp.convolution._POSITIONS_FOR_LOOP", 1)
+    torch.testing.assert_close(weight_parts(x, grad, shape, geometry), grouped)
+
+
+@given(
+    draws=st.sampled_from([1, 3]),
+    examples=st.sampled_from([1, 3]),
+    between=st.lists(small, max_size=2),
+    bias=st.booleans(),
+)
+@settings(max_examples=20, deadline=None)
+def test_linear(draws, examples, between, bias):
+    x = torch.randn(examples * draws, *between, 4, dtype=torch.float64)
+    assert_exact(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5, bias)), x, draws)
+
+
+@pytest.mark.parametrize("size", [(), (5,), (4, 3)])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_group_norm(size, draws):
+    norm = nn.GroupNorm(3, 6)
+    nn.init.normal_(norm.weight)
+    x = 2 + torch.randn(6, 6, *size, dtype=torch.float64)
+    assert_exact(norm, x, draws)
+    if len(size) == 2:
+        assert_exact(norm, x.contiguous(memory_format=torch.channels_last), draws)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("between", [(), (2, 5)])
+@pytest.mark.parametrize("shape", [(4,), (2, 4)])
+def test_norms_over_the_last_dimensions(norm, between, shape):
+    layer = norm(shape)
+    nn.init.normal_(layer.weight)
+    assert_exact(layer, 1 + torch.randn(6, *between, *shape, dtype=torch.float64), draws=3)
+
+
+def test_layer_norm_without_bias():
+    assert_exact(nn.LayerNorm(4, bias=False), torch.randn(6, 4, dtype=torch.float64), draws=2)
+
+
+@pytest.mark.parametrize("padding", [None, 0, -1])
+@pytest.mark.parametrize("shape", [(6,), (6, 5)])
+def test_embedding_adds_up_indices_that_repeat_within_an_example(padding, shape):
+    indices = torch.randint(0, 3, shape)
+    indices[0], indices[1] = indices[1].clone(), 2
+    assert_exact(nn.Embedding(4, 3, padding), indices, draws=3)
+
+
+@pytest.mark.parametrize("only", ["weight", "bias"])
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(4, 4, 3), nn.Linear(6, 4), nn.GroupNorm(2, 4), nn.LayerNorm(6)]
+)
+def test_weight_or_bias_alone(layer, only):
+    layer.requires_grad_(False)
+    getattr(layer, only).requires_grad_()
+    assert_exact(layer, torch.randn(4, 4, 6, 6, dtype=torch.float64), draws=2)
+    layer.requires_grad_(True)
+
+
+def test_a_weight_that_the_network_computes():
+    # Only the bias is a parameter of conv2d here; the weight comes from a linear layer.
+    class Made(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.make = nn.Linear(1, 2 * 9)
+            self.bias = nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            weight = self.make(x.mean((1, 2, 3))[:, None])[0].view(2, 1, 3, 3)
+            return F.conv2d(x, weight, self.bias)
+
+    x = torch.randn(1, 1, 5, 5, dtype=torch.float64)
+    assert_exact(Made(), x, draws=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_low_precision_stays_close(dtype):
+    # Each part is a sum of 2 x 36 products; eps a product, and once more for the activations.
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Conv2d(4, 2, 1))
+    x, targets = torch.randn(6, 3, 6, 6), torch.rand(6)
+    expected = one_at_a_time(model.double(), squares, (x.double(), targets.double()), 2).float()
+    model.to(dtype)
+    gradients = ExampleGradients(model)(squares, x.to(dtype), targets.to(dtype), draws=2)
+    assert gradients.dtype == torch.float32
+    error = (gradients - expected).abs().max() / expected.abs().max()
+    assert error < 16 * torch.finfo(dtype).eps
+
+
+class Own(nn.Module):
+    """One parameter and what a test does with it."""
+
+    def __init__(self, shape, use):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(shape))
+        self.use = use
+
+    def forward(self, x):
+        return self.use(x, self.scale)
+
+
+def _in_place(x, w):
+    with torch.no_grad():
+        w.mul_(0.5)
+    return F.linear(x, w)
+
+
+@pytest.mark.parametrize(
+    ("use", "operation"),
+    [
+        (lambda x, w: x * w[0], "__getitem__"),
+        (lambda x, w: x @ w, "matmul"),
+        (lambda x, w: w + x, "add"),
+        (lambda x, w: F.linear(x, w / w.norm()), "norm"),
+        (lambda x, w: F.linear(x, w.detach()), "detach"),
+        (lambda x, w: F.linear(x, w.data), "data"),
+        (lambda x, w: torch.cat([x, w]), "cat"),
+        (lambda x, w: torch.stack(tensors=[w, w]), "stack"),
+        (_in_place, "mul_"),
+    ],
+)
+def test_a_use_without_a_rule_is_refused_by_name(use, operation):
+    model = nn.ModuleDict({"head": Own((3, 3), use)})
+    gradients = ExampleGradients(model)
+    with pytest.raises(UserError, match=rf"parameter 'head.scale' .*{operation}"):
+        gradients(lambda m, x: m["head"](x).sum(1), torch.randn(3, 3))
+    assert torch.equal(
+        gradients(lambda m, x: F.linear(x, m["head"].scale).sum(1), x := torch.ones(2, 3)),
+        x[:, :1] * torch.ones(1, 9),
+    )
+
+
+@pytest.mark.parametrize(
+    ("use", "shape", "problem"),
+    [
+        (lambda x, w: F.linear(w, x), (3, 3), "can't be the input"),
+        (lambda x, w: F.linear(x.T, w), (2, 3), "first dimension of its input"),
+        (lambda x, w: F.linear(x[:, 0], w), (2, 3), "no dimension for the examples"),
+        (lambda x, w: F.linear(x, w), (3,), "must be .outputs, inputs."),
+        (lambda x, w: F.embedding(x.long(), w, max_norm=1.0), (3, 3), "max_norm"),
+        (lambda x, w: F.embedding(x.long(), w, scale_grad_by_freq=True), (3, 3), "over all"),
+        (lambda x, w: F.embedding(x.long(), w, sparse=True), (3, 3), "sparse"),
+        (lambda x, w: F.conv2d(x[:, None], w), (3, 3, 1, 1), "no dimension for the examples"),
+    ],
+)
+def test_a_rule_refuses_what_it_cannot_do(use, shape, problem):
+    gradients = ExampleGradients(Own(shape, use))
+    with pytest.raises(UserError, match=rf"parameter 'scale' in torch\..*{problem}"):
+        gradients(lambda m, x: m(x).sum(1), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("layer", "way_out"),
+    [
+        (nn.BatchNorm2d(4), "GroupNorm"),
+        (nn.BatchNorm1d(4, affine=False), "GroupNorm"),
+        (nn.SyncBatchNorm(4), "GroupNorm"),
+        (nn.InstanceNorm2d(4, track_running_stats=True), "track_running_stats=False"),
+    ],
+)
+def test_layers_that_mix_examples_are_refused_before_any_data(layer, way_out):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(layer))
+    with pytest.raises(UserError, match=rf"module '1\.0' \({type(layer).__name__}\).*{way_out}"):
+        ExampleGradients(model)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (nn.LSTM(4, 4, batch_first=True), "weight_ih_l0"),
+        (nn.GRU(4, 4, batch_first=True), "weight_ih_l0"),
+        (nn.MultiheadAttention(4, 2, batch_first=True), "in_proj_weight"),
+        (nn.Bilinear(4, 4, 4), "weight"),
+        (nn.ConvTranspose2d(3, 3, 2), "weight"),
+        (nn.Conv1d(3, 3, 2), "weight"),
+        (nn.PReLU(), "weight"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "parametrizations"),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_without_a_rule_are_refused_by_parameter(layer, name, training):
+    def losses(model, x):
+        takes = {
+            nn.MultiheadAttention: (x, x, x),
+            nn.Bilinear: (x, x),
+            nn.ConvTranspose2d: (x[:, :, None],),
+        }
+        output = model[0](*takes.get(type(layer), (x,)))
+        return (output[0] if isinstance(output, tuple) else output).flatten(1).sum(1)
+
+    model = nn.ModuleList([layer]).train(training)
+    with pytest.raises(UserError, match=rf"parameter '0\.{name}.* use conv2d, linear, "):
+        ExampleGradients(model)(losses, torch.randn(2, 3, 4))

@@ -1,0 +1,98 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privimage.data import ImageSet
+from privimage.dp import Gaussian, Ledger, Plan, SubsampledGaussian
+from privimage.errors import UserError
+from privimage.semantics.query import QuerySettings, count_votes, noisy_histogram, top_classes
+
+STEPS = SubsampledGaussian(0.2, 5.0, 10)
+logits = st.lists(
+    st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=6, max_size=6
+).map(torch.tensor)
+
+
+def _ledger(path, noise_multiplier):
+    ledger = Ledger(path / "ledger.jsonl")
+    ledger.set_plan(Plan(10.0, 1e-4, noise_multiplier, STEPS))
+    return ledger
+
+
+def _images(count):
+    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
+    return ImageSet(images, torch.zeros(count, dtype=torch.int64), ("a",))
+
+
+@given(row=logits, label=st.integers(0, 2), votes=st.integers(1, 6))
+@settings(max_examples=200, deadline=None)
+def test_one_image_adds_its_votes_to_one_row(row, label, votes):
+    neighbours = torch.randn(5, 6)
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    before = count_votes(top_classes(neighbours, votes), labels, 3, 6)
+    more = top_classes(torch.cat([neighbours, row[None]]), votes)
+    after = count_votes(more, torch.cat([labels, torch.tensor([label])]), 3, 6)
+    change = after - before
+    assert set(change[label].tolist()) <= {0, 1}
+    assert int(change.abs().sum()) == int(change[label].sum()) == votes
+    assert float(change.double().norm()) == pytest.approx(math.sqrt(votes))
+
+
+def test_ties_and_non_numbers_go_to_the_lower_class():
+    rows = torch.tensor([[0.0, 1.0001, 1.0], [math.nan, math.nan, math.nan], [0.0, math.inf, 1.0]])
+    assert top_classes(rows, 2).tolist() == [[1, 2], [0, 1], [1, 2]]
+
+
+def test_the_query_is_reserved_before_the_images_are_looked_at(tmp_path):
+    with _ledger(tmp_path, 3.0) as ledger:
+
+        def predict(images):
+            assert ledger.spent() == [Gaussian(3.0)]
+            return torch.zeros(len(images), 4)
+
+        noisy_histogram(ledger, _images(5), predict, 4, QuerySettings())
+
+
+@pytest.mark.parametrize("votes", [1, 4])
+def test_noise_has_the_planned_standard_deviation(tmp_path, votes):
+    with _ledger(tmp_path, 3.0) as ledger:
+        histogram = noisy_histogram(
+            ledger,
+            _images(0),
+            lambda images: torch.zeros(len(images), 20_000),
+            20_000,
+            QuerySettings(votes_per_image=votes),
+        )
+    assert histogram.shape == (2, 20_000)
+    std = float(histogram.double().std())
+    expected = 3.0 * math.sqrt(votes)
+    assert abs(std / expected - 1) < 0.02
+    assert abs(std / 3.0 - 1) > 0.02 or votes == 1
+
+
+def test_two_queries_differ(tmp_path):
+    with _ledger(tmp_path, 3.0) as ledger:
+        first, second = (
+            noisy_histogram(
+                ledger, _images(1), lambda x: torch.zeros(len(x), 50), 50, QuerySettings()
+            )
+            for _ in range(2)
+        )
+        assert len(ledger.spent()) == 2
+    assert not torch.equal(first, second)
+
+
+def test_more_votes_than_classes_are_refused_before_anything_is_spent(tmp_path):
+    with _ledger(tmp_path, 3.0) as ledger:
+        with pytest.raises(UserError, match="only 4 classes"):
+            noisy_histogram(ledger, _images(1), lambda x: x, 4, QuerySettings(votes_per_image=5))
+        assert ledger.spent() == []
+
+
+def test_noise_multiplier_grows_where_the_budget_is_small():
+    chosen = QuerySettings(least_noise_multiplier=5.0, noise_times_epsilon=10.0)
+    assert [chosen.noise_multiplier(e) for e in (10, 2, 1, 0.1)] == [5, 5, 10, 100]
+    assert chosen.noise_multiplier(math.inf) == 0

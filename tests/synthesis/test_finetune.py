@@ -1,0 +1,182 @@
+import math
+
+import pytest
+import torch
+
+from privimage.data import ImageSet
+from privimage.diffusion.unet import UNet, UNetShape
+from privimage.dp import GRID_UNITS, Ledger, Plan, SubsampledGaussian
+from privimage.errors import UserError
+from privimage.progress import Reporter, Stopped
+from privimage.synthesis import finetune as module
+from privimage.synthesis.finetune import Finetuner, FinetuneSettings, finetune
+from privimage.threads import Workers
+
+SHAPE = UNetShape(image_size=8, image_channels=1, channels=8, multipliers=(1,), classes=3)
+
+
+@pytest.fixture(scope="module")
+def workers():
+    pool = Workers(2)
+    yield pool
+    pool.close()
+
+
+def _images(count, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 1, 8, 8), generator=random, dtype=torch.uint8)
+    labels = torch.randint(0, 4, (count,), generator=random)
+    return ImageSet(images, labels, ("a", "b", "c"))
+
+
+def _network():
+    torch.manual_seed(0)
+    return UNet(SHAPE)
+
+
+def _settings(**changes):
+    defaults = {"sample_rate": 0.5, "steps": 6, "draws": 2, "reservation": 2}
+    return FinetuneSettings(**{**defaults, **changes})
+
+
+def _ledger(path, settings, epsilon=math.inf, noise_multiplier=0.0):
+    steps = SubsampledGaussian(settings.sample_rate, noise_multiplier, settings.steps)
+    ledger = Ledger(path / "ledger.jsonl")
+    ledger.set_plan(Plan(epsilon, 1e-3, None, steps))
+    return ledger
+
+
+def _sum_of(sensitive, workers, monkeypatch, settings):
+    """The clipped sum of one step in which every image takes part and all draws are known."""
+    monkeypatch.setattr(module, "secret_generator", lambda: torch.Generator().manual_seed(1))
+    tuner = Finetuner(sensitive, _network(), settings, 0.0, 10, workers)
+    sums = []
+    monkeypatch.setattr(tuner._optimizer, "step", sums.append)
+    tuner.step()
+    return sums[0]
+
+
+def test_one_image_moves_a_step_by_at_most_the_clip(workers, monkeypatch):
+    settings = _settings(sample_rate=1.0, max_grad_norm=0.01)
+    images = _images(9)
+    fewer = ImageSet(images.images[:-1], images.labels[:-1], images.names)
+    with_image = _sum_of(images, workers, monkeypatch, settings)
+    without = _sum_of(fewer, workers, monkeypatch, settings)
+    change = math.sqrt(sum(int(value) ** 2 for value in with_image - without))
+    # The clip is far below the gradient, so the image moves the sum by nearly all of it.
+    assert 0.99 * GRID_UNITS < change <= GRID_UNITS
+
+
+def test_the_sum_is_the_same_for_any_number_of_threads(monkeypatch):
+    settings = _settings(sample_rate=1.0)
+    monkeypatch.setattr(module, "_LARGEST_MICRO_BATCH", 4)
+    sums = []
+    for threads in (1, 2):
+        pool = Workers(threads)
+        sums.append(_sum_of(_images(11), pool, monkeypatch, settings))
+        pool.close()
+    assert torch.equal(*sums)
+    assert sums[0].any()
+
+
+def test_an_empty_batch_is_a_step(workers):
+    tuner = Finetuner(_images(0), _network(), _settings(), 1.0, 10, workers)
+    before = tuner.state()[0]["parameters"].clone()
+    tuner.step()
+    assert not torch.equal(before, tuner.state()[0]["parameters"])
+    assert tuner.state()[1] == {"ema_updates": 1}
+
+
+def test_reserved_steps_cover_the_steps_taken(tmp_path, workers, monkeypatch):
+    settings = _settings()
+    taken = []
+    with _ledger(tmp_path, settings) as ledger:
+
+        def step(tuner):
+            taken.append(1)
+            assert sum(part.steps for part in ledger.spent()) >= len(taken)
+
+        monkeypatch.setattr(Finetuner, "step", step)
+        folder = tmp_path / "checkpoints"
+        arguments = (_images(5), _network(), settings, 10, folder, workers, Reporter(quiet=True))
+        _, steps = finetune(ledger, *arguments)
+    assert (steps, len(taken)) == (6, 6)
+
+
+class Crash(Exception):
+    pass
+
+
+def test_a_crash_costs_its_reservation_and_the_run_goes_on(tmp_path, workers, monkeypatch):
+    settings = _settings(steps=20)
+    folder = tmp_path / "checkpoints"
+
+    def run(ledger):
+        arguments = (_images(5), _network(), settings, 10, folder, workers, Reporter(quiet=True))
+        return finetune(ledger, *arguments)
+
+    real, taken = Finetuner.step, []
+
+    def crashing(tuner):
+        if len(taken) == 5:
+            raise Crash
+        taken.append(1)
+        real(tuner)
+
+    monkeypatch.setattr(Finetuner, "step", crashing)
+    # σ is exactly what 20 steps at rate 1/2 may have at ε = 10 and δ = 1e-3.
+    with _ledger(tmp_path, settings, 10.0, 1.5) as ledger, pytest.raises(Crash):
+        run(ledger)
+    monkeypatch.setattr(Finetuner, "step", real)
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        assert sum(part.steps for part in ledger.spent()) == 6
+        affordable = ledger.step_budget(100).left
+        _, steps = run(ledger)
+        assert steps == min(20, 4 + affordable)
+        assert ledger.epsilon(1e-3).upper <= 10.0
+
+
+def test_a_stop_loses_nothing(tmp_path, workers):
+    settings = _settings()
+    folder = tmp_path / "checkpoints"
+    with _ledger(tmp_path, settings) as ledger:
+
+        def run(reporter):
+            return finetune(ledger, _images(5), _network(), settings, 10, folder, workers, reporter)
+
+        with pytest.raises(Stopped, match="stopped after 2 of 6 steps"):
+            run(Reporter(quiet=True, max_seconds=0.0))
+        assert sum(part.steps for part in ledger.spent()) == 2
+        _, steps = run(Reporter(quiet=True))
+        assert steps == 6
+        assert sum(part.steps for part in ledger.spent()) == 6
+
+
+def test_checkpoints_of_another_ledger_are_refused(tmp_path, workers):
+    settings = _settings()
+    arguments = (_images(5), _network(), settings, 10, tmp_path / "checkpoints", workers)
+    with _ledger(tmp_path, settings) as ledger, pytest.raises(Stopped):
+        finetune(ledger, *arguments, Reporter(quiet=True, max_seconds=0.0))
+    (tmp_path / "ledger.jsonl").unlink()
+    with (
+        _ledger(tmp_path, settings) as ledger,
+        pytest.raises(UserError, match="older than the checkpoints"),
+    ):
+        finetune(ledger, *arguments, Reporter(quiet=True))
+
+
+def test_a_budget_that_pays_for_no_step_is_one_clear_line(tmp_path, workers):
+    settings = _settings()
+    with _ledger(tmp_path, settings, 0.1, 0.5) as ledger:
+        arguments = (_images(5), _network(), settings, 10, tmp_path / "c", workers)
+        with pytest.raises(UserError, match="pays for no step"):
+            finetune(ledger, *arguments, Reporter(quiet=True))
+        assert ledger.spent() == []
+
+
+def test_a_checkpoint_holds_no_secret_and_no_raw_gradient(workers):
+    tuner = Finetuner(_images(5), _network(), _settings(), 1.0, 10, workers)
+    tuner.step()
+    tensors, state = tuner.state()
+    assert tensors.keys() == {"parameters", "exp_avg", "exp_avg_sq", "step", "ema"}
+    assert state.keys() == {"ema_updates"}

@@ -1,0 +1,129 @@
+"""The command line in a process of its own: exit codes, one line for a mistake, no traceback."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY
+
+PRIVIMAGE = [str(Path(sys.executable).with_name("privimage"))]
+CUT = [f"--set={name}={value}" for name, value in TINY.items()]
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [*PRIVIMAGE, *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "run"
+    return path, run("train", "--out", str(path), *CUT)
+
+
+def test_train_says_what_it_does_what_it_cost_and_what_to_do_next(finished):
+    path, result = finished
+    assert result.returncode == 0, result.stderr
+    assert "1437 images, a number treated as public" in result.stdout
+    assert "declared public" in result.stdout
+    assert "ε ≤ 10 at δ = 0.0001" in result.stdout
+    for number, stage in enumerate(("classifier", "query", "selection", "pretrain"), start=1):
+        assert f"{number}/7 {stage}" in result.stdout
+    assert "privimage ledger verify" in result.stdout
+    assert str(path) in result.stdout
+
+
+def test_quiet_says_nothing(finished):
+    path, _ = finished
+    result = run("train", "--quiet", "--out", str(path), *CUT)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_ledger_verify_answers_with_json_and_its_exit_code(finished, tmp_path):
+    path, _ = finished
+    result = run("ledger", "verify", str(path))
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["problems"] == []
+    copy = tmp_path / "copy"
+    shutil.copytree(path, copy)
+    facts = json.loads((copy / "finetune/finetune.json").read_text())
+    (copy / "finetune/finetune.json").write_text(json.dumps(facts | {"steps": 7}))
+    result = run("ledger", "verify", str(copy))
+    assert result.returncode == 1
+    assert "only 6 were reserved" in json.loads(result.stdout)["problems"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--preset", "digit"], "did you mean 'digits'"),
+        (["train", "--set", "finetune.step=3"], "did you mean 'finetune.steps'"),
+        (["train", "--sensitive", "/no/such"], "/no/such"),
+        (["train", "--epsilon", "0"], "epsilon must be above 0"),
+        (["train", "--epsilon", "-1"], "epsilon must be above 0"),
+        (["train", "--delta", "0.001"], "below 1 / 1437"),
+        (["train", "--selection", "some"], "selection.mode"),
+        (["train", "--preset", "cifar10"], "--sensitive"),
+        (["train", "--device", "tpu"], "--device"),
+        (["train", "--threads", "0"], "--threads"),
+        (["ledger", "verify", "/no/such"], "no run in this folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(tmp_path, arguments, message):
+    out = ["--out", str(tmp_path / "run")] if arguments[0] == "train" else []
+    result = run(*arguments, *out, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_doctor_and_presets_answer():
+    assert "native build" in run("doctor").stdout
+    assert run("presets").stdout.split() == ["cifar10", "digits", "smoke"]
+
+
+def test_a_limit_stops_cleanly_and_says_how_to_go_on(tmp_path):
+    result = run("train", "--out", str(tmp_path / "run"), "--max-minutes", "0.01", *CUT)
+    assert result.returncode == 0
+    assert "Run the same command again to go on" in result.stdout
+
+
+def test_a_signal_stops_at_a_step_boundary(tmp_path):
+    long = ["--set=classifier.steps=100000"]
+    process = subprocess.Popen(
+        [*PRIVIMAGE, "train", "--out", str(tmp_path / "run"), *CUT, *long],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "run/.classifier.partial/stage.json").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "classifier" in out
+    assert list((tmp_path / "run/.classifier.partial/checkpoints").glob("*.json"))
+
+
+def test_a_run_folder_cannot_be_shared_by_two(tmp_path):
+    arguments = ["train", "--quiet", "--out", str(tmp_path / "run"), *CUT]
+    first = subprocess.Popen([*PRIVIMAGE, *arguments, "--set=classifier.steps=100000"])
+    try:
+        while not (tmp_path / "run/.classifier.partial").exists():
+            time.sleep(0.1)
+        second = run(*arguments, "--set=classifier.steps=100000")
+        assert second.returncode == 2
+        assert "another process is working on this run" in second.stderr
+    finally:
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()

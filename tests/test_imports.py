@@ -1,0 +1,89 @@
+"""Imports flow one way: who may import whom, held against the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "privimage"
+GROUND = {"errors", "durable", "checkpoint", "progress", "loop", "seeds", "threads"}
+MAY_IMPORT = {
+    "errors": set(),
+    "durable": {"errors"},
+    "checkpoint": {"errors", "durable"},
+    "progress": set(),
+    "loop": {"checkpoint", "progress"},
+    "seeds": set(),
+    "threads": set(),
+    "ops": {"errors"},
+    "dp": {"ops", "durable", "errors"},
+    "data": GROUND,
+    "semantics": GROUND | {"data", "dp"},
+    "diffusion": GROUND | {"data"},
+    "synthesis": GROUND | {"data", "dp", "diffusion"},
+    "evaluate": GROUND | {"data"},
+    "recipe": {"errors", "dp", "semantics", "diffusion", "synthesis"},
+    "run": {"errors", "durable", "recipe"},
+    "stages": GROUND
+    | {"run", "recipe", "data", "dp", "semantics", "diffusion", "synthesis", "evaluate"},
+    "pipeline": GROUND | {"stages", "run", "recipe", "dp", "evaluate", "semantics"},
+    "doctor": {"errors", "ops"},
+    "cli": {"errors", "progress", "recipe", "pipeline", "doctor"},
+    "__init__": set(),
+    "__main__": {"cli"},
+}
+ERRORS_ONLY = [
+    "ops/reference.py",
+    "diffusion/unet.py",
+    "diffusion/denoiser.py",
+    "diffusion/samplers.py",
+    "semantics/selection.py",
+]
+
+
+def _imported_rooms(path):
+    """The rooms of ours that a file imports, by name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "privimage":
+            names = [f"privimage.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
+            continue
+        yield from (name.split(".")[1] for name in names if name.startswith("privimage."))
+
+
+SOURCES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_the_rooms_below_it(path):
+    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert set(_imported_rooms(path)) - {room} <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize("name", ERRORS_ONLY)
+def test_the_files_that_are_checked_against_papers_stand_alone(name):
+    assert set(_imported_rooms(ROOT / name)) <= {"errors"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_says_its_job_and_stays_readable(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    assert len(path.read_text().splitlines()) <= 400
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            arguments = len(node.args.args) + len(node.args.kwonlyargs)
+            is_command = path.name == "cli.py"
+            assert node.end_lineno - node.lineno < 100, node.name
+            assert arguments <= 9 or is_command, node.name
+
+
+def test_nothing_is_unpickled():
+    banned = ("torch.load", "pickle", "allow_pickle=True", "extractall")
+    for path in SOURCES:
+        for word in banned:
+            assert word not in path.read_text(), f"{word} in {path}"

@@ -1,0 +1,206 @@
+"""The seven stages end to end, on the built-in digits with a few steps each."""
+
+import json
+import math
+
+import pyarrow.parquet as pq
+import pytest
+
+from privimage import pipeline
+from privimage.errors import UserError
+from privimage.progress import Stopped
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run and its folder; tests that use it leave it as it is."""
+    from privimage import recipe
+    from privimage.pipeline import Machine
+    from privimage.progress import Reporter
+    from tests.conftest import TINY
+
+    path = tmp_path_factory.mktemp("run") / "digits"
+    chosen = recipe.preset("digits", TINY)
+    pipeline.train(chosen, path, Machine("cpu", 2), Reporter(quiet=True))
+    return chosen, path
+
+
+def _records(path):
+    return [json.loads(line) for line in (path / "ledger.jsonl").read_text().splitlines()]
+
+
+def test_every_stage_leaves_its_folder_and_nothing_else(finished):
+    _, path = finished
+    expected = {stage.name for stage in pipeline.STAGES}
+    files = {"recipe.toml", "declared.json", "ledger.jsonl"}
+    assert {entry.name for entry in path.iterdir()} == expected | files
+    for name in expected:
+        record = json.loads((path / name / "stage.json").read_text())
+        assert record["seconds"] > 0
+        assert not (path / name / "checkpoints").exists()
+
+
+def test_metrics_hold_the_promise_and_both_accuracies(finished):
+    _, path = finished
+    metrics = json.loads((path / "evaluation/metrics.json").read_text())
+    assert 9.0 < metrics["epsilon"] <= 10.0
+    assert (metrics["delta"], metrics["adjacency"]) == (1e-4, "add_remove_one_image")
+    for scores in (metrics, metrics["pretrained"]):
+        assert set(scores["accuracy"]) == {"cnn", "mlp", "logistic"}
+        assert all(0 <= accuracy <= 1 for accuracy in scores["accuracy"].values())
+        assert scores["fid"]["label"].startswith("FID (")
+    assert (path / "evaluation/comparison.png").stat().st_size > 1000
+
+
+def test_the_parquet_is_in_the_layout_of_the_hub(finished):
+    _, path = finished
+    table = pq.read_table(path / "synthetic/images.parquet")
+    assert table.num_rows == 60
+    assert table.schema.field("label").type == "int64"
+    assert {field.name for field in table.schema.field("image").type} == {"bytes", "path"}
+    assert table["image"][0]["bytes"].as_py().startswith(b"\x89PNG")
+
+
+def test_the_ledger_covers_the_run(finished):
+    _, path = finished
+    result = pipeline.verify(path)
+    assert result["problems"] == []
+    assert (result["queries_reserved"], result["steps_reserved"]) == (1, 6)
+    assert [record["type"] for record in _records(path)] == [
+        "genesis",
+        "plan",
+        *["reserve", "complete"],
+        *["reserve"] * 3,
+    ]
+
+
+def test_a_finished_run_is_left_as_it_is(finished, train):
+    chosen, path = finished
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*.safetensors")}
+    ledger = (path / "ledger.jsonl").read_bytes()
+    train(chosen, path)
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*.safetensors")} == before
+    assert (path / "ledger.jsonl").read_bytes() == ledger
+
+
+def test_another_recipe_is_refused_with_the_difference(finished, tiny, train):
+    _, path = finished
+    with pytest.raises(UserError, match=r"'finetune' .* finetune.draws: 2 → 3.* --from-stage"):
+        train(tiny(finetune__draws=3), path)
+    with pytest.raises(UserError, match=r"'classifier' .* seed: 0 → 1"):
+        train(tiny(seed=1), path)
+
+
+def test_a_spent_budget_pays_for_no_second_fine_tuning(finished, tiny, train):
+    _, path = finished
+    before = sorted(path.rglob("*"))
+    with pytest.raises(UserError, match="raise --epsilon"):
+        train(tiny(), path, from_stage="finetune")
+    assert sorted(path.rglob("*")) == before
+
+
+def test_a_stage_name_with_a_typo_is_answered_with_the_nearest(finished, train):
+    chosen, path = finished
+    with pytest.raises(UserError, match="did you mean 'synthetic'"):
+        train(chosen, path, from_stage="synthesis")
+
+
+def test_a_public_stage_can_be_repeated_for_free(tiny, train, tmp_path):
+    train(tiny(), tmp_path / "run")
+    ledger = (tmp_path / "run/ledger.jsonl").read_bytes()
+    train(tiny(synthesis__images_per_label=3), tmp_path / "run", from_stage="synthetic")
+    assert pq.read_table(tmp_path / "run/synthetic/images.parquet").num_rows == 30
+    assert (tmp_path / "run/ledger.jsonl").read_bytes() == ledger
+
+
+def test_a_raised_budget_pays_for_a_second_fine_tuning(tiny, train, tmp_path):
+    train(tiny(), tmp_path / "run")
+    train(tiny(privacy__epsilon=15.0), tmp_path / "run", from_stage="finetune")
+    result = pipeline.verify(tmp_path / "run")
+    assert result["problems"] == []
+    assert result["steps_reserved"] == 12
+    assert 10 < result["epsilon"] <= 15
+
+
+@pytest.mark.parametrize("mode", ["all", "none"])
+def test_the_baselines_ask_nothing(tiny, train, tmp_path, mode):
+    train(tiny(selection__mode=mode), tmp_path / "run")
+    assert pipeline.verify(tmp_path / "run")["queries_reserved"] == 0
+    assert not (tmp_path / "run/query").exists()
+    assert (tmp_path / "run/pretrain").exists() == (mode == "all")
+    metrics = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
+    assert (metrics["pretrained"] is None) == (mode == "none")
+
+
+def test_an_infinite_epsilon_is_stamped_as_not_private(tiny, train, tmp_path):
+    train(tiny(privacy__epsilon=math.inf), tmp_path / "run")
+    metrics = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
+    assert (metrics["private"], metrics["epsilon"]) == (False, None)
+    metadata = pq.read_schema(tmp_path / "run/synthetic/images.parquet").metadata
+    assert b'"private": false' in metadata[b"privimage"]
+
+
+def test_unlabelled_images_make_one_row(tiny, train, tmp_path, unlabelled):
+    train(tiny(data__sensitive=str(unlabelled), data__test=""), tmp_path / "run")
+    metrics = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
+    assert metrics["accuracy"] is None
+    assert pq.read_table(tmp_path / "run/synthetic/images.parquet").num_rows == 6
+
+
+@pytest.fixture
+def unlabelled(tmp_path):
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for index, image in enumerate(load_digits().images[:400]):
+        Image.fromarray((image * 15).astype("uint8")).save(folder / f"{index:04d}.png")
+    return folder
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3.0])
+def test_a_stopped_run_goes_on_to_the_same_result(finished, tiny, train, tmp_path, seconds):
+    with pytest.raises(Stopped):
+        train(tiny(), tmp_path / "run", max_seconds=seconds)
+    train(tiny(), tmp_path / "run")
+    assert pipeline.verify(tmp_path / "run")["problems"] == []
+    assert pipeline.verify(tmp_path / "run")["steps_reserved"] == 6
+    _, whole = finished
+    for name in ("classifier/model.safetensors",):
+        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__sensitive": "/no/such/place"}, "/no/such/place"),
+        ({"data__public": "/no/such/place"}, "/no/such/place"),
+        ({"data__test": "/no/such/place"}, "/no/such/place"),
+        ({"data__public": ""}, "--public"),
+        ({"data__sensitive": ""}, "--sensitive"),
+        ({"privacy__delta": 1e-3}, "below 1 / 1437"),
+        ({"data__public_size": 20000}, "below 1 / 20000"),
+        ({"selection__classes_per_label": 11}, "10 labels would need 110"),
+        ({"query__votes_per_image": 200}, "only 103 classes"),
+        ({"network__multipliers": (1, 1, 1, 1, 1)}, "halved"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_is_spent(tiny, train, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        train(tiny(**changes), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run/recipe.toml").exists()
+
+
+def test_no_permission_to_write_is_one_clear_line(tiny, train, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="no permission to write"):
+        train(tiny(), tmp_path / "file" / "run")
+
+
+def test_a_deleted_ledger_is_refused(tiny, train, tmp_path):
+    train(tiny(), tmp_path / "run")
+    (tmp_path / "run/ledger.jsonl").unlink()
+    with pytest.raises(UserError, match="older than the stage 'query'"):
+        train(tiny(), tmp_path / "run")

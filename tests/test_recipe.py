@@ -1,0 +1,81 @@
+import math
+
+import pytest
+
+from privimage import recipe
+from privimage.errors import UserError
+
+
+@pytest.mark.parametrize("name", recipe.preset_names())
+def test_every_preset_is_sound_and_survives_its_own_file(name):
+    chosen = recipe.preset(name)
+    assert chosen.preset == name
+    assert recipe.from_toml(chosen.toml(), "kept") == chosen
+
+
+def test_overrides_replace_single_values():
+    chosen = recipe.preset("digits", {"finetune.steps": 20, "privacy.epsilon": 1})
+    assert (chosen.finetune.steps, chosen.privacy.epsilon) == (20, 1.0)
+    assert chosen.finetune.draws == recipe.preset("digits").finetune.draws
+
+
+def test_an_infinite_epsilon_survives_the_file():
+    chosen = recipe.preset("digits", {"privacy.epsilon": math.inf})
+    assert recipe.from_toml(chosen.toml(), "kept").privacy.epsilon == math.inf
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("finetune.steps=20", ("finetune.steps", 20)),
+        ("network.multipliers=[1, 2]", ("network.multipliers", [1, 2])),
+        ("pretrain.schedule=linear", ("pretrain.schedule", "linear")),
+        ("privacy.epsilon=inf", ("privacy.epsilon", math.inf)),
+        ("data.test=a=b", ("data.test", "a=b")),
+    ],
+)
+def test_override_texts(text, expected):
+    assert recipe.parse_override(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"finetune.stepz": 3}, "did you mean 'finetune.steps'"),
+        ({"finetune.steps": 2.5}, "finetune.steps = 2.5"),
+        ({"finetune.steps": "many"}, "finetune.steps = 'many'"),
+        ({"finetune.steps": 0}, "finetune.steps must be a whole number of at least 1"),
+        ({"privacy.epsilon": 0}, "privacy.epsilon must be above 0"),
+        ({"privacy.epsilon": math.nan}, "privacy.epsilon must be above 0"),
+        ({"privacy.delta": 0.5}, "delta must lie in"),
+        ({"selection.mode": "some"}, "selection.mode"),
+        ({"data.channels": 2}, "data.channels must be 1"),
+        ({"network": 3}, "no value of a recipe"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_its_name(overrides, message):
+    with pytest.raises(UserError) as caught:
+        recipe.preset("digits", overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_preset_with_a_typo_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'digits'"):
+        recipe.preset("digit")
+
+
+def test_an_override_without_a_value_is_refused():
+    with pytest.raises(UserError, match="expected NAME=VALUE"):
+        recipe.parse_override("finetune.steps")
+
+
+def test_a_damaged_file_is_one_clear_line():
+    with pytest.raises(UserError, match=r"runs/x: not readable as a recipe"):
+        recipe.from_toml("seed = ", "runs/x")
+    with pytest.raises(UserError, match="did you mean 'seed'"):
+        recipe.from_toml('preset = "digits"\nseeds = 3', "runs/x")
+
+
+def test_differences_name_what_changed():
+    assert recipe.differences({"a": "1", "b": "2"}, {"a": "1", "b": "3"}) == ["b: 2 → 3"]
