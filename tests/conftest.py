@@ -1,25 +1,12 @@
-"""What several test files share: a recipe that runs all seven stages in seconds."""
+"""What several test files share: runs of a recipe that takes seconds."""
 
 import pytest
+from tiny import TINY
 
 from privimage import pipeline, recipe
 from privimage.pipeline import Machine
 from privimage.progress import Reporter
 
-TINY = {
-    "classifier.steps": 60,
-    "pretrain.steps": 8,
-    "pretrain.batch_size": 32,
-    "pretrain.warmup_steps": 2,
-    "finetune.steps": 6,
-    "finetune.sample_rate": 0.02,
-    "finetune.draws": 2,
-    "finetune.reservation": 2,
-    "network.channels": 8,
-    "synthesis.images_per_label": 6,
-    "synthesis.batch_size": 20,
-    "synthesis.sampler.steps": 3,
-}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY
+from tiny import TINY
 
 PRIVIMAGE = [str(Path(sys.executable).with_name("privimage"))]
 CUT = [f"--set={name}={value}" for name, value in TINY.items()]

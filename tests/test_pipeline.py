@@ -17,7 +17,7 @@ def finished(tmp_path_factory):
     from privimage import recipe
     from privimage.pipeline import Machine
     from privimage.progress import Reporter
-    from tests.conftest import TINY
+    from tiny import TINY
 
     path = tmp_path_factory.mktemp("run") / "digits"
     chosen = recipe.preset("digits", TINY)
