@@ -71,7 +71,11 @@ def native(outcome: str) -> dict:
         py_limited_api=True,
     )
     host = Pybind11Extension(
-        "privimage._host", ["csrc/host.cpp"], include_dirs=["csrc"], define_macros=macros[1:], cxx_std=17
+        "privimage._host",
+        ["csrc/host.cpp"],
+        include_dirs=["csrc"],
+        define_macros=macros[1:],
+        cxx_std=17,
     )
     return {
         "ext_modules": [ops, host],
@@ -80,5 +84,5 @@ def native(outcome: str) -> dict:
 
 
 chosen = choose()
-print(f"privimage: native build: {chosen}")
+sys.stdout.write(f"privimage: native build: {chosen}\n")
 setup(**native(chosen))

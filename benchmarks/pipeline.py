@@ -23,6 +23,7 @@ import privimage.pipeline
 
 
 def main() -> None:
+    """Runs the pipeline and prints what it took."""
     parser = argparse.ArgumentParser(description=__doc__, add_help=True)
     parser.add_argument("--out", type=Path, help="run folder; default a temporary one")
     parser.add_argument("--json", type=Path, help="where to write the figures")

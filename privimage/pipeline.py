@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from privimage import dp, durable, stages, summary
+from privimage import data, dp, durable, stages, summary
 from privimage.dp import Gaussian, Ledger, Plan, SubsampledGaussian
 from privimage.errors import UserError, check_choice, check_count
 from privimage.progress import Reporter
@@ -181,19 +181,19 @@ def _check_before_touching(run: Run, missing: list[Stage]) -> None:
             "no public images given; name them with --public PATH, or use --selection none"
         )
     _check_disk(run.folder.path)
-    if {"classifier", "pretrain"} & names:
-        # Loading is the check: an empty, unlabelled or one-class set is refused here.
-        len(run.public)
+    for option in ("sensitive", "public", "test"):
+        data.check_source(f"--{option}", getattr(settings, option))
     if {"query", "finetune"} & names:
         _declare(run)
         # Building the shape is the check.
         _ = run.network_shape
-        if run.recipe.selection.mode == "semantic" and "query" in names:
-            check_votes(run.recipe.query, len(run.public.names))
-            labels = max(len(run.names), 1)
-            check_enough_classes(
-                labels, len(run.public.names), run.recipe.selection.classes_per_label
-            )
+    if {"classifier", "pretrain"} & names:
+        # Loading is the check: an empty, unlabelled or one-class set is refused here.
+        len(run.public)
+    if run.recipe.selection.mode == "semantic" and "query" in names:
+        check_votes(run.recipe.query, len(run.public.names))
+        labels = max(len(run.names), 1)
+        check_enough_classes(labels, len(run.public.names), run.recipe.selection.classes_per_label)
     if settings.test and "evaluation" in names:
         len(run.test)
 
@@ -248,6 +248,11 @@ def _plan(run: Run, ledger: Ledger, missing: list[Stage], repeated: list[Stage])
     asks = run.recipe.selection.mode == "semantic" and "query" in [s.name for s in missing]
     private_repeat = {"query", "finetune"} & {stage.name for stage in repeated}
     rate = settings.sample_rate
+    if old is not None and old.is_private and private_repeat and privacy.epsilon <= old.epsilon:
+        raise UserError(
+            f"{run.folder.path}: epsilon {old.epsilon:g} was planned for what is to be repeated; "
+            "what it cost stays spent, so raise --epsilon to pay for both"
+        )
     if old is not None and not private_repeat:
         same = (old.epsilon, old.delta) == (privacy.epsilon, privacy.delta)
         if same and (old.finetune.sample_rate, old.finetune.steps) == (rate, settings.steps):

@@ -8,7 +8,6 @@ from privimage.pipeline import Machine
 from privimage.progress import Reporter
 
 
-
 @pytest.fixture
 def tiny():
     """A factory: the digits preset cut down to seconds, with some values replaced."""

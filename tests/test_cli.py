@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from tiny import TINY
 
 PRIVIMAGE = [str(Path(sys.executable).with_name("privimage"))]

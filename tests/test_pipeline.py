@@ -5,20 +5,17 @@ import math
 
 import pyarrow.parquet as pq
 import pytest
+from tiny import TINY
 
-from privimage import pipeline
+from privimage import pipeline, recipe
 from privimage.errors import UserError
-from privimage.progress import Stopped
+from privimage.pipeline import Machine
+from privimage.progress import Reporter, Stopped
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run and its folder; tests that use it leave it as it is."""
-    from privimage import recipe
-    from privimage.pipeline import Machine
-    from privimage.progress import Reporter
-    from tiny import TINY
-
     path = tmp_path_factory.mktemp("run") / "digits"
     chosen = recipe.preset("digits", TINY)
     pipeline.train(chosen, path, Machine("cpu", 2), Reporter(quiet=True))
@@ -36,7 +33,7 @@ def test_every_stage_leaves_its_folder_and_nothing_else(finished):
     assert {entry.name for entry in path.iterdir()} == expected | files
     for name in expected:
         record = json.loads((path / name / "stage.json").read_text())
-        assert record["seconds"] > 0
+        assert record["seconds"] >= 0
         assert not (path / name / "checkpoints").exists()
 
 
@@ -85,9 +82,9 @@ def test_a_finished_run_is_left_as_it_is(finished, train):
 
 def test_another_recipe_is_refused_with_the_difference(finished, tiny, train):
     _, path = finished
-    with pytest.raises(UserError, match=r"'finetune' .* finetune.draws: 2 → 3.* --from-stage"):
+    with pytest.raises(UserError, match=r"'finetune' .*finetune.draws: 2 → 3.* --from-stage"):
         train(tiny(finetune__draws=3), path)
-    with pytest.raises(UserError, match=r"'classifier' .* seed: 0 → 1"):
+    with pytest.raises(UserError, match=r"'classifier' .*seed: 0 → 1"):
         train(tiny(seed=1), path)
 
 
@@ -183,7 +180,7 @@ def test_a_stopped_run_goes_on_to_the_same_result(finished, tiny, train, tmp_pat
         ({"data__public_size": 20000}, "below 1 / 20000"),
         ({"selection__classes_per_label": 11}, "10 labels would need 110"),
         ({"query__votes_per_image": 200}, "only 103 classes"),
-        ({"network__multipliers": (1, 1, 1, 1, 1)}, "halved"),
+        ({"network__multipliers": (1, 1, 1, 1, 1)}, "must halve"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_spent(tiny, train, tmp_path, changes, message):

@@ -1,12 +1,13 @@
 """Image sets: read by a written rule, one image at a time, and written for others to read."""
 
 from privimage.data.images import ImageSet, ImageShape, to_bytes, to_unit_range
-from privimage.data.load import load_public, load_sensitive
+from privimage.data.load import check_source, load_public, load_sensitive
 from privimage.data.write import write_parquet
 
 __all__ = [
     "ImageSet",
     "ImageShape",
+    "check_source",
     "load_public",
     "load_sensitive",
     "to_bytes",

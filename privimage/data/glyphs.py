@@ -3,6 +3,7 @@
 The digits set was made by summing ink over 4×4 blocks of 32×32 bitmaps; so are these.
 """
 
+import functools
 import math
 from pathlib import Path
 
@@ -31,6 +32,7 @@ _THRESHOLD = [0] * 128 + [255] * 128
 _LEFT_OUT = ("Display", "STIXSiz", "STIXNonUni", "cmex", "cmsy")
 
 
+@functools.cache
 def glyphs() -> ImageSet:
     """103 classes of 160 images, 8×8 pixels, grey; always the same."""
     random = np.random.default_rng(_SEED)
@@ -80,7 +82,7 @@ def _drawn(name: str, font: ImageFont.FreeTypeFont, random: np.random.Generator)
 def _block_counts(image: Image.Image) -> np.ndarray:
     """Fits the ink into the frame, thresholds it and counts it in blocks of 4×4: [8, 8]."""
     scale = _FRAME / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     fitted = np.asarray(image.resize(size, Image.Resampling.BILINEAR)) > 127
     frame = np.zeros((_FRAME, _FRAME), dtype=bool)
     top, left = ((_FRAME - side) // 2 for side in fitted.shape)

@@ -22,6 +22,12 @@ _BUILTIN: dict[str, Callable[[], ImageSet]] = {
 }
 
 
+def check_source(name: str, source: str) -> None:
+    """Raises UserError unless `source` is empty, a built-in set, or an image set that opens."""
+    if source and not source.startswith(_PREFIX):
+        open_source(name, Path(source))
+
+
 def load_public(source: str, shape: ImageShape, warn: Callable[[str], None]) -> ImageSet:
     """Labelled public images in the declared form.
 
@@ -47,8 +53,8 @@ def load_public(source: str, shape: ImageShape, warn: Callable[[str], None]) -> 
     bad = sum(image is None for image in images)
     if bad:
         warn(f"--public: {bad} of {len(images)} images in '{source}' can't be decoded; left out")
-    kept = [index for index, image in enumerate(images) if image is not None]
-    values = [labels[index] for index in kept]
+    kept = [image for image in images if image is not None]
+    values = [label for image, label in zip(images, labels, strict=True) if image is not None]
     names = opened.names or tuple(str(label) for label in range(1 + max(map(_number, values))))
     strange = {label for label in values if not 0 <= _number(label) < len(names)}
     if strange:
@@ -60,7 +66,7 @@ def load_public(source: str, shape: ImageShape, warn: Callable[[str], None]) -> 
             f"--public: '{source}' has {len(kept)} images of {len(set(values))} classes; at least "
             "two classes are needed to tell what the sensitive images resemble"
         )
-    pixels = torch.from_numpy(np.stack([images[index] for index in kept]))
+    pixels = torch.from_numpy(np.stack(kept))
     return ImageSet(pixels, torch.tensor(values), names)
 
 

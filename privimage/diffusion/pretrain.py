@@ -77,7 +77,7 @@ class Pretraining:
     Args:
         network: trained in place, on its own device.
         images: uint8 [images, C, H, W], on any device.
-        labels: int64 [images] in 0 … classes - 1, beside `images`.
+        labels: int64 [images] in 0 … classes (the last means no label), beside `images`.
         settings: the recipe.
         seed: decides every batch; step n's batch depends on nothing else.
         workers: where the pieces of a batch are computed when the network is on a CPU.
@@ -235,8 +235,7 @@ def _check_data(network: Network, images: torch.Tensor, labels: torch.Tensor) ->
         raise UserError(
             f"labels must be int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}"
         )
-    if labels.min() < 0 or labels.max() >= max(shape.classes, 1):
+    if labels.min() < 0 or labels.max() > shape.classes:
         raise UserError(
-            f"labels must lie in 0 … {max(shape.classes, 1) - 1}, "
-            f"got {int(labels.min())} … {int(labels.max())}"
+            f"labels must lie in 0 … {shape.classes}, got {int(labels.min())} … {int(labels.max())}"
         )

@@ -4,6 +4,7 @@ Numerical composition by privacy loss random variables (Gopi, Lee, Wutschitz, ar
 package prv-accountant), under add/remove-one adjacency. The upper bound is what is published.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -117,6 +118,7 @@ def calibrate_noise_multiplier(
     if math.isinf(target_epsilon):
         return 0.0
 
+    @functools.cache
     def excess(noise_multiplier: float) -> float:
         plan = SubsampledGaussian(sample_rate, noise_multiplier, steps)
         return epsilon([*already_spent, plan], delta).upper - target_epsilon
@@ -133,7 +135,7 @@ def calibrate_noise_multiplier(
         low, high = low / _BRACKET_STEP, low
     if low <= _SMALLEST_NOISE:
         return high
-    root = scipy.optimize.brentq(excess, low, high, xtol=_NOISE_STEP / 4)
+    root = float(scipy.optimize.brentq(excess, low, high, xtol=_NOISE_STEP / 4))
     grid_point = math.ceil(root / _NOISE_STEP)
     while excess(grid_point * _NOISE_STEP) > 0:
         grid_point += 1

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -69,7 +70,7 @@ def epsilon_sentence(epsilon: float | None, delta: float) -> str:
     )
 
 
-def _tiled(images: ImageSet) -> torch.Tensor:
+def _tiled(images: ImageSet) -> np.ndarray:
     """The first images of each label in a grid, [height, width] or [height, width, 3]."""
     labels = range(min(max(len(images.names), 1), _ROWS))
     channels, side = images.images.shape[1], images.images.shape[-1] + 1
@@ -83,4 +84,4 @@ def _tiled(images: ImageSet) -> torch.Tensor:
         for column, image in enumerate(chosen):
             top, left = row * side, column * side
             tiles[:, top : top + side - 1, left : left + side - 1] = image
-    return tiles[0] if channels == 1 else tiles.permute(1, 2, 0)
+    return (tiles[0] if channels == 1 else tiles.permute(1, 2, 0)).numpy()

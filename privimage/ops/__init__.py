@@ -38,5 +38,7 @@ def clipped_sum(parts: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
         raise TypeError(f"max_grad_norm: expected a number, got {type(max_grad_norm).__name__}")
     if not 1e-30 <= max_grad_norm <= 1e30:
         raise ValueError(f"max_grad_norm: expected a number in [1e-30, 1e30], got {max_grad_norm}")
-    result: torch.Tensor = torch.ops.privimage.clipped_sum(parts.detach().contiguous(), max_grad_norm)
+    result: torch.Tensor = torch.ops.privimage.clipped_sum(
+        parts.detach().contiguous(), max_grad_norm
+    )
     return result

@@ -1,5 +1,6 @@
 """The semantic query function: a classifier of the public images, trained in the open."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from privimage.seeds import generator
 from privimage.semantics.networks import NETWORKS, build_network
 
 _HELD_OUT = 0.05
+_WARMUP = 0.05
 _PREDICT_ROWS = 250
 
 
@@ -45,6 +47,14 @@ class ClassifierSettings:
         check_count("classifier.batch_size", self.batch_size)
         check_positive("classifier.learning_rate", self.learning_rate)
 
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of step 0 … steps - 1."""
+        warmup = _WARMUP * self.steps
+        if step < warmup:
+            return self.learning_rate * (step + 1) / (warmup + 1)
+        done = (step - warmup) / (self.steps - warmup)
+        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
 
 class ClassifierTraining:
     """One step after another; what a loop saves and restores."""
@@ -64,13 +74,6 @@ class ClassifierTraining:
             nesterov=True,
             weight_decay=settings.weight_decay,
         )
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer,
-            settings.learning_rate,
-            total_steps=settings.steps + 1,
-            pct_start=0.05,
-            cycle_momentum=False,
-        )
 
     def step(self, index: int) -> None:
         """Takes step `index`; its batch depends on the seed and the index alone."""
@@ -86,15 +89,15 @@ class ClassifierTraining:
         labels = self._images.labels[rows].to(self._device)
         self._optimizer.zero_grad()
         F.cross_entropy(self._model(images), labels).backward()
+        self._optimizer.param_groups[0]["lr"] = self._settings.learning_rate_at(index)
         self._optimizer.step()
-        self._schedule.step()
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Weights, momenta and the place in the schedule."""
+        """Weights and momenta."""
         tensors = {f"model/{name}": value for name, value in self._model.state_dict().items()}
         for index, moments in self._optimizer.state_dict()["state"].items():
             tensors[f"momentum/{index}"] = moments["momentum_buffer"]
-        return tensors, {"steps": self._schedule.last_epoch}
+        return tensors, {}
 
     def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """The inverse of `state`."""
@@ -111,8 +114,6 @@ class ClassifierTraining:
         }
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        while self._schedule.last_epoch < state["steps"]:
-            self._schedule.step()
 
 
 def train_classifier(

@@ -76,7 +76,10 @@ class _Plus(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, channels, height, width] → the same shape."""
-        return x + super().forward(x)
+        branch = x
+        for layer in self:
+            branch = layer(branch)
+        return x + branch
 
 
 class _Bottleneck(nn.Module):
@@ -88,7 +91,7 @@ class _Bottleneck(nn.Module):
         self.body = nn.Sequential(
             _convolution(inputs, width, 1),
             _convolution(width, width, 3, stride),
-            *_convolution(width, outputs, 1)[:-1],
+            *list(_convolution(width, outputs, 1))[:-1],
         )
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else _convolution(inputs, outputs, 1, stride)[:-1]

@@ -147,9 +147,15 @@ class Finetuner:
         return clipped_sum(parts[: len(indices)], settings.max_grad_norm)
 
 
-def _losses(network: Network, *batch: torch.Tensor) -> torch.Tensor:
-    """The denoising losses of `batch` as a function of the network, [rows]."""
-    return losses(Denoiser(network), *batch)
+def _losses(
+    network: Network,
+    clean: torch.Tensor,
+    sigma: torch.Tensor,
+    noise: torch.Tensor,
+    labels: torch.Tensor,
+) -> torch.Tensor:
+    """The denoising losses of a batch as a function of the network, [rows]."""
+    return losses(Denoiser(network), clean, sigma, noise, labels)
 
 
 def finetune(

@@ -200,8 +200,8 @@ def wrong_data():
     yield images[:0], labels[:0], "at least one"
     yield images, labels[:5], "labels"
     yield images, labels.int(), "int64"
-    yield images, labels + 1, r"0 … 1"
-    yield images, labels - 1, r"0 … 1"
+    yield images, labels + 2, r"0 … 2"
+    yield images, labels - 1, r"0 … 2"
 
 
 @pytest.mark.parametrize(("images", "labels", "says"), list(wrong_data()))

@@ -27,6 +27,11 @@ def _spend(path):
     return path.read_bytes()
 
 
+def _reserve_queries(ledger, count):
+    for _ in range(count):
+        ledger.reserve_query()
+
+
 def test_everything_reserved_is_spent_and_survives_reopening(path):
     _spend(path)
     expected = [
@@ -71,8 +76,7 @@ def test_more_queries_than_the_budget_are_refused(path):
     with Ledger(path) as ledger:
         ledger.set_plan(plan)
         with pytest.raises(UserError, match="can't pay for another query"):
-            for _ in range(20):
-                ledger.reserve_query()
+            _reserve_queries(ledger, 20)
         assert ledger.epsilon(1e-4).upper <= 1.0
         assert ledger.spent()
 
