@@ -23,13 +23,15 @@ NAMES = tuple(LATIN + SIGNS + GREEK)
 
 _IMAGES_PER_CLASS = 160
 _SEED = 0
-_FONT_PIXELS = 64
-_CANVAS = 144
+_FONT_PIXELS = 48
+_CANVAS = 112
 _FRAME = 32
 _BLOCK = 4
 _THRESHOLD = [0] * 128 + [255] * 128
-# Fonts of oversized brackets and of signs only.
-_LEFT_OUT = ("Display", "STIXSiz", "STIXNonUni", "cmex", "cmsy")
+# Fonts of oversized brackets, of signs only, and one that draws a box for every character.
+_LEFT_OUT = ("STIXSiz", "STIXNonUni", "cmex", "cmsy", "LastResort")
+# Computer Modern: letters are where Unicode has them, signs and Greek are not.
+_LETTERS_ONLY = ("cm",)
 
 
 @functools.cache
@@ -54,7 +56,7 @@ def _fonts_by_character() -> dict[str, list[ImageFont.FreeTypeFont]]:
             continue
         held = TTFont(path).getBestCmap() or {}
         font = ImageFont.truetype(path, _FONT_PIXELS)
-        for name in NAMES:
+        for name in LATIN if path.name.startswith(_LETTERS_ONLY) else NAMES:
             if ord(name) in held:
                 fonts[name].append(font)
     return fonts
@@ -66,7 +68,7 @@ def _drawn(name: str, font: ImageFont.FreeTypeFont, random: np.random.Generator)
     middle = _CANVAS / 2
     stroke = int(random.integers(0, 3))
     pen = ImageDraw.Draw(canvas)
-    pen.text((middle, middle), name, 255, font, anchor="mm", stroke_width=2 * stroke)
+    pen.text((middle, middle), name, 255, font, anchor="mm", stroke_width=stroke)
     angle = math.radians(random.normal(0, 9))
     shear, width = random.normal(0, 0.18), math.exp(random.normal(0, 0.15))
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
@@ -80,13 +82,15 @@ def _drawn(name: str, font: ImageFont.FreeTypeFont, random: np.random.Generator)
 
 
 def _block_counts(image: Image.Image) -> np.ndarray:
-    """Fits the ink into the frame, thresholds it and counts it in blocks of 4×4: [8, 8]."""
-    scale = _FRAME / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    """Makes the ink as high as the frame and counts it in blocks of 4×4: [8, 8].
+
+    Ink that would then be wider than the frame is squeezed into it.
+    """
+    size = (max(1, min(_FRAME, round(image.width * _FRAME / image.height))), _FRAME)
     fitted = np.asarray(image.resize(size, Image.Resampling.BILINEAR)) > 127
     frame = np.zeros((_FRAME, _FRAME), dtype=bool)
-    top, left = ((_FRAME - side) // 2 for side in fitted.shape)
-    frame[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
+    left = (_FRAME - fitted.shape[1]) // 2
+    frame[:, left : left + fitted.shape[1]] = fitted
     blocks = frame.reshape(_FRAME // _BLOCK, _BLOCK, _FRAME // _BLOCK, _BLOCK)
     counts: np.ndarray = blocks.sum(axis=(1, 3))
     return counts
