@@ -27,9 +27,9 @@ _FONT_PIXELS = 64
 _CANVAS = 144
 _FRAME = 32
 _BLOCK = 4
-_THRESHOLD = [0] * 128 + [255] * 128
-# Fonts of oversized brackets and of signs only.
-_LEFT_OUT = ("Display", "STIXSiz", "STIXNonUni", "cmex", "cmsy")
+_THRESHOLD = 127
+# Fonts of oversized brackets, of signs only, and of boxes that stand for any character.
+_LEFT_OUT = ("STIXSiz", "STIXNonUni", "cmex", "cmsy", "LastResort")
 
 
 @functools.cache
@@ -72,18 +72,30 @@ def _drawn(name: str, font: ImageFont.FreeTypeFont, random: np.random.Generator)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     # Pillow asks where each new pixel comes from, so this is the way back.
     back = turn @ np.array([[1, shear], [0, 1]]) @ np.diag([1 / width, 1])
-    shift = middle - back @ np.full(2, middle)
+    return _block_counts(_bent(canvas, back))
+
+
+def _bent(canvas: Image.Image, back: np.ndarray) -> Image.Image:
+    """The ink of `canvas` after the inverse of `back`, about the middle."""
+    left, top, right, bottom = canvas.getbbox() or (0, 0, 1, 1)
+    corners = np.array([[left, left, right, right], [top, bottom, top, bottom]]) - _CANVAS / 2
+    moved = np.linalg.solve(back, corners) + _CANVAS / 2
+    # Only the part that can hold ink is computed: a quarter of the canvas.
+    start = np.floor(moved.min(axis=1)).astype(int) - 1
+    size = np.ceil(moved.max(axis=1)).astype(int) + 1 - start
+    shift = _CANVAS / 2 + back @ (start - _CANVAS / 2)
     matrix = (*back[0], shift[0], *back[1], shift[1])
-    bent = canvas.transform(canvas.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-    ink = bent.point(_THRESHOLD)
-    return _block_counts(bent.crop(ink.getbbox()))
+    bent = canvas.transform(tuple(size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    ink = np.asarray(bent) > _THRESHOLD
+    rows, columns = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
+    return bent.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
 
 
 def _block_counts(image: Image.Image) -> np.ndarray:
     """Fits the ink into the frame, thresholds it and counts it in blocks of 4×4: [8, 8]."""
     scale = _FRAME / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    fitted = np.asarray(image.resize(size, Image.Resampling.BILINEAR)) > 127
+    fitted = np.asarray(image.resize(size, Image.Resampling.BILINEAR)) > _THRESHOLD
     frame = np.zeros((_FRAME, _FRAME), dtype=bool)
     top, left = ((_FRAME - side) // 2 for side in fitted.shape)
     frame[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
