@@ -57,7 +57,9 @@ class Run:
     @cached_property
     def test(self) -> ImageSet:
         """The images that their owner declared public."""
-        return data.load_sensitive(self.recipe.data.test, self.shape, self.names)
+        test = data.load_sensitive(self.recipe.data.test, self.shape, self.names, "--test")
+        evaluate.check_test_set(test, self.names)
+        return test
 
     @cached_property
     def declared(self) -> dict[str, Any]:

@@ -45,13 +45,16 @@ def open_source(name: str, path: Path) -> Source:
     Raises:
         UserError: the path is missing, empty, or neither a Parquet file nor a folder of images.
     """
-    if not path.exists():
-        raise UserError(f"{name}: there is no file or folder '{path}'")
-    if path.is_dir():
-        return _open_folder(name, path)
-    if path.suffix != ".parquet":
-        raise UserError(f"{name}: '{path}' is neither a .parquet file nor a folder of images")
-    return _open_parquet(name, path)
+    try:
+        if not path.exists():
+            raise UserError(f"{name}: there is no file or folder '{path}'")
+        if path.is_dir():
+            return _open_folder(name, path)
+        if path.suffix != ".parquet":
+            raise UserError(f"{name}: '{path}' is neither a .parquet file nor a folder of images")
+        return _open_parquet(name, path)
+    except OSError as error:
+        raise UserError(f"{name}: '{path}' can't be read ({error.strerror or error})") from error
 
 
 class ParquetSource(Source):
@@ -60,13 +63,18 @@ class ParquetSource(Source):
     def entries(self) -> Iterator[Entry]:
         """In row order, batch by batch."""
         columns = ["image.bytes", "label"] if self.is_labelled else ["image.bytes"]
-        with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-                images = batch.column("image").field("bytes")
-                labels = batch.column("label") if self.is_labelled else [None] * len(images)
-                for image, label in zip(images, labels, strict=True):
-                    value = None if label is None else label.as_py()
-                    yield image.as_py() or b"", value
+        try:
+            with pq.ParquetFile(self.path) as file:
+                for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+                    images = batch.column("image").field("bytes")
+                    labels = batch.column("label") if self.is_labelled else [None] * len(images)
+                    for image, label in zip(images, labels, strict=True):
+                        value = None if label is None else label.as_py()
+                        yield image.as_py() or b"", value
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"'{self.path}' is damaged as a Parquet file ({_line(error)})"
+            ) from error
 
 
 class FolderSource(Source):
@@ -86,7 +94,9 @@ def _open_parquet(name: str, path: Path) -> Source:
         with pq.ParquetFile(path) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{name}: '{path}' is not readable as Parquet ({error})") from error
+        raise UserError(f"{name}: '{path}' is not readable as Parquet ({_line(error)})") from error
+    if rows == 0:
+        raise UserError(f"{name}: there are no images in '{path}'")
     image = schema.field("image").type if "image" in schema.names else None
     if image is None or not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
         raise UserError(
@@ -111,7 +121,11 @@ def _names_of(schema: pa.Schema) -> tuple[str, ...]:
 
 def _open_folder(name: str, path: Path) -> Source:
     folders = tuple(
-        sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        sorted(
+            entry.name
+            for entry in path.iterdir()
+            if entry.is_dir() and entry.name[0] != "." and not entry.is_symlink()
+        )
     )
     places = [path / folder for folder in folders] or [path]
     count = sum(len(_image_files(place)) for place in places)
@@ -128,8 +142,15 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(
         file
         for file in folder.iterdir()
-        if file.suffix.lower() in _SUFFIXES and file.name[0] != "." and not file.is_symlink()
+        if file.suffix.lower() in _SUFFIXES
+        and file.name[0] != "."
+        and file.is_file()
+        and not file.is_symlink()
     )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _content(file: Path) -> bytes:

@@ -27,11 +27,19 @@ _FONT_PIXELS = 48
 _CANVAS = 112
 _FRAME = 32
 _BLOCK = 4
-_THRESHOLD = [0] * 128 + [255] * 128
-# Fonts of oversized brackets, of signs only, and one that draws a box for every character.
-_LEFT_OUT = ("STIXSiz", "STIXNonUni", "cmex", "cmsy", "LastResort")
+_THRESHOLD = 127
+# Fonts of oversized brackets, of signs only, and of boxes that stand for any character.
+_LEFT_OUT = (
+    "DejaVuSansDisplay",
+    "DejaVuSerifDisplay",
+    "STIXSiz",
+    "STIXNonUni",
+    "cmex",
+    "cmsy",
+    "LastResort",
+)
 # Computer Modern: letters are where Unicode has them, signs and Greek are not.
-_LETTERS_ONLY = ("cm",)
+_LETTERS_ONLY = "cm"
 
 
 @functools.cache
@@ -52,12 +60,13 @@ def _fonts_by_character() -> dict[str, list[ImageFont.FreeTypeFont]]:
     """The fonts that hold each character, by their own tables."""
     fonts: dict[str, list[ImageFont.FreeTypeFont]] = {name: [] for name in NAMES}
     for path in sorted(Path(mpl.get_data_path(), "fonts/ttf").glob("*.ttf")):
-        if path.name.startswith(_LEFT_OUT) or "Display" in path.name:
+        if path.name.startswith(_LEFT_OUT):
             continue
         held = TTFont(path).getBestCmap() or {}
         font = ImageFont.truetype(path, _FONT_PIXELS)
-        for name in LATIN if path.name.startswith(_LETTERS_ONLY) else NAMES:
-            if ord(name) in held:
+        letters_only = path.name.startswith(_LETTERS_ONLY)
+        for name in NAMES:
+            if ord(name) in held and (name in LATIN or not letters_only):
                 fonts[name].append(font)
     return fonts
 
@@ -74,11 +83,23 @@ def _drawn(name: str, font: ImageFont.FreeTypeFont, random: np.random.Generator)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     # Pillow asks where each new pixel comes from, so this is the way back.
     back = turn @ np.array([[1, shear], [0, 1]]) @ np.diag([1 / width, 1])
-    shift = middle - back @ np.full(2, middle)
+    return _block_counts(_bent(canvas, back))
+
+
+def _bent(canvas: Image.Image, back: np.ndarray) -> Image.Image:
+    """The ink of `canvas` after the inverse of `back`, about the middle."""
+    left, top, right, bottom = canvas.getbbox() or (0, 0, 1, 1)
+    corners = np.array([[left, left, right, right], [top, bottom, top, bottom]]) - _CANVAS / 2
+    moved = np.linalg.solve(back, corners) + _CANVAS / 2
+    # Only the part that can hold ink is computed: a quarter of the canvas.
+    start = np.floor(moved.min(axis=1)).astype(int) - 1
+    size = np.ceil(moved.max(axis=1)).astype(int) + 1 - start
+    shift = _CANVAS / 2 + back @ (start - _CANVAS / 2)
     matrix = (*back[0], shift[0], *back[1], shift[1])
-    bent = canvas.transform(canvas.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-    ink = bent.point(_THRESHOLD)
-    return _block_counts(bent.crop(ink.getbbox()))
+    bent = canvas.transform(tuple(size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    ink = np.asarray(bent) > _THRESHOLD
+    rows, columns = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
+    return bent.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
 
 
 def _block_counts(image: Image.Image) -> np.ndarray:
@@ -87,7 +108,7 @@ def _block_counts(image: Image.Image) -> np.ndarray:
     Ink that would then be wider than the frame is squeezed into it.
     """
     size = (max(1, min(_FRAME, round(image.width * _FRAME / image.height))), _FRAME)
-    fitted = np.asarray(image.resize(size, Image.Resampling.BILINEAR)) > 127
+    fitted = np.asarray(image.resize(size, Image.Resampling.BILINEAR)) > _THRESHOLD
     frame = np.zeros((_FRAME, _FRAME), dtype=bool)
     left = (_FRAME - fitted.shape[1]) // 2
     frame[:, left : left + fitted.shape[1]] = fitted

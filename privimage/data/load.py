@@ -1,20 +1,20 @@
 """Loads image sets in two roles, public and sensitive, whose mistakes are treated differently."""
 
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from privimage.data import digits, glyphs
-from privimage.data.decode import decode, grey
+from privimage.data.decode import decode_all, grey
 from privimage.data.files import Source, open_source
 from privimage.data.images import ImageSet, ImageShape
 from privimage.errors import UserError, nearest
 
 _PREFIX = "builtin:"
+# More are no classes: the column holds identifiers.
+_MOST_CLASSES = 100_000
 _BUILTIN: dict[str, Callable[[], ImageSet]] = {
     "builtin:digits-train": digits.train,
     "builtin:digits-test": digits.test,
@@ -55,12 +55,12 @@ def load_public(source: str, shape: ImageShape, warn: Callable[[str], None]) -> 
         warn(f"--public: {bad} of {len(images)} images in '{source}' can't be decoded; left out")
     kept = [image for image in images if image is not None]
     values = [label for image, label in zip(images, labels, strict=True) if image is not None]
-    names = opened.names or tuple(str(label) for label in range(1 + max(map(_number, values))))
-    strange = {label for label in values if not 0 <= _number(label) < len(names)}
+    names = opened.names or _numerals(values)
+    strange = {label for label in values if label is None or not 0 <= label < len(names)}
     if strange:
-        raise UserError(
-            f"--public: '{source}' has a label {min(map(_number, strange))} without name"
-        )
+        label = min(strange, key=lambda label: -1 if label is None else abs(label))
+        wrong = "an image without label" if label is None else f"a label {label} without name"
+        raise UserError(f"--public: '{source}' has {wrong}; name every class, or leave it out")
     if len(set(values)) < 2:
         raise UserError(
             f"--public: '{source}' has {len(kept)} images of {len(set(values))} classes; at least "
@@ -88,8 +88,8 @@ def load_sensitive(
         role: how messages call the set.
 
     Raises:
-        UserError: the set is missing or of no known format, or declares no names while it has
-            labels.
+        UserError: the set is missing, empty or of no known format, or declares no names while it
+            has labels.
     """
     if source.startswith(_PREFIX):
         return _builtin(source, shape)
@@ -107,9 +107,9 @@ def load_sensitive(
     number_of = _numbers(opened, names)
     values = [number_of.get(label, len(names)) for label in labels]
     filled = [grey(shape) if image is None else image for image in images]
-    empty = np.zeros((0, shape.channels, shape.size, shape.size), dtype=np.uint8)
-    pixels = torch.from_numpy(np.stack(filled) if filled else empty)
-    return ImageSet(pixels, torch.tensor(values, dtype=torch.int64), names)
+    return ImageSet(
+        torch.from_numpy(np.stack(filled)), torch.tensor(values, dtype=torch.int64), names
+    )
 
 
 def _numbers(opened: Source, names: tuple[str, ...]) -> dict[int | None, int]:
@@ -121,7 +121,7 @@ def _numbers(opened: Source, names: tuple[str, ...]) -> dict[int | None, int]:
 
 
 def _decoded(opened: Source, shape: ImageShape) -> tuple[list[np.ndarray | None], list[int | None]]:
-    """All images, decoded on all cores, and their labels."""
+    """All images, decoded, and their labels."""
     labels: list[int | None] = []
 
     def contents() -> Iterator[bytes]:
@@ -129,9 +129,7 @@ def _decoded(opened: Source, shape: ImageShape) -> tuple[list[np.ndarray | None]
             labels.append(label)
             yield content
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        images = list(pool.map(lambda content: decode(content, shape), contents()))
-    return images, labels
+    return decode_all(contents(), shape), labels
 
 
 def _builtin(source: str, shape: ImageShape) -> ImageSet:
@@ -146,5 +144,7 @@ def _builtin(source: str, shape: ImageShape) -> ImageSet:
     return images
 
 
-def _number(label: int | None) -> int:
-    return -1 if label is None else label
+def _numerals(labels: list[int | None]) -> tuple[str, ...]:
+    """The names 0, 1, … for public labels that have none."""
+    classes = 1 + max((label for label in labels if label is not None), default=-1)
+    return tuple(map(str, range(min(classes, _MOST_CLASSES))))

@@ -1,10 +1,12 @@
 """Accuracy on real test images of classifiers that were trained on synthetic ones."""
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -13,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from privimage.data import ImageSet, to_unit_range
+from privimage.errors import UserError
 from privimage.progress import Reporter
 from privimage.seeds import generator
 from privimage.threads import Workers
@@ -21,6 +24,8 @@ _EPOCHS = 30
 _BATCH_SIZE = 128
 _LEARNING_RATE = 3e-3
 _HELD_OUT = 0.1
+# Fewer images of a label leave none to hold out.
+_LEAST_TO_STOP_EARLY = 20
 _LARGEST_SHIFT = 1
 _NOISE = 0.1
 
@@ -46,30 +51,48 @@ def accuracies(
 
     Returns:
         For each training set fractions for "cnn", "mlp" and "logistic".
+
+    Raises:
+        UserError: the test images have other labels.
     """
+    check_test_set(test, training_sets[0].names)
     # Built here, because initialisation draws from a generator that threads would share.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         start = _cnn(test.images.shape[1], len(test.names))
     trials: list[tuple[str, Callable[[ImageSet], float]]] = [
         ("cnn", lambda images: _cnn_accuracy(copy.deepcopy(start), images, test, seed)),
-        ("mlp", lambda images: _sklearn_accuracy(_mlp(seed), images, test)),
+        ("mlp", lambda images: _sklearn_accuracy(_mlp(images, seed), images, test)),
         ("logistic", lambda images: _sklearn_accuracy(_logistic(), images, test)),
     ]
     results: list[dict[str, float]] = [{} for _ in training_sets]
-    for index in reporter.steps("training classifiers", len(trials)):
-        kind, trial = trials[index]
-        for result, accuracy in zip(results, workers.map(trial, training_sets), strict=True):
-            result[kind] = accuracy
+    with warnings.catch_warnings():
+        # A limit of iterations bounds the time; what it costs shows in the accuracy.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for index in reporter.steps("training classifiers", len(trials)):
+            kind, trial = trials[index]
+            for result, accuracy in zip(results, workers.map(trial, training_sets), strict=True):
+                result[kind] = accuracy
     return results
+
+
+def check_test_set(test: ImageSet, names: tuple[str, ...]) -> None:
+    """Raises UserError if synthetic images have the labels `names` and `test` has others."""
+    if names and test.names != names:
+        raise UserError(
+            f"--test: its labels must be those of the synthetic images ({', '.join(names)}), "
+            f"but it has {', '.join(test.names) or 'none'}"
+        )
 
 
 def _logistic() -> LogisticRegression:
     return LogisticRegression(max_iter=300, tol=1e-3)
 
 
-def _mlp(seed: int) -> MLPClassifier:
-    return MLPClassifier((128,), early_stopping=True, n_iter_no_change=10, random_state=seed)
+def _mlp(training: ImageSet, seed: int) -> MLPClassifier:
+    rarest = int(training.labels.unique(return_counts=True)[1].min())
+    early = rarest >= _LEAST_TO_STOP_EARLY
+    return MLPClassifier((128,), early_stopping=early, n_iter_no_change=10, random_state=seed)
 
 
 def _sklearn_accuracy(

@@ -1,6 +1,7 @@
 """What a person sees of a result: a picture, a table, and ε in a sentence."""
 
-import math
+import warnings
+from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from privimage.errors import UserError
 
 _COLUMNS = 10
 _ROWS = 20
+_LONGEST_NAME = 24
+_ROUNDED_UP = Context(prec=3, rounding=ROUND_CEILING)
 _KINDS = {"cnn": "CNN", "mlp": "MLP", "logistic": "logistic regression"}
 
 
@@ -33,14 +36,18 @@ def comparison_picture(path: Path, synthetic: ImageSet, before: ImageSet | None)
         axes = figure.add_subplot(1, len(sets), index + 1)
         axes.imshow(tiles, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(title)
-        names = images.names[:_ROWS]
+        names = [_shortened(name) for name in images.names[:_ROWS]]
         side = images.images.shape[-1] + 1
-        axes.set_yticks([side * row + side / 2 for row in range(len(names))], names)
+        places = [side * row + side / 2 for row in range(len(names))]
+        # A label may hold a dollar sign, and means no formula by it.
+        axes.set_yticks(places, names, parse_math=False)
         axes.set_xticks([])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     try:
-        figure.savefig(path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            figure.savefig(path)
     except OSError as error:
         raise UserError(f"{path}: can't write the picture ({error.strerror})") from error
 
@@ -60,14 +67,19 @@ def accuracy_table(metrics: dict[str, Any]) -> Table:
 
 
 def epsilon_sentence(epsilon: float | None, delta: float) -> str:
-    """What ε promises, in a sentence; None stands for no promise."""
+    """What ε promises, in a sentence whose numbers are rounded up; None stands for no promise."""
     if epsilon is None:
         return "NOT PRIVATE: no noise was added; nothing is promised to anybody in the images."
+    upper = Decimal(epsilon).quantize(Decimal("0.01"), ROUND_CEILING)
     return (
-        f"ε = {epsilon:.2f} at δ = {delta:g}: with any one sensitive image added or removed, "
-        f"any outcome is at most {math.exp(epsilon):.3g} times as likely, "
+        f"ε = {upper} at δ = {delta:g}: with any one sensitive image added or removed, "
+        f"any outcome is at most {_ROUNDED_UP.plus(upper.exp()):.3g} times as likely, "
         f"but for a probability of {delta:g}."
     )
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
 def _tiled(images: ImageSet) -> np.ndarray:

@@ -1,0 +1,172 @@
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pictures import png, write_classes, write_hub
+
+from privimage.data import files
+from privimage.data.files import open_source
+from privimage.errors import UserError
+
+
+def _entries(path):
+    return list(open_source("--public", path).entries())
+
+
+def test_parquet_comes_in_row_order_with_labels_and_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_BATCH_ROWS", 3)
+    contents = [png(seed) for seed in range(8)]
+    labels = [0, 1, 1, 0, None, 7, -1, 0]
+    path = write_hub(tmp_path / "x.parquet", contents, labels, ["cat", "dog"])
+    source = open_source("--public", path)
+    assert (source.names, source.is_labelled, source.count) == (("cat", "dog"), True, 8)
+    assert list(source.entries()) == list(zip(contents, labels, strict=True))
+
+
+def test_a_null_image_has_no_bytes_and_keeps_its_label(tmp_path):
+    path = write_hub(tmp_path / "x.parquet", [png(0), None, b"", png(1)], [0, 1, 1, 0])
+    assert _entries(path) == [(png(0), 0), (b"", 1), (b"", 1), (png(1), 0)]
+
+
+def test_parquet_without_labels_or_names(tmp_path):
+    path = write_hub(tmp_path / "x.parquet", [png(0)])
+    source = open_source("--public", path)
+    assert (source.names, source.is_labelled) == ((), False)
+    assert list(source.entries()) == [(png(0), None)]
+    path = write_hub(tmp_path / "y.parquet", [png(0)], [5])
+    assert open_source("--public", path).names == ()
+
+
+@pytest.mark.parametrize("metadata", [b"{", b"[]", b"{}", b'{"info": 3}', b'{"info": []}'])
+def test_metadata_that_is_not_the_hubs_names_nothing(tmp_path, metadata):
+    path = write_hub(tmp_path / "x.parquet", [png(0)], [0])
+    table = pq.read_table(path).replace_schema_metadata({b"huggingface": metadata})
+    pq.write_table(table, path)
+    assert open_source("--public", path).names == ()
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+@pytest.mark.parametrize("width", [pa.int8(), pa.uint16(), pa.int64()])
+def test_bytes_and_integers_of_any_width_are_read(tmp_path, kind, width):
+    image = pa.array([{"bytes": png(0)}], pa.struct([("bytes", kind)]))
+    pq.write_table(
+        pa.table({"image": image, "label": pa.array([1], width)}), tmp_path / "x.parquet"
+    )
+    assert _entries(tmp_path / "x.parquet") == [(png(0), 1)]
+
+
+def test_more_columns_do_no_harm(tmp_path):
+    path = write_hub(tmp_path / "x.parquet", [png(0)], [0], ["cat"])
+    table = pq.read_table(path).append_column("note", pa.array(["x"]))
+    pq.write_table(table, path)
+    assert _entries(path) == [(png(0), 0)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"picture": [b"x"]}, "needs a column 'image'.* its columns are picture"),
+        ({"image": [b"x"]}, "needs a column 'image', a struct"),
+        ({"image": [{"path": "x"}]}, "needs a column 'image', a struct"),
+        ({"image": [{"bytes": b"x"}], "label": ["cat"]}, "'label' must hold integers"),
+        ({"image": [{"bytes": b"x"}], "label": [0.5]}, "'label' must hold integers"),
+        ({"image": [{"bytes": b"x"}], "label": [True]}, "'label' must hold integers"),
+    ],
+)
+def test_columns_of_another_kind_are_refused(tmp_path, columns, message):
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=f"^--public: .*{message}"):
+        open_source("--public", tmp_path / "x.parquet")
+
+
+def test_no_rows_are_no_image_set(tmp_path):
+    path = write_hub(tmp_path / "x.parquet", [], [], ["cat"])
+    with pytest.raises(UserError, match="--sensitive: there are no images in"):
+        open_source("--sensitive", path)
+
+
+def test_what_is_not_parquet_is_refused_in_one_line(tmp_path):
+    for content in (b"", b"PAR1", b"a,b\n1,2\n", png(0)):
+        (tmp_path / "x.parquet").write_bytes(content)
+        with pytest.raises(UserError, match="not readable as Parquet") as caught:
+            open_source("--public", tmp_path / "x.parquet")
+        assert "\n" not in str(caught.value)
+
+
+def test_damage_inside_a_parquet_file_is_one_line(tmp_path):
+    path = write_hub(tmp_path / "x.parquet", [png(seed, side=30) for seed in range(9)], [0] * 9)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    source = open_source("--public", path)
+    with pytest.raises(UserError, match="damaged as a Parquet file") as caught:
+        list(source.entries())
+    assert "\n" not in str(caught.value)
+
+
+def test_another_extension_is_refused(tmp_path):
+    (tmp_path / "x.png").write_bytes(png(0))
+    with pytest.raises(UserError, match=r"neither a \.parquet file nor a folder"):
+        open_source("--public", tmp_path / "x.png")
+
+
+def test_a_missing_path_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"--test: there is no file or folder .*nowhere"):
+        open_source("--test", tmp_path / "nowhere")
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    def refused(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refused)
+    with pytest.raises(UserError, match=r"can't be read \(Permission denied"):
+        open_source("--public", tmp_path)
+
+
+def test_class_folders_come_in_the_order_of_their_names(tmp_path):
+    write_classes(
+        tmp_path,
+        {
+            "dog": {"b.PNG": b"1", "a.jpeg": b"2"},
+            "cat": {"z.tiff": b"3", "notes.txt": b"no", ".hidden.png": b"no"},
+            ".cache": {"x.png": b"no"},
+        },
+    )
+    source = open_source("--public", tmp_path)
+    assert (source.names, source.is_labelled, source.count) == (("cat", "dog"), True, 3)
+    assert list(source.entries()) == [(b"3", 0), (b"2", 1), (b"1", 1)]
+
+
+def test_a_flat_folder_has_no_labels(tmp_path):
+    for name in ("b.png", "a.webp"):
+        (tmp_path / name).write_bytes(name.encode())
+    source = open_source("--sensitive", tmp_path)
+    assert (source.names, source.is_labelled, source.count) == ((), False, 2)
+    assert list(source.entries()) == [(b"a.webp", None), (b"b.png", None)]
+
+
+def test_nothing_that_a_link_leads_to_is_read(tmp_path):
+    write_classes(tmp_path / "elsewhere", {"secret": {"x.png": b"secret"}})
+    write_classes(tmp_path / "set", {"cat": {"a.png": b"1"}, "dog": {"b.png": b"2"}})
+    (tmp_path / "set/cat/link.png").symlink_to(tmp_path / "elsewhere/secret/x.png")
+    (tmp_path / "set/bird").symlink_to(tmp_path / "elsewhere/secret")
+    source = open_source("--public", tmp_path / "set")
+    assert source.names == ("cat", "dog")
+    assert list(source.entries()) == [(b"1", 0), (b"2", 1)]
+
+
+def test_what_only_looks_like_an_image_file_is_passed_over(tmp_path):
+    (tmp_path / "cat/folder.png").mkdir(parents=True)
+    os.mkfifo(tmp_path / "cat/pipe.png")
+    (tmp_path / "cat/a.png").write_bytes(b"1")
+    source = open_source("--public", tmp_path)
+    assert source.count == 1
+    assert list(source.entries()) == [(b"1", 0)]
+
+
+@pytest.mark.parametrize("inside", [{}, {"cat": {}}, {"cat": {"x.txt": b"no"}}])
+def test_a_folder_without_images_is_refused(tmp_path, inside):
+    write_classes(tmp_path, inside)
+    with pytest.raises(UserError, match=r"there are no images in .*looked for \.bmp, \.gif"):
+        open_source("--public", tmp_path)

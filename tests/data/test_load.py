@@ -1,0 +1,240 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from pictures import encoded, pixels, png, write_classes, write_hub
+
+from privimage.data import ImageShape, check_source, load_public, load_sensitive
+from privimage.data import decode as decode_module
+from privimage.data.decode import decode_all
+from privimage.errors import UserError
+
+SHAPE = ImageShape(8, 3)
+
+
+@pytest.fixture
+def warnings_heard():
+    return []
+
+
+def _public(path, heard):
+    return load_public(str(path), SHAPE, heard.append)
+
+
+def _sensitive(path, names=None):
+    return load_sensitive(str(path), SHAPE, names)
+
+
+def _images(seeds):
+    return torch.stack([torch.from_numpy(pixels(seed=seed).transpose(2, 0, 1)) for seed in seeds])
+
+
+# ------------------------------------------------------------------------------------- both roles
+
+
+def test_parquet_and_folders_hold_the_same_set(tmp_path, warnings_heard):
+    parquet = write_hub(tmp_path / "x.parquet", map(png, range(4)), [0, 0, 1, 1], ["cat", "dog"])
+    files = {
+        "cat": {"0.png": png(0), "1.png": png(1)},
+        "dog": {"2.png": png(2), "3.png": png(3)},
+    }
+    folder = write_classes(tmp_path / "folder", files)
+    loaded = [_public(path, warnings_heard) for path in (parquet, folder)]
+    loaded += [_sensitive(path) for path in (parquet, folder)]
+    for images in loaded:
+        assert torch.equal(images.images, _images(range(4)))
+        assert images.labels.tolist() == [0, 0, 1, 1]
+        assert images.names == ("cat", "dog")
+        assert (images.images.dtype, images.labels.dtype) == (torch.uint8, torch.int64)
+    assert warnings_heard == []
+
+
+def test_a_wrong_extension_does_not_matter(tmp_path, warnings_heard):
+    jpeg = encoded(np.full((8, 8, 3), 100, dtype=np.uint8), "JPEG")
+    files = {"cat": {"a.png": jpeg}, "dog": {"b.jpg": png(1)}}
+    found = _public(write_classes(tmp_path, files), warnings_heard)
+    assert (found.images[0] == 100).all()
+    assert torch.equal(found.images[1:], _images([1]))
+
+
+def test_the_order_does_not_depend_on_who_decodes_first(tmp_path, monkeypatch):
+    path = write_hub(tmp_path / "x.parquet", map(png, range(60)))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    assert torch.equal(_sensitive(path).images, _images(range(60)))
+
+
+def test_a_representation_does_not_tell_how_many_there_are(tmp_path):
+    found = _sensitive(write_hub(tmp_path / "x.parquet", map(png, range(7))))
+    assert repr(found) == "ImageSet(0 labels, (3, 8, 8))"
+
+
+@pytest.mark.parametrize("name", ["digits-train", "digits-test", "glyphs"])
+def test_a_built_in_set_is_known_in_both_roles(name, warnings_heard):
+    shape = ImageShape(8, 1)
+    first = load_public(f"builtin:{name}", shape, warnings_heard.append)
+    second = load_sensitive(f"builtin:{name}", shape, None)
+    assert torch.equal(first.images, second.images)
+    assert first.images.shape[1:] == (1, 8, 8)
+
+
+def test_a_built_in_set_has_its_own_form(warnings_heard):
+    with pytest.raises(UserError, match=r"8 pixels and 1 channel\(s\), not 8 and 3"):
+        load_sensitive("builtin:glyphs", SHAPE, None)
+    with pytest.raises(UserError, match="did you mean 'builtin:glyphs'"):
+        load_public("builtin:glyph", SHAPE, warnings_heard.append)
+
+
+def test_a_source_is_checked_without_reading_its_images(tmp_path, monkeypatch):
+    path = write_hub(tmp_path / "x.parquet", [b"junk"])
+    monkeypatch.setattr("privimage.data.load.decode_all", lambda *_: pytest.fail("was read"))
+    for source in ("", "builtin:anything", str(path)):
+        check_source("--test", source)
+    with pytest.raises(UserError, match=r"--test: there is no file or folder .*nowhere"):
+        check_source("--test", str(tmp_path / "nowhere"))
+
+
+# ----------------------------------------------------------------------------------------- public
+
+
+def test_a_public_image_that_is_damaged_is_left_out_and_counted(tmp_path, warnings_heard):
+    contents = [png(0), b"junk", png(2), None, png(4)]
+    path = write_hub(tmp_path / "x.parquet", contents, [0, 1, 1, 0, 1], ["cat", "dog"])
+    found = _public(path, warnings_heard)
+    assert torch.equal(found.images, _images([0, 2, 4]))
+    assert found.labels.tolist() == [0, 1, 1]
+    assert warnings_heard == [f"--public: 2 of 5 images in '{path}' can't be decoded; left out"]
+
+
+def test_public_classes_without_names_are_numbered(tmp_path, warnings_heard):
+    path = write_hub(tmp_path / "x.parquet", map(png, range(3)), [0, 3, 1])
+    assert _public(path, warnings_heard).names == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        (None, None, "has no labels; give"),
+        ([0, 1, 2], ["cat", "dog"], "a label 2 without name"),
+        ([0, 1, -1], ["cat", "dog"], "a label -1 without name"),
+        ([0, 1, -1], None, "a label -1 without name"),
+        ([0, 1, 2**40], None, "a label 1099511627776 without name"),
+        ([0, 1, None], ["cat", "dog"], "an image without label"),
+        ([1, 1, 1], ["cat", "dog"], "3 images of 1 classes"),
+    ],
+)
+def test_public_labels_that_say_too_little_are_refused(
+    tmp_path, warnings_heard, labels, names, message
+):
+    path = write_hub(tmp_path / "x.parquet", map(png, range(3)), labels, names)
+    with pytest.raises(UserError, match=f"^--public: .*{message}") as caught:
+        _public(path, warnings_heard)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [None, ["cat", "dog"]])
+def test_a_public_set_of_nothing_but_damage_is_refused(tmp_path, warnings_heard, names):
+    path = write_hub(tmp_path / "x.parquet", [b"", b"junk"], [0, 1], names)
+    with pytest.raises(UserError, match="0 images of 0 classes"):
+        _public(path, warnings_heard)
+
+
+def test_a_public_folder_without_classes_is_refused(tmp_path, warnings_heard):
+    (tmp_path / "a.png").write_bytes(png(0))
+    with pytest.raises(UserError, match="one subfolder a class"):
+        _public(tmp_path, warnings_heard)
+
+
+# -------------------------------------------------------------------------------------- sensitive
+
+
+def _hostile_rows():
+    """Contents and labels as nobody should have them."""
+    randomness = random.Random(0)
+    whole = [png(seed, channels) for seed in range(3) for channels in (1, 3, 4)]
+    rows = [(content, label) for content in whole for label in (0, 1, None, -1, 9, 2**62, -(2**63))]
+    rows += [
+        (content, 0) for content in (None, b"", b"\x00" * 99, b"\x89PNG\r\n\x1a\n", b"II*\x00")
+    ]
+    for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"):
+        content = encoded(pixels(20, 31, 1), form)
+        for _ in range(20):
+            damaged = bytearray(content[: randomness.randrange(1, len(content) + 1)])
+            damaged[randomness.randrange(len(damaged))] = randomness.randrange(256)
+            rows.append((bytes(damaged), randomness.choice([0, 1, None])))
+    return rows
+
+
+def test_no_content_can_stop_a_sensitive_set(tmp_path, capfd, caplog, recwarn):
+    rows = _hostile_rows()
+    contents, labels = zip(*rows, strict=True)
+    path = write_hub(tmp_path / "x.parquet", contents, labels, ["cat", "dog"])
+    found = _sensitive(path)
+    assert len(found) == len(rows)
+    assert found.labels.tolist() == [label if label in (0, 1) else 2 for label in labels]
+    # Each row is what its own image gives by itself, and grey if that is nothing.
+    for row, content in enumerate(contents):
+        alone = decode_all([content or b""], SHAPE)[0]
+        expected = np.full((3, 8, 8), 128) if alone is None else alone
+        assert np.array_equal(found.images[row], expected)
+    assert (capfd.readouterr(), caplog.records, recwarn.list) == (("", ""), [], [])
+
+
+def test_whatever_a_decoder_raises_makes_a_grey_image(tmp_path, monkeypatch):
+    path = write_hub(tmp_path / "x.parquet", [png(0), png(1)])
+    fitted = decode_module._fitted
+    for error in (RuntimeError, AssertionError, NotImplementedError, RecursionError, MemoryError):
+
+        def failing(image, shape, error=error):
+            if image.getpixel((0, 0)) == tuple(pixels(seed=0)[0, 0]):
+                raise error("from deep inside")
+            return fitted(image, shape)
+
+        monkeypatch.setattr(decode_module, "_fitted", failing)
+        found = _sensitive(path)
+        assert (found.images[0] == 128).all()
+        assert torch.equal(found.images[1:], _images([1]))
+
+
+def test_removing_one_image_removes_its_row_and_nothing_else(tmp_path):
+    rows = _hostile_rows()[::5]
+    contents, labels = (list(column) for column in zip(*rows, strict=True))
+    names = ["cat", "dog"]
+    whole = _sensitive(write_hub(tmp_path / "x.parquet", contents, labels, names))
+    for index in (0, 7, len(rows) - 1):
+        kept = [row for row in range(len(rows)) if row != index]
+        path = write_hub(
+            tmp_path / "y.parquet", [contents[i] for i in kept], [labels[i] for i in kept], names
+        )
+        without = _sensitive(path)
+        assert torch.equal(without.images, whole.images[kept])
+        assert torch.equal(without.labels, whole.labels[kept])
+
+
+def test_declared_names_are_matched_by_name(tmp_path):
+    path = write_hub(tmp_path / "x.parquet", map(png, range(3)), [0, 1, 2], ["cat", "dog", "emu"])
+    found = _sensitive(path, ("emu", "cat"))
+    assert found.names == ("emu", "cat")
+    assert found.labels.tolist() == [1, 2, 0]
+    files = {"dog": {"0.png": png(0)}, "emu": {"1.png": png(1)}}
+    folder = write_classes(tmp_path / "folder", files)
+    assert _sensitive(folder, ("emu", "cat")).labels.tolist() == [2, 0]
+
+
+def test_labels_without_names_are_matched_by_number(tmp_path):
+    path = write_hub(tmp_path / "x.parquet", map(png, range(4)), [0, 1, 2, None])
+    assert _sensitive(path, ("zero", "one")).labels.tolist() == [0, 1, 2, 2]
+    with pytest.raises(UserError, match=r"^--sensitive: .*labels but no names.*--classes"):
+        _sensitive(path)
+
+
+def test_a_set_without_labels_has_none_whatever_is_declared(tmp_path):
+    path = write_hub(tmp_path / "x.parquet", map(png, range(3)))
+    for names in (None, ("cat", "dog")):
+        found = _sensitive(path, names)
+        assert (found.names, found.labels.tolist()) == ((), [0, 0, 0])
+
+
+def test_one_class_is_no_mistake_in_a_sensitive_set(tmp_path):
+    found = _sensitive(write_classes(tmp_path, {"cat": {"a.png": png(0)}}))
+    assert (found.names, found.labels.tolist()) == (("cat",), [0])

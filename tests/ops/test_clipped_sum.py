@@ -1,0 +1,207 @@
+"""The clipped sum: native code, reference and the definition in exact arithmetic."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privimage import ops
+from privimage.ops import reference
+
+UNITS = 2**ops.GRID_BITS
+HOSTILE = [0.0, 1e-30, -1e-30, 1e-3, 1.0, 1e10, -1e30, math.inf, -math.inf, math.nan]
+SHAPES = [
+    (1, 1),
+    (2, 15),
+    (3, 16),
+    (5, 17),
+    (7, 1023),
+    (4, 1024),
+    (9, 1025),
+    (65, 3001),
+    (2, 70001),
+]
+
+
+def _random(shape, dtype=torch.float32, scale=1.0, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(shape, dtype=dtype, generator=random)
+
+
+def _exact(parts, clip, margin=Fraction(1, 2**20)):
+    """The definition: each row scaled to a norm of at most C, towards zero onto the grid."""
+    total = [0] * parts.shape[1]
+    for row in parts.tolist():
+        if not all(map(math.isfinite, row)):
+            continue
+        squares = sum(Fraction(value) ** 2 for value in row)
+        if squares > Fraction(1.7976931348623157e308):
+            continue
+        # With 200 bits after the point the square root is as good as exact.
+        norm = Fraction(math.isqrt(int(squares * 4**200)), 2**200)
+        allowed = Fraction(clip) * (1 - margin)
+        scale = Fraction(UNITS) / Fraction(clip) * (allowed / norm if norm > allowed else 1)
+        total = [
+            sum_ + int(Fraction(value) * scale) for sum_, value in zip(total, row, strict=True)
+        ]
+    return torch.tensor(total, dtype=torch.int64)
+
+
+def _largest_difference(first, second):
+    assert first.dtype == second.dtype == torch.int64
+    assert first.shape == second.shape
+    return int((first - second).abs().max()) if first.numel() else 0
+
+
+# A coordinate may fall to the neighbouring grid point where the norms of two orders of summation
+# differ in their last bits: at most one step for each example.
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("clip", [1e-3, 1.0, 1e4])
+def test_native_and_reference_agree(shape, dtype, clip):
+    parts = _random(shape, dtype)
+    found = ops.clipped_sum(parts, clip)
+    assert _largest_difference(found, reference.clipped_sum(parts, clip)) <= shape[0]
+
+
+@pytest.mark.parametrize("shape", SHAPES[:-2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("clip", [0.7, 1e4])
+def test_both_are_the_definition_in_exact_arithmetic(shape, dtype, clip):
+    parts = _random(shape, dtype)
+    expected = _exact(parts, clip)
+    # The same comparison notices another margin where rows are clipped, another norm where not.
+    wrong = _exact(parts, clip, Fraction(1, 2**19)) if clip < 1 else _exact(parts, clip * 1.001)
+    for function in (ops.clipped_sum, reference.clipped_sum):
+        assert _largest_difference(function(parts, clip), expected) <= shape[0]
+        assert _largest_difference(function(parts, clip), wrong) > shape[0]
+
+
+@given(
+    row=st.lists(st.sampled_from(HOSTILE), min_size=1, max_size=19),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    clip=st.sampled_from([1e-30, 1e-3, 1.0, 7.0, 1e30]),
+)
+@settings(max_examples=300, deadline=None)
+def test_hostile_values_are_treated_as_the_definition_says(row, dtype, clip):
+    parts = torch.tensor([row], dtype=dtype)
+    expected = _exact(parts, clip)
+    for function in (ops.clipped_sum, reference.clipped_sum):
+        found = function(parts, clip)
+        assert _largest_difference(found, expected) <= 1
+        assert sum(int(value) ** 2 for value in found) <= UNITS**2
+        if not parts.isfinite().all():
+            assert not found.any()
+
+
+def test_squares_that_overflow_count_as_not_finite():
+    parts = torch.tensor([[1e200, 1.0], [0.5, -0.5]], dtype=torch.float64)
+    for function in (ops.clipped_sum, reference.clipped_sum):
+        assert torch.equal(function(parts, 1.0), torch.tensor([UNITS // 2, -UNITS // 2]))
+
+
+def test_squares_that_underflow_need_no_clipping():
+    parts = torch.full((1, 3), 1e-200, dtype=torch.float64)
+    for function in (ops.clipped_sum, reference.clipped_sum):
+        assert not function(parts, 1.0).any()
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("position", [0, 15, 16, 1000, 1036])
+def test_a_poisoned_row_leaves_the_others_bitwise_as_they_are(poison, position):
+    parts = _random((6, 1037))
+    poisoned = parts.clone()
+    poisoned[2, position] = poison
+    without = torch.cat([parts[:2], parts[3:]])
+    for function in (ops.clipped_sum, reference.clipped_sum):
+        assert torch.equal(function(poisoned, 1.0), function(without, 1.0))
+        assert not torch.equal(function(parts, 1.0), function(without, 1.0))
+
+
+def test_a_row_is_worth_the_same_among_any_others():
+    parts = _random((9, 1037))
+    alone = [ops.clipped_sum(row[None], 1.0) for row in parts]
+    assert torch.equal(ops.clipped_sum(parts, 1.0), sum(alone))
+    assert torch.equal(ops.clipped_sum(parts.flip(0), 1.0), sum(alone))
+
+
+def test_layouts_that_are_not_contiguous_change_nothing():
+    parts = _random((12, 300))
+    expected = ops.clipped_sum(parts, 1.0)
+    wide = torch.full((12, 600), math.nan)
+    wide[:, ::2] = parts
+    tall = torch.full((24, 300), math.nan)
+    tall[1::2] = parts
+    layouts = [parts.t().contiguous().t(), wide[:, ::2], tall[1::2], parts.flip(1).flip(1)]
+    for layout in layouts:
+        assert torch.equal(ops.clipped_sum(layout, 1.0), expected)
+    repeated = parts[:1].expand(5, -1)
+    assert torch.equal(ops.clipped_sum(repeated, 1.0), 5 * ops.clipped_sum(parts[:1], 1.0))
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0)])
+def test_nothing_to_add_is_zero(shape):
+    found = ops.clipped_sum(torch.empty(shape), 1.0)
+    assert found.shape == shape[1:]
+    assert not found.any()
+
+
+def test_threads_change_nothing():
+    parts = _random((64, 20_011))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = ops.clipped_sum(parts, 1.0)
+        torch.set_num_threads(3)
+        assert torch.equal(ops.clipped_sum(parts, 1.0), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_result_has_no_gradient():
+    parts = _random((3, 4)).requires_grad_()
+    assert not ops.clipped_sum(parts, 1.0).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("parts", "max_grad_norm", "error", "sentence"),
+    [
+        ([[1.0]], 1.0, TypeError, "parts: expected a float32 or float64 tensor, got list"),
+        (torch.ones(2, 2).half(), 1.0, TypeError, r"parts: expected .*, got torch\.float16"),
+        (torch.ones(2, 2).long(), 1.0, TypeError, r"parts: expected .*, got torch\.int64"),
+        (torch.ones(2), 1.0, ValueError, r"parts: expected \[examples, .*, got shape \[2\]"),
+        (torch.ones(2, 2, 2), 1.0, ValueError, r"parts: expected .*, got shape \[2, 2, 2\]"),
+        (torch.ones(2, device="meta"), 1.0, ValueError, r"parts: expected .*, got shape \[2\]"),
+        (torch.ones(2, 2), "1", TypeError, "max_grad_norm: expected a number, got str"),
+        (torch.ones(2, 2), True, TypeError, "max_grad_norm: expected a number, got bool"),
+        (torch.ones(2, 2), 0.0, ValueError, r"max_grad_norm: expected .*, got 0\.0"),
+        (torch.ones(2, 2), -1.0, ValueError, r"max_grad_norm: expected .*, got -1\.0"),
+        (torch.ones(2, 2), 1e31, ValueError, r"max_grad_norm: expected .*, got 1e\+31"),
+        (torch.ones(2, 2), math.inf, ValueError, "max_grad_norm: expected .*, got inf"),
+        (torch.ones(2, 2), math.nan, ValueError, "max_grad_norm: expected .*, got nan"),
+    ],
+)
+def test_a_bad_argument_is_named_with_what_was_expected_and_what_came(
+    parts, max_grad_norm, error, sentence
+):
+    with pytest.raises(error, match=sentence):
+        ops.clipped_sum(parts, max_grad_norm)
+
+
+@pytest.mark.skipif(not ops._library.is_native, reason="no native build")
+@pytest.mark.parametrize(
+    ("parts", "max_grad_norm", "sentence"),
+    [
+        (torch.ones(2), 1.0, "parts: expected 2 dimensions, got 1"),
+        (torch.ones(2, 3).t(), 1.0, "parts: expected a contiguous tensor"),
+        (torch.ones(2, 2).half(), 1.0, "parts: expected float32 or float64"),
+        (torch.ones(2, 2), 0.0, "max_grad_norm: expected a finite number above 0, got 0"),
+        (torch.ones(2, 2), math.nan, "max_grad_norm: expected a finite number above 0, got nan"),
+    ],
+)
+def test_a_call_around_the_checks_is_refused_too(parts, max_grad_norm, sentence):
+    with pytest.raises(RuntimeError, match=sentence):
+        torch.ops.privimage.clipped_sum(parts, max_grad_norm)
