@@ -13,7 +13,8 @@ from setuptools import setup
 
 # Setuptools runs this file without its folder on the path.
 ROOT = Path(__file__).parent
-COMMON = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+COMMON = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno"]
+OPS = [*COMMON, "-fvisibility=hidden", "-Wall", "-Wextra"]
 # sm_80: A100; sm_90a: H100 and H200; PTX of the last for what comes after them.
 GPU_TARGETS = [
     "-gencode=arch=compute_80,code=sm_80",
@@ -66,16 +67,16 @@ def native(outcome: str) -> dict:
         sources(".cpp") + (sources(".cu") if outcome == "cuda" else []),
         include_dirs=[str(ROOT / "csrc")],
         define_macros=macros,
-        extra_compile_args={"cxx": COMMON, "nvcc": ["-O3", "--fmad=false", *GPU_TARGETS]},
+        extra_compile_args={"cxx": OPS, "nvcc": ["-O3", "--fmad=false", *GPU_TARGETS]},
         libraries=["dl"],
         py_limited_api=True,
     )
     host = Pybind11Extension(
         "privimage._host",
         ["csrc/host.cpp"],
-        include_dirs=["csrc"],
+        include_dirs=[str(ROOT / "csrc")],
         define_macros=macros[1:],
-        cxx_std=17,
+        extra_compile_args=COMMON,
     )
     return {
         "ext_modules": [ops, host],

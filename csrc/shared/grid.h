@@ -7,20 +7,24 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define PRIVIMAGE_HOST_DEVICE __host__ __device__ inline
-#else
-#define PRIVIMAGE_HOST_DEVICE inline
-#endif
+#include "shared/host_device.h"
 
 namespace privimage {
 
 // The same number stands in privimage/ops/reference.py; tests hold them together.
 constexpr int kGridBits = 30;
 
-// How far below C the scaled norm is kept. It pays for every rounding in double precision: n
-// squares added in any order are off by at most n 2^-53 of their sum (the root halves that), the
-// scale and each product by 2^-52 more. 2^-20 covers all of it up to n = 2^32 parameters.
+// How far below C the scaled norm is kept. It pays for every rounding in double precision, so that
+// the vector that is added has a norm of at most C, for n parameters up to 2^32 and C >= 1e-30.
+// With unit roundoff u = 2^-53, true norm N and computed squared norm S:
+// - each square is off by u of itself (not at all for float32 values), and each of n additions, in
+//   any order, by u of the sum: S >= N² (1 - u)^(n + 1), so the root of S, rounded, is at least
+//   N (1 - (n + 3) u / 2), which is N (1 - 2^-22) or more. Squares that underflow change S by at
+//   most 2^-1075 each: 2^-1043 in all, far below u of C².
+// - `allowed` and 2^30 / C are rounded once or twice, the quotient, the scale and each coordinate's
+//   product once each: together less than 8 u.
+// So the coordinates, in steps, have a norm of at most 2^30 (1 - 2^-20) (1 + 2^-21.9) < 2^30, and
+// rounding towards zero can only make it smaller.
 constexpr double kNormMargin = 0x1p-20;
 
 // What a coordinate is multiplied with to be in grid steps, from the example's squared norm.

@@ -15,22 +15,27 @@ from privimage.dp.accounting import (
 from privimage.dp.clipping import GRID_UNITS, clipped_sum
 from privimage.dp.engine import ExampleGradients
 from privimage.dp.ledger import Ledger, Plan, StepBudget
-from privimage.dp.noise import gaussian_integers, secret_generator
-from privimage.dp.optimizers import DPAdam
+from privimage.dp.noise import Domain, SecretKey, SecretStream, generators
+from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
 from privimage.dp.sampling import poisson_sample, rate_threshold
 from privimage.dp.verification import Verification, verify
 
 __all__ = [
     "ADJACENCY",
     "DELTA_RANGE",
+    "DPSGD",
     "GRID_UNITS",
     "DPAdam",
+    "DPAdamW",
+    "Domain",
     "Epsilon",
     "ExampleGradients",
     "Gaussian",
     "Ledger",
     "Mechanism",
     "Plan",
+    "SecretKey",
+    "SecretStream",
     "StepBudget",
     "SubsampledGaussian",
     "Verification",
@@ -39,9 +44,8 @@ __all__ = [
     "check_delta",
     "clipped_sum",
     "epsilon",
-    "gaussian_integers",
+    "generators",
     "poisson_sample",
     "rate_threshold",
-    "secret_generator",
     "verify",
 ]

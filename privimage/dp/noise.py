@@ -1,39 +1,142 @@
-"""Gaussian noise on the integer grid, from the operating system's cryptographic generator."""
+"""The secret key and its streams of noise and words: nothing else in DP code may be random.
 
-import math
+Where a word comes from: key = HMAC-SHA256(32 bytes from the operating system, run nonce), and then
+word(index) = ChaCha20(key, domain · 2^56 + step, index), laid out in csrc/shared/chacha20.h. The
+run nonce is drawn afresh with every `SecretKey`, a domain is one purpose, and a stream counts the
+steps of its domain up and never back, so no two uses can ever see the same word.
+"""
+
+import enum
+import hashlib
+import hmac
 import os
+from typing import NoReturn
 
-import numpy as np
 import torch
 
+from privimage import ops
 
-def gaussian_integers(count: int, std: float) -> torch.Tensor:
-    """Draws `count` values of N(0, std²), each rounded to the nearest integer.
+_STEP_BITS = 56
+TEST_KEY = "PRIVIMAGE_TEST_KEY"
+"""The environment variable whose text, if there is one, takes the place of the secret key."""
 
-    Every word of randomness comes from `os.urandom`: there is no seed that could be published,
-    stored or repeated, and a resumed run draws fresh noise by construction. 64-bit uniforms and
-    float64 Box-Muller reach 9.4 standard deviations; added to an integer sum, the rounding is
-    post-processing of the unrounded Gaussian mechanism, since rint(c + x) = c + rint(x).
 
-    Returns:
-        int64 [count], on the CPU.
+class Domain(enum.IntEnum):
+    """What random words are for; the highest byte of a step's number."""
+
+    UPDATE = 1
+    QUERY = 2
+    SAMPLING = 3
+    EXAMPLES = 4
+
+
+class SecretKey:
+    """A key for one run, in memory only: it has no public bytes, can't be copied or pickled.
+
+    Formal guarantee: the key comes from the operating system's cryptographic generator, never from
+    a seed, and no two keys or streams share a word
+    (tests/dp/test_noise.py::test_two_keys_share_nothing,
+    tests/dp/test_noise.py::test_a_domain_has_one_stream); it is in no state, representation or
+    pickle (tests/dp/test_noise.py::test_a_key_cannot_leave_the_process). With the environment
+    variable PRIVIMAGE_TEST_KEY set there is no guarantee, and `is_secret` says so.
+
+    Attributes:
+        is_secret: False for a test key: whatever it touches is not private, and must say so.
     """
-    pairs = -(-count // 2)
-    words = np.frombuffer(os.urandom(16 * pairs), dtype="<u8").reshape(2, pairs)
-    # (x + 1/2) / 2^64 lies in (0, 1]; its logarithm is finite for every x.
-    uniform = (words.astype(np.float64) + 0.5) * 2.0**-64
-    radius = std * np.sqrt(-2.0 * np.log(uniform[0]))
-    angle = 2.0 * math.pi * uniform[1]
-    values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
-    return torch.from_numpy(np.rint(values).astype(np.int64))
+
+    __slots__ = ("_key", "_taken", "is_secret")
+
+    def __init__(self, secret: bytes, nonce: bytes, is_secret: bool) -> None:
+        """For `from_os` alone."""
+        digest = hmac.digest(secret, nonce, hashlib.sha256)
+        self._key = torch.tensor(list(digest), dtype=torch.uint8)
+        self._taken: set[Domain] = set()
+        self.is_secret = is_secret
+
+    @classmethod
+    def from_os(cls) -> "SecretKey":
+        """A fresh key from the operating system, or the test key of the environment."""
+        test = os.environ.get(TEST_KEY)
+        if test:
+            return cls(hashlib.sha256(test.encode()).digest(), bytes(16), is_secret=False)
+        return cls(os.urandom(32), os.urandom(16), is_secret=True)
+
+    def stream(self, domain: Domain) -> "SecretStream":
+        """The one stream of this purpose.
+
+        Raises:
+            ValueError: it was handed out before; two users of it would draw the same words.
+        """
+        if domain in self._taken:
+            raise ValueError(f"the stream {domain.name} of this key is in use; make another key")
+        self._taken.add(domain)
+        return SecretStream(self, domain)
+
+    def __repr__(self) -> str:
+        return f"SecretKey(is_secret={self.is_secret})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret key stays in its process: it can't be copied or pickled")
 
 
-def secret_generator() -> torch.Generator:
-    """A fresh torch generator with a seed that nobody knows.
+class SecretStream:
+    """The words of one purpose, a step at a time; each step is drawn once.
 
-    For randomness inside one example's own loss (noise levels, label dropout): it need not be
-    cryptographic, but must be drawn independently for each example and owe nothing to a public
-    seed, or adding one image would visibly shift the draws of the others.
+    Attributes:
+        is_secret: as the key's.
     """
-    seed = int.from_bytes(os.urandom(8), "little", signed=True)
-    return torch.Generator().manual_seed(seed)
+
+    __slots__ = ("_counter", "_key", "is_secret")
+
+    def __init__(self, key: SecretKey, domain: Domain) -> None:
+        """For `SecretKey.stream` alone."""
+        self._key = key._key
+        self._counter = torch.tensor([int(domain) << _STEP_BITS])
+        self.is_secret = key.is_secret
+
+    def words(self, count: int) -> torch.Tensor:
+        """The next step's first `count` words of 64 random bits, int64 [count]."""
+        return ops.random_words(self._key, self._next(), 0, count)
+
+    def gaussian_integers(self, count: int, std: float) -> torch.Tensor:
+        """`count` values of N(0, std²) of the next step, each rounded to the nearest integer.
+
+        Added to an integer sum, the rounding is post-processing of the Gaussian mechanism, since
+        rint(c + x) = c + rint(x): the accounting of the unrounded mechanism holds as it is.
+
+        Args:
+            count: number of values.
+            std: standard deviation, in [0, 2^58]; no value is beyond 9.5 std.
+
+        Returns:
+            int64 [count], on the CPU.
+        """
+        return ops.gaussian_integers(self._key, self._next(), 0, count, std)
+
+    def private_update(
+        self, clipped_sum: torch.Tensor, state: ops.UpdateState, rule: ops.UpdateRule
+    ) -> None:
+        """`ops.private_update` with the next step's noise; the step is counted on the device."""
+        self._counter = self._counter.to(state.parameters.device)
+        ops.private_update(clipped_sum, self._key, self._counter, state, rule)
+
+    def __repr__(self) -> str:
+        return f"SecretStream(is_secret={self.is_secret})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret stream stays in its process: it can't be copied or pickled")
+
+    def _next(self) -> int:
+        step = int(self._counter)
+        self._counter += 1
+        return step
+
+
+def generators(words: torch.Tensor) -> list[torch.Generator]:
+    """A torch generator seeded by each word.
+
+    For randomness inside one example's own loss (noise levels, label dropout), with one word an
+    example. It need not be cryptographic, since the clipping bounds an example's part whatever was
+    drawn; but no draw of one example may depend on which others are there.
+    """
+    return [torch.Generator().manual_seed(word) for word in words.tolist()]

@@ -8,7 +8,20 @@ import torch
 
 from privimage.ops import reference
 
-_SCHEMAS = {"clipped_sum": "clipped_sum(Tensor parts, float max_grad_norm) -> Tensor"}
+_SCHEMAS = {
+    "clipped_sum": "clipped_sum(Tensor parts, float max_grad_norm) -> Tensor",
+    "random_words": "random_words(Tensor key, int step, int first, int count) -> Tensor",
+    "gaussian_integers": (
+        "gaussian_integers(Tensor key, int step, int first, int count, float std) -> Tensor"
+    ),
+    "private_update": (
+        "private_update(Tensor clipped_sum, Tensor key, Tensor(a!) step, int first_index, "
+        "Tensor(b!) parameters, Tensor(c!) momentum, Tensor(d!)? second_moment, "
+        "Tensor(e!)? average, float noise_std, float scale, float keep, float momentum_decay, "
+        "float gradient_weight, float second_decay, float second_correction, float epsilon, "
+        "float step_size, float average_weight) -> ()"
+    ),
+}
 _NAMESPACE = "privimage"
 
 _native = importlib.util.find_spec("privimage.ops._native")
@@ -50,4 +63,4 @@ def describe_build() -> str:
         return "none (the reference in plain PyTorch)"
     from privimage import _host
 
-    return f"{build}, {_host.instruction_set()}, compiler {_host.compiler}"
+    return f"{build}, {_host.instruction_sets()[0]}, compiler {_host.compiler}"

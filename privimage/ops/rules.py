@@ -8,6 +8,25 @@ def clipped_sum(parts: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
     return parts.new_empty(parts.shape[1], dtype=torch.int64)
 
 
+def random_words(key: torch.Tensor, step: int, first: int, count: int) -> torch.Tensor:
+    """uint8 [32] → int64 [count], without data."""
+    return key.new_empty(count, dtype=torch.int64)
+
+
+def gaussian_integers(
+    key: torch.Tensor, step: int, first: int, count: int, std: float
+) -> torch.Tensor:
+    """uint8 [32] → int64 [count], without data."""
+    return key.new_empty(count, dtype=torch.int64)
+
+
+def private_update(*arguments: object) -> None:
+    """Changes its arguments and returns nothing."""
+
+
 def register() -> None:
     """Gives torch.compile and the meta device the shape of every operator's result."""
     torch.library.register_fake("privimage::clipped_sum", clipped_sum)
+    torch.library.register_fake("privimage::random_words", random_words)
+    torch.library.register_fake("privimage::gaussian_integers", gaussian_integers)
+    torch.library.register_fake("privimage::private_update", private_update)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from privimage.data import ImageSet
-from privimage.dp import Ledger, gaussian_integers
+from privimage.dp import Domain, Ledger, SecretKey
 from privimage.errors import UserError, check_count, check_positive
 
 _LOGIT_STEP = 1e-3
@@ -75,10 +75,14 @@ def noisy_histogram(
     plan = ledger.plan
     if plan is None or plan.query_noise_multiplier is None:
         raise UserError("the ledger's plan has no query")
+    key = SecretKey.from_os()
+    if not key.is_secret:
+        ledger.mark_not_private("test key")  # type: ignore[attr-defined]
     ledger.reserve_query()
     votes = top_classes(predict(sensitive.images), settings.votes_per_image)
     counts = count_votes(votes, sensitive.labels, len(sensitive.names) + 1, public_classes)
-    noise = gaussian_integers(counts.numel(), settings.noise_std(plan.query_noise_multiplier))
+    std = settings.noise_std(plan.query_noise_multiplier)
+    noise = key.stream(Domain.QUERY).gaussian_integers(counts.numel(), std)
     return counts + noise.view(counts.shape)
 
 

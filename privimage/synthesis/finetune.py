@@ -5,6 +5,7 @@ Abadi et al. 2016 (arXiv 1607.00133) with the K noise draws of an image folded i
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from torch import nn
 from privimage.checkpoint import Checkpoints
 from privimage.data import ImageSet, to_unit_range
 from privimage.diffusion.denoiser import Denoiser, Network, draw_noise_levels, drop_labels, losses
-from privimage.diffusion.ema import Ema
+from privimage.diffusion.ema import ema_decay
 from privimage.dp import (
+    Domain,
     DPAdam,
     ExampleGradients,
     Ledger,
+    SecretKey,
     clipped_sum,
+    generators,
     poisson_sample,
     rate_threshold,
-    secret_generator,
 )
 from privimage.errors import UserError, check_count, check_positive, check_probability
 from privimage.progress import Reporter, Stopped
@@ -68,7 +71,11 @@ class FinetuneSettings:
 
 
 class Finetuner:
-    """One private step after another on `network`; what a loop saves and restores."""
+    """One private step after another on `network`; what a loop saves and restores.
+
+    Attributes:
+        is_secret: whether all randomness comes from a secret key; a test key makes it False.
+    """
 
     def __init__(
         self,
@@ -83,64 +90,81 @@ class Finetuner:
         self._settings = settings
         self._workers = workers
         self._threshold = rate_threshold(settings.sample_rate)
+        key = SecretKey.from_os()
+        self.is_secret = key.is_secret
+        self._sampling, self._draws = key.stream(Domain.SAMPLING), key.stream(Domain.EXAMPLES)
         self._gradients = ExampleGradients(network)
         self._optimizer = DPAdam(
             [parameter for parameter in network.parameters() if parameter.requires_grad],
             settings.learning_rate,
             noise_multiplier,
             settings.sample_rate * public_size,
+            key=key,
+            ema_decay=partial(ema_decay, limit=settings.ema_decay),
         )
-        self._ema = Ema({"parameters": self._optimizer.flat}, settings.ema_decay)
         fitting = _ARENA_BYTES // (4 * self._gradients.size)
         self._micro_batch = min(max(fitting, 1), _LARGEST_MICRO_BATCH)
 
     def step(self) -> None:
         """Samples a batch, sums its clipped gradients, adds noise and updates weights and EMA."""
-        chosen = poisson_sample(len(self._sensitive), self._threshold)
+        chosen = poisson_sample(len(self._sensitive), self._threshold, self._sampling)
+        words = self._draws.words(len(self._sensitive))[chosen]
+        pieces = zip(chosen.split(self._micro_batch), words.split(self._micro_batch), strict=True)
         total = torch.zeros(self._gradients.size, dtype=torch.int64, device=self._device)
-        for part in self._workers.map(self._clipped_sum, chosen.split(self._micro_batch)):
+        for part in self._workers.map(self._clipped_sum, pieces):
             total += part
         self._optimizer.step(total)
-        self._ema.update({"parameters": self._optimizer.flat})
 
     def released(self) -> torch.Tensor:
         """The averaged weights, flat: the only thing that leaves the stage."""
-        return self._ema.average["parameters"]
+        return self._optimizer.average
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Optimiser and EMA: functions of what was released, never of a raw gradient."""
-        tensors = {**self._optimizer.state(), "ema": self.released()}
-        return tensors, {"ema_updates": self._ema.updates}
+        return self._optimizer.tensors(), {}
 
     def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self._optimizer.restore(tensors)
-        self._ema.restore({"parameters": tensors["ema"]}, state["ema_updates"])
 
     @property
     def _device(self) -> torch.device:
         return self._optimizer.flat.device
 
-    def _clipped_sum(self, indices: torch.Tensor) -> torch.Tensor:
+    def _clipped_sum(self, piece: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """The clipped gradients of these images, summed: int64 [parameters].
 
         Every micro-batch has the same physical shape, the last one being padded with grey images,
         so that an image's gradient does not depend on how many others were sampled.
+
+        An image's draws come from a word of its own, a function of key, step and the image's index.
+        The guarantee would survive draws that depend on the image's place in the micro-batch: they
+        would still be independent between images, and the clip holds whatever was drawn. But then
+        one image more would exchange the draws of all after it, and that it moves the sum by at
+        most the clip could not be tested on the real code, key by key.
+
+        Args:
+            piece: the images' indices and words, int64 [at most micro-batch] each.
         """
-        settings = self._settings
+        settings, (indices, words) = self._settings, piece
         no_label = len(self._sensitive.names)
-        images = torch.full(
-            (self._micro_batch, *self._sensitive.images.shape[1:]), 128, dtype=torch.uint8
-        )
+        shape = self._sensitive.images.shape[1:]
+        images = torch.full((self._micro_batch, *shape), 128, dtype=torch.uint8)
         labels = torch.full((self._micro_batch,), no_label)
         images[: len(indices)] = self._sensitive.images[indices]
         labels[: len(indices)] = self._sensitive.labels[indices]
         clean = to_unit_range(images).repeat_interleave(settings.draws, dim=0)
         labels = labels.repeat_interleave(settings.draws)
-        secret = secret_generator()
-        sigma = draw_noise_levels(secret, len(clean))
-        noise = torch.randn(clean.shape, generator=secret)
-        coins = torch.rand(len(clean), generator=secret)
+        sigma, noise, coins = (
+            torch.ones(len(clean)),
+            torch.zeros(clean.shape),
+            torch.ones(len(clean)),
+        )
+        for i, generator in enumerate(generators(words)):
+            rows = slice(i * settings.draws, (i + 1) * settings.draws)
+            sigma[rows] = draw_noise_levels(generator, settings.draws)
+            noise[rows] = torch.randn((settings.draws, *shape), generator=generator)
+            coins[rows] = torch.rand(settings.draws, generator=generator)
         labels = drop_labels(labels, coins, settings.label_dropout, no_label)
         batch = [tensor.to(self._device) for tensor in (clean, sigma, noise, labels)]
         parts = self._gradients(_losses, *batch, draws=settings.draws)
@@ -199,6 +223,8 @@ def finetune(
         raise UserError("the ledger has no plan")
     noise_multiplier = plan.finetune.noise_multiplier
     tuner = Finetuner(sensitive, network, settings, noise_multiplier, public_size, workers)
+    if not tuner.is_secret:
+        ledger.mark_not_private("test key")  # type: ignore[attr-defined]
     checkpoints = Checkpoints(folder, reporter.warn)
     done = 0
     if (checkpoint := checkpoints.load()) is not None:

@@ -1,50 +1,180 @@
+import copy
 import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import pytest
 import scipy.stats
 import torch
 
-from privimage.dp import noise
+from privimage.dp import Domain, SecretKey, generators
+from privimage.dp.noise import TEST_KEY
 
 _FALSE_ALARM = 1e-6
+_STEPS = 60
+# Like a small network: many small tensors and a large one, laid end to end in one flat vector.
+_TENSORS = (1, 3, 16, 64, 250, 1000, 4000)
 
 
-def test_noise_is_gaussian_and_another_scale_is_rejected():
-    std = 2.0**30
-    values = noise.gaussian_integers(200_001, std).double().numpy() / std
-    normal = scipy.stats.norm.cdf
-    assert scipy.stats.kstest(values, normal).pvalue > _FALSE_ALARM
-    assert scipy.stats.kstest(values * 0.95, normal).pvalue < _FALSE_ALARM
-    squares = float((values**2).sum())
-    low, high = scipy.stats.chi2.ppf([_FALSE_ALARM / 2, 1 - _FALSE_ALARM / 2], len(values))
-    assert low < squares < high
-    assert not low < squares * 0.97**2 < high
+def _stream(domain=Domain.UPDATE):
+    return SecretKey.from_os().stream(domain)
 
 
-def test_neighbouring_values_are_uncorrelated():
-    values = noise.gaussian_integers(100_000, 1000.0).double().numpy()
-    for lag in (1, 2, 50_000):
-        assert abs(np.corrcoef(values[lag:], values[:-lag])[0, 1]) < 0.025
-    assert abs(np.corrcoef(values[1:], values[1:])[0, 1]) > 0.025
+def _standard_noise(steps, count, std=2.0**30):
+    """[steps, count], in units of the standard deviation."""
+    stream = _stream()
+    return np.stack([stream.gaussian_integers(count, std).numpy() for _ in range(steps)]) / std
 
 
-def test_two_draws_differ_and_owe_nothing_to_a_seed():
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
-    first = noise.gaussian_integers(1000, 1e6)
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
-    assert (first != noise.gaussian_integers(1000, 1e6)).float().mean() > 0.99
-    assert noise.secret_generator().initial_seed() != noise.secret_generator().initial_seed()
+def _looks_gaussian(values):
+    """χ² of the energy and Kolmogorov-Smirnov, at the fixed false-alarm rate."""
+    tail = _FALSE_ALARM / 2
+    low, high = scipy.stats.chi2.ppf([tail, 1 - tail], values.size)
+    energy = float((values**2).sum())
+    fits = scipy.stats.kstest(values.ravel(), scipy.stats.norm.cdf).pvalue > _FALSE_ALARM
+    return low < energy < high and fits
 
 
-def test_extreme_words_stay_finite(monkeypatch):
-    for byte in (b"\x00", b"\xff"):
-        monkeypatch.setattr(os, "urandom", lambda count, byte=byte: byte * count)
-        values = noise.gaussian_integers(4, 2.0**30).double() / 2.0**30
-        assert values.abs().max() < 9.6
+def test_noise_is_gaussian_in_every_tensor_and_another_scale_is_rejected():
+    noise = _standard_noise(_STEPS, sum(_TENSORS))
+    assert _looks_gaussian(noise)
+    assert not _looks_gaussian(0.95 * noise)
+    for values in np.split(noise, np.cumsum(_TENSORS)[:-1], axis=1):
+        assert _looks_gaussian(values)
+    assert not _looks_gaussian(0.95 * noise[:, -_TENSORS[-1] :])
+    # One tensor without noise, or with another's noise, is what the whole vector would not show.
+    assert not _looks_gaussian(np.zeros((_STEPS, _TENSORS[3])))
 
 
-def test_no_noise_and_no_values():
-    assert torch.equal(noise.gaussian_integers(5, 0.0), torch.zeros(5, dtype=torch.int64))
-    assert noise.gaussian_integers(0, 1.0).shape == (0,)
+def _largest_correlation(one, other):
+    """Of two arrays of standard Gaussians, in standard deviations of a chance correlation."""
+    return abs(float((one * other).sum())) / np.sqrt(one.size)
+
+
+def test_steps_and_neighbours_are_uncorrelated():
+    bound = scipy.stats.norm.isf(_FALSE_ALARM / 100)
+    noise = _standard_noise(_STEPS, 5000)
+    # 16 apart are the two Gaussians of one pair, 128 apart the same place in the next tile.
+    for lag in (1, 2, 15, 16, 17, 32, 127, 128, 129, 2500):
+        assert _largest_correlation(noise[:, lag:], noise[:, :-lag]) < bound
+        squares = (noise**2 - 1) / np.sqrt(2)
+        assert _largest_correlation(squares[:, lag:], squares[:, :-lag]) < bound
+    for lag in (1, 2, 30):
+        assert _largest_correlation(noise[lag:], noise[:-lag]) < bound
+    mixed = 0.99 * noise[:, 1:] + 0.1 * noise[:, :-1]
+    assert _largest_correlation(mixed, noise[:, :-1]) > bound
+
+
+def test_tails_are_as_heavy_as_they_should_be():
+    noise = np.abs(_standard_noise(40, 100_000)).ravel()
+    for limit in (2.0, 3.0, 4.0):
+        expected = 2 * scipy.stats.norm.sf(limit)
+        count = int((noise > limit).sum())
+        assert scipy.stats.binomtest(count, noise.size, expected).pvalue > _FALSE_ALARM
+        thin = int((0.95 * noise > limit).sum())
+        assert scipy.stats.binomtest(thin, noise.size, expected).pvalue < _FALSE_ALARM
+    assert noise.max() < 9.5
+
+
+def test_no_value_is_repeated():
+    noise = _standard_noise(4, 10_000, std=2.0**45).ravel()
+    assert len(np.unique(noise)) == noise.size
+
+
+def test_two_keys_share_nothing_and_owe_nothing_to_a_seed():
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        draws.append(_stream(Domain.SAMPLING).words(1000))
+    assert len(torch.cat(draws).unique()) == 2000
+
+
+def test_two_keys_share_nothing(monkeypatch):
+    """Not even if the operating system gave the same 32 bytes twice: the run nonce differs."""
+    real = os.urandom
+    monkeypatch.setattr(os, "urandom", lambda size: bytes(32) if size == 32 else real(size))
+    draws = [_stream(Domain.SAMPLING).words(1000) for _ in range(2)]
+    assert len(torch.cat(draws).unique()) == 2000
+
+
+def test_a_domain_has_one_stream():
+    key = SecretKey.from_os()
+    streams = [key.stream(domain) for domain in Domain]
+    draws = torch.cat([stream.words(1000) for stream in streams for _ in range(3)])
+    assert len(draws.unique()) == len(draws)
+    with pytest.raises(ValueError, match="in use"):
+        key.stream(Domain.UPDATE)
+
+
+def test_a_key_cannot_leave_the_process():
+    secrets = SecretKey.from_os()
+    stream = secrets.stream(Domain.UPDATE)
+    for secret in (secrets, stream):
+        for leave in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="stays in its process"):
+                leave(secret)
+        assert not hasattr(secret, "__dict__")
+        shown = f"{secret!r} {secret}"
+        assert shown.count("is_secret=True") == 2
+        for byte in secrets._key.tolist():
+            assert f" {byte}" not in shown
+            assert f"{byte:02x}{byte:02x}" not in shown
+
+
+def test_a_test_key_repeats_itself_and_says_so(monkeypatch):
+    assert SecretKey.from_os().is_secret
+    monkeypatch.setenv(TEST_KEY, "one")
+    first, second = (SecretKey.from_os() for _ in range(2))
+    assert not first.is_secret
+    streams = [key.stream(Domain.QUERY) for key in (first, second)]
+    assert not streams[0].is_secret
+    assert torch.equal(streams[0].words(100), streams[1].words(100))
+    monkeypatch.setenv(TEST_KEY, "another")
+    other = SecretKey.from_os().stream(Domain.QUERY)
+    assert not torch.isin(other.words(100), streams[0].words(1000)).any()
+    monkeypatch.setenv(TEST_KEY, "")
+    assert SecretKey.from_os().is_secret
+
+
+def test_the_test_key_is_read_in_one_place():
+    package = Path(__file__).parents[2] / "privimage"
+    places = [path for path in package.rglob("*.py") if TEST_KEY in path.read_text()]
+    assert [path.name for path in places] == ["noise.py"]
+    assert places[0].read_text().count("os.environ") == 1
+
+
+def test_a_test_key_gives_the_same_in_another_process(monkeypatch):
+    monkeypatch.setenv(TEST_KEY, "one")
+    here = SecretKey.from_os().stream(Domain.QUERY).gaussian_integers(3, 1e6).tolist()
+    code = (
+        "from privimage.dp import Domain, SecretKey; "
+        "print(SecretKey.from_os().stream(Domain.QUERY).gaussian_integers(3, 1e6).tolist())"
+    )
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert there.stdout.strip() == str(here)
+
+
+def test_dp_code_uses_no_other_randomness(monkeypatch):
+    def forbidden(*_, **__):
+        raise AssertionError("randomness that a seed decides")
+
+    for name in ("randn", "rand", "normal", "randint", "randperm", "bernoulli"):
+        monkeypatch.setattr(torch, name, forbidden)
+    monkeypatch.setattr(torch.Tensor, "normal_", forbidden)
+    monkeypatch.setattr(torch.Tensor, "uniform_", forbidden)
+    key = SecretKey.from_os()
+    key.stream(Domain.UPDATE).gaussian_integers(1000, 1.0)
+    key.stream(Domain.SAMPLING).words(1000)
+
+
+def test_generators_follow_their_words():
+    words = _stream(Domain.EXAMPLES).words(3)
+    draws = [torch.randn(4, generator=generator) for generator in generators(words)]
+    again = [torch.randn(4, generator=generator) for generator in generators(words[1:])]
+    assert torch.equal(draws[1], again[0])
+    assert not torch.equal(draws[0], draws[1])
+    assert generators(words[:0]) == []

@@ -1,61 +1,164 @@
+import copy
+import io
+import pickle
+
 import pytest
 import scipy.stats
 import torch
 from torch import nn
 
-from privimage.dp import GRID_UNITS, DPAdam, optimizers
+from privimage.dp import DPSGD, GRID_UNITS, DPAdam, DPAdamW, SecretKey
+from privimage.dp.noise import TEST_KEY
 from privimage.errors import UserError
 
 _FALSE_ALARM = 1e-6
 
 
-def _optimizer(sizes=((3, 2), (4,)), **changes):
+def _optimizer(sizes=((3, 2), (4,)), kind=DPAdam, **changes):
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(size)) for size in sizes]
     arguments = {"learning_rate": 0.1, "noise_multiplier": 0.0, "expected_batch_size": 5.0}
-    return parameters, DPAdam(parameters, **{**arguments, **changes})
+    return parameters, kind(parameters, **{**arguments, **changes})
 
 
-def test_without_noise_it_is_torch_adam_on_the_scaled_mean():
-    parameters, optimizer = _optimizer()
+def _mean_gradients(total):
+    mean = total.double() / GRID_UNITS / 5.0
+    return mean[:6].float().view(3, 2), mean[6:].float()
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "plain", "plain_arguments"),
+    [
+        (DPAdam, {}, torch.optim.Adam, {}),
+        (DPAdam, {"betas": (0.8, 0.99)}, torch.optim.Adam, {"betas": (0.8, 0.99)}),
+        (DPAdamW, {}, torch.optim.AdamW, {}),
+        (DPAdamW, {"weight_decay": 0.3}, torch.optim.AdamW, {"weight_decay": 0.3}),
+        (DPSGD, {}, torch.optim.SGD, {}),
+        (DPSGD, {"momentum": 0.9}, torch.optim.SGD, {"momentum": 0.9}),
+    ],
+)
+def test_without_noise_it_is_torchs_on_the_scaled_mean(kind, arguments, plain, plain_arguments):
+    parameters, optimizer = _optimizer(kind=kind, **arguments)
     twins = [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
-    adam = torch.optim.Adam(twins, lr=0.1)
+    other = plain(twins, lr=0.1, **plain_arguments)
     for _ in range(5):
         total = torch.randint(-(2**32), 2**32, (10,))
         optimizer.step(total)
-        mean = total.double() / GRID_UNITS / 5.0
-        twins[0].grad, twins[1].grad = mean[:6].float().view(3, 2), mean[6:].float()
-        adam.step()
+        twins[0].grad, twins[1].grad = _mean_gradients(total)
+        other.step()
     for parameter, twin in zip(parameters, twins, strict=True):
-        torch.testing.assert_close(parameter, twin, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(parameter, twin, rtol=1e-6, atol=1e-6)
 
 
-def test_an_empty_batch_is_a_step_of_pure_noise(monkeypatch):
-    seen = []
-    real = optimizers.gaussian_integers
-    monkeypatch.setattr(
-        optimizers, "gaussian_integers", lambda *args: seen.append(real(*args)) or seen[-1]
+@pytest.mark.parametrize("kind", [DPAdam, DPAdamW, DPSGD])
+def test_learning_rate_schedulers_work(kind):
+    parameters, optimizer = _optimizer(kind=kind)
+    twins, plain = _optimizer(kind=kind)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    for learning_rate in (0.1, 0.05, 0.025):
+        total = torch.randint(-(2**32), 2**32, (10,))
+        assert optimizer.param_groups[0]["lr"] == learning_rate
+        plain.param_groups[0]["lr"] = learning_rate
+        optimizer.step(total)
+        plain.step(total)
+        scheduler.step()
+    assert all(map(torch.equal, parameters, twins))
+
+
+def test_the_average_follows_the_parameters():
+    decays = {1: 0.5, 2: 0.75}
+    _, optimizer = _optimizer(ema_decay=decays.get)
+    expected = optimizer.flat.detach().clone()
+    assert torch.equal(optimizer.average, expected)
+    for update in (1, 2):
+        optimizer.step(torch.randint(-(2**32), 2**32, (10,)))
+        expected = decays[update] * expected + (1 - decays[update]) * optimizer.flat.detach()
+        torch.testing.assert_close(optimizer.average, expected, rtol=1e-6, atol=1e-6)
+
+
+def _released(kind=DPSGD, size=50_000, steps=1, **changes):
+    """What DPSGD adds to an empty sum, in units of the noise's standard deviation."""
+    parameters, optimizer = _optimizer(
+        ((size,),), kind, noise_multiplier=3.0, learning_rate=1.0, **changes
     )
-    parameters, optimizer = _optimizer(((50_000,),), noise_multiplier=3.0)
-    before = parameters[0].detach().clone()
-    optimizer.step(torch.zeros(50_000, dtype=torch.int64))
-    assert (parameters[0] != before).float().mean() > 0.99
-    squares = float((seen[0].double() / GRID_UNITS).square().sum()) / 3.0**2
-    low, high = scipy.stats.chi2.ppf([_FALSE_ALARM / 2, 1 - _FALSE_ALARM / 2], 50_000)
+    noises = []
+    for _ in range(steps):
+        before = parameters[0].detach().clone()
+        optimizer.step(torch.zeros(size, dtype=torch.int64))
+        noises.append((before - parameters[0].detach()).double() * 5.0 / 3.0)
+    return noises
+
+
+def test_an_empty_batch_is_a_step_of_pure_noise():
+    (noise,) = _released()
+    squares = float(noise.square().sum())
+    low, high = scipy.stats.chi2.ppf([_FALSE_ALARM / 2, 1 - _FALSE_ALARM / 2], len(noise))
     assert low < squares < high
     assert not low < squares * 0.95**2 < high
+    assert scipy.stats.kstest(noise.numpy(), scipy.stats.norm.cdf).pvalue > _FALSE_ALARM
 
 
-def test_two_steps_draw_two_noises(monkeypatch):
-    seen = []
-    real = optimizers.gaussian_integers
-    monkeypatch.setattr(
-        optimizers, "gaussian_integers", lambda *args: seen.append(real(*args)) or seen[-1]
-    )
-    _, optimizer = _optimizer(noise_multiplier=1.0)
+def test_two_steps_draw_two_noises():
+    noises = [*_released(steps=3), *_released(steps=1)]
+    for i, one in enumerate(noises):
+        for other in noises[:i]:
+            assert abs(float(one @ other)) < 5.5 * len(one) ** 0.5
+            assert float((one == other).float().mean()) < 0.01
+
+
+def test_the_divisor_is_the_expected_batch_whatever_was_sampled():
+    """One example more moves the parameters by at most learning rate x C / expected batch."""
+    total = torch.randint(-(2**20), 2**20, (10,))
+    more = total.clone()
+    more[0] += GRID_UNITS
+    ends = []
+    for clipped in (total, more):
+        parameters, optimizer = _optimizer(kind=DPSGD)
+        optimizer.step(clipped)
+        ends.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    assert float((ends[0] - ends[1]).norm()) == pytest.approx(0.1 / 5.0, rel=1e-5)
+
+
+def test_no_state_holds_the_key():
+    key = SecretKey.from_os()
+    secret = bytes(key._key.tolist())
+    _, optimizer = _optimizer(noise_multiplier=1.0, key=key, ema_decay=lambda _: 0.9)
+    optimizer.step(torch.zeros(10, dtype=torch.int64))
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    for saved in (buffer.getvalue(), pickle.dumps(optimizer), repr(optimizer).encode()):
+        assert secret not in saved
+        assert secret[:8] not in saved
+    names = {"parameters", "step", "exp_avg", "exp_avg_sq", "ema"}
+    assert optimizer.tensors().keys() == names
+
+
+def test_the_user_s_seed_does_not_reach_the_noise():
+    noises = []
     for _ in range(2):
-        optimizer.step(torch.zeros(10, dtype=torch.int64))
-    assert not torch.equal(seen[0], seen[1])
+        torch.manual_seed(3)
+        noises += _released()
+    assert not torch.equal(*noises)
+
+
+def test_a_test_key_shows(monkeypatch):
+    assert _optimizer()[1].is_secret
+    monkeypatch.setenv(TEST_KEY, "any")
+    assert not _optimizer()[1].is_secret
+    assert torch.equal(_released()[0], _released()[0])
+
+
+def test_one_key_serves_one_optimizer():
+    key = SecretKey.from_os()
+    _optimizer(key=key)
+    with pytest.raises(ValueError, match="in use"):
+        _optimizer(key=key)
+
+
+def test_all_parameters_are_one_group():
+    _, optimizer = _optimizer()
+    with pytest.raises(ValueError, match="one group"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
 
 
 def test_the_model_sees_every_update():
@@ -72,17 +175,28 @@ def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened():
     for total in totals[:3]:
         one.step(total)
     _, other = _optimizer()
-    other.restore({name: tensor.clone() for name, tensor in one.state().items()})
+    other.restore({name: tensor.clone() for name, tensor in one.tensors().items()})
     for total in totals[3:]:
         one.step(total)
         other.step(total)
     assert torch.equal(one.flat, other.flat)
 
 
-def test_the_state_is_saved_before_the_first_step_too():
-    _, optimizer = _optimizer()
-    assert optimizer.state().keys() == {"parameters"}
-    optimizer.restore(optimizer.state())
+def test_torchs_own_state_goes_on_too():
+    parameters, one = _optimizer(ema_decay=lambda _: 0.9)
+    totals = torch.randint(-(2**32), 2**32, (6, 10))
+    for total in totals[:3]:
+        one.step(total)
+    twins, other = _optimizer(ema_decay=lambda _: 0.9)
+    with torch.no_grad():
+        for twin, parameter in zip(twins, parameters, strict=True):
+            twin.copy_(parameter)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    for total in totals[3:]:
+        one.step(total)
+        other.step(total)
+    assert torch.equal(one.flat, other.flat)
+    assert torch.equal(one.average, other.average)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +205,7 @@ def test_the_state_is_saved_before_the_first_step_too():
         {"learning_rate": 0.0},
         {"noise_multiplier": -1.0},
         {"noise_multiplier": float("nan")},
+        {"noise_multiplier": 2.0**29},
         {"expected_batch_size": 0.0},
     ],
 )

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from privimage.data import ImageSet
 from privimage.dp import Gaussian, Ledger, Plan, SubsampledGaussian
+from privimage.dp.noise import TEST_KEY
 from privimage.errors import UserError
 from privimage.semantics.query import QuerySettings, count_votes, noisy_histogram, top_classes
 
@@ -83,6 +84,25 @@ def test_two_queries_differ(tmp_path):
         )
         assert len(ledger.spent()) == 2
     assert not torch.equal(first, second)
+
+
+def test_a_test_key_repeats_itself_and_is_written_into_the_ledger_first(tmp_path, monkeypatch):
+    marks = []
+
+    def mark(ledger, reason):
+        marks.append((reason, len(ledger.spent())))
+
+    monkeypatch.setenv(TEST_KEY, "any")
+    monkeypatch.setattr(Ledger, "mark_not_private", mark, raising=False)
+    with _ledger(tmp_path, 3.0) as ledger:
+        first, second = (
+            noisy_histogram(
+                ledger, _images(1), lambda x: torch.zeros(len(x), 50), 50, QuerySettings()
+            )
+            for _ in range(2)
+        )
+    assert torch.equal(first, second)
+    assert marks == [("test key", 0), ("test key", 1)]
 
 
 def test_more_votes_than_classes_are_refused_before_anything_is_spent(tmp_path):

@@ -1,0 +1,89 @@
+// Random words and Gaussian integers on the CPU, over a range of tiles: the caller brings the
+// threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/instruction_set.h"
+#include "shared/chacha20.h"
+#include "shared/gaussian.h"
+
+namespace privimage::cpu {
+
+// Fills `out`, the values of the indices first … first + count - 1 of one step.
+struct Draw {
+  Stream stream;
+  int64_t first;
+  int64_t count;
+  double std;    // of Gaussian integers
+  int64_t* out;  // [count]
+};
+
+// The tiles that hold the indices first … first + count - 1.
+inline int64_t first_tile(int64_t first) { return first / kTile; }
+inline int64_t end_tile(int64_t first, int64_t count) {
+  return (first + count + kTile - 1) / kTile;
+}
+
+PRIVIMAGE_INLINE void word_tile(const Stream& stream, int64_t tile, uint64_t words[kTile]) {
+  uint32_t halves[2 * kSlots][kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    uint32_t block[2 * kSlots];
+    chacha20_block(stream.key, static_cast<uint64_t>(kLanes * tile + lane), stream.step, block);
+    for (int i = 0; i < 2 * kSlots; ++i) halves[i][lane] = block[i];
+  }
+  for (int slot = 0; slot < kSlots; ++slot) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      words[kLanes * slot + lane] =
+          halves[2 * slot][lane] | static_cast<uint64_t>(halves[2 * slot + 1][lane]) << 32;
+    }
+  }
+}
+
+// Words of slots 0 and 1 give a pair of Gaussians at the places of the two words, and so on.
+PRIVIMAGE_INLINE void gaussian_tile(const Stream& stream, int64_t tile, double std,
+                                    int64_t integers[kTile]) {
+  uint64_t words[kTile];
+  word_tile(stream, tile, words);
+  for (int slot = 0; slot < kSlots; slot += 2) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int i = kLanes * slot + lane;
+      double first, second;
+      gaussian_pair(words[i], words[i + kLanes], first, second);
+      integers[i] = round_to_integer(std * first);
+      integers[i + kLanes] = round_to_integer(std * second);
+    }
+  }
+}
+
+// Copies what [first, first + count) and the tile have in common.
+template <typename Value>
+PRIVIMAGE_INLINE void copy_common(const Draw& job, int64_t tile, const Value values[kTile]) {
+  const int64_t begin = std::max(job.first, tile * kTile);
+  const int64_t end = std::min(job.first + job.count, (tile + 1) * kTile);
+  for (int64_t i = begin; i < end; ++i) {
+    job.out[i - job.first] = static_cast<int64_t>(values[i - tile * kTile]);
+  }
+}
+
+PRIVIMAGE_INLINE void random_words_loop(const Draw& job, int64_t begin, int64_t end) {
+  for (int64_t tile = begin; tile < end; ++tile) {
+    uint64_t words[kTile];
+    word_tile(job.stream, tile, words);
+    copy_common(job, tile, words);
+  }
+}
+
+PRIVIMAGE_INLINE void gaussian_integers_loop(const Draw& job, int64_t begin, int64_t end) {
+  for (int64_t tile = begin; tile < end; ++tile) {
+    int64_t integers[kTile];
+    gaussian_tile(job.stream, tile, job.std, integers);
+    copy_common(job, tile, integers);
+  }
+}
+
+PRIVIMAGE_PER_INSTRUCTION_SET(random_words, random_words_loop, Draw)
+PRIVIMAGE_PER_INSTRUCTION_SET(gaussian_integers, gaussian_integers_loop, Draw)
+
+}  // namespace privimage::cpu
