@@ -8,7 +8,13 @@ import torch
 
 from privimage.ops import reference
 
-_SCHEMAS = {"clipped_sum": "clipped_sum(Tensor parts, float max_grad_norm) -> Tensor"}
+_SCHEMAS = {
+    "clipped_sum": "clipped_sum(Tensor parts, float max_grad_norm) -> Tensor",
+    "example_weight_grad": (
+        "example_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
+        "int[] stride, int[] padding, int[] dilation, int groups, bool accumulate) -> ()"
+    ),
+}
 _NAMESPACE = "privimage"
 
 _native = importlib.util.find_spec("privimage.ops._native")
