@@ -1,8 +1,8 @@
 """Per-example gradients of any module: whatever uses a parameter is known exactly, or refused.
 
 While the losses are computed, a `TorchFunctionMode` watches every call of a PyTorch function in
-this thread. A call that takes a trainable parameter goes to its rule (`layers.RULES`), which gets
-the weight expanded to one copy an example without using memory; any other call that takes one is
+this thread. A call that takes a trainable parameter goes to its rule (`layers.RULES`), which writes
+the gradient of each example into the parameter's slot; any other call that takes one is
 refused by name. What the mode can't see (TorchScript, views of parameters taken earlier,
 other threads) still connects the loss to the parameter itself, which autograd then
 tells; so a use may be refused, but none is overlooked.
@@ -11,15 +11,13 @@ The parameters stay in their modules and no state is shared: threads can use one
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from privimage.dp.exchange import Exchange
-from privimage.dp.layers import Examples, check_layers
+from privimage.dp.layers import check_layers
+from privimage.dp.slots import Examples, Slot
 from privimage.errors import UserError, check_count
 
 Losses = Callable[..., torch.Tensor]
@@ -81,7 +79,8 @@ class ExampleGradients:
             return arena
         with torch.enable_grad():
             anchor = torch.zeros((), device=arena.device, requires_grad=True)
-            examples = Examples(count, dict(self._parts(anchor, arena)))
+            slots = dict(self._slots(arena))
+            examples = Examples(count, anchor, slots)
             with Exchange(examples, self._names_by_id(), count * draws):
                 values = losses(self._model, *batch)
             total = _mean_over_draws(values, count, draws).sum()
@@ -95,6 +94,8 @@ class ExampleGradients:
                     "(torch.jit, another thread, a view made earlier); "
                     "use it through plain PyTorch calls, or freeze it with requires_grad_(False)"
                 )
+        for slot in slots.values():
+            slot.finish()
         return arena
 
     def check_independence(
@@ -128,22 +129,19 @@ class ExampleGradients:
                 raise UserError(f"buffer '{name}' changes with the data; make it constant")
 
     def _arena(self, count: int) -> torch.Tensor:
+        """[examples, P], holding anything."""
         dtype = torch.float32
         for parameter in self._parameters:
             dtype = torch.promote_types(dtype, parameter.dtype)
-        return torch.zeros(count, self.size, dtype=dtype, device=self._parameters[0].device)
+        return torch.empty(count, self.size, dtype=dtype, device=self._parameters[0].device)
 
-    def _parts(
-        self, anchor: torch.Tensor, arena: torch.Tensor
-    ) -> Iterator[tuple[int, torch.Tensor]]:
-        """Each parameter's `id` and the expanded weight that stands for it."""
+    def _slots(self, arena: torch.Tensor) -> Iterator[tuple[int, Slot]]:
+        """Each parameter's `id` and its columns of the arena."""
         first = 0
         for parameter in self._parameters:
             columns = arena[:, first : first + parameter.numel()]
-            slot = columns.view(len(arena), *parameter.shape)
+            yield id(parameter), Slot(columns.view(len(arena), *parameter.shape))
             first += parameter.numel()
-            part = _Part.apply(anchor, parameter.detach(), slot)  # type: ignore[no-untyped-call]
-            yield id(parameter), part
 
     def _names_by_id(self) -> dict[int, str]:
         return {id(p): name for p, name in zip(self._parameters, self.names, strict=True)}
@@ -162,26 +160,6 @@ class ExampleGradients:
             torch.manual_seed(0)
             gradients = self(recorded, *batch, draws=draws)
         return _mean_over_draws(seen[0].detach(), len(gradients), draws), gradients
-
-
-class _Part(Function):
-    """weight [*shape] -> [examples, *shape] without a copy; its gradient goes into `slot`.
-
-    `anchor` is a leaf that makes autograd come here, once, with the sum over all uses.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, anchor: torch.Tensor, weight: torch.Tensor, slot: torch.Tensor
-    ) -> torch.Tensor:
-        ctx.slot = slot
-        return weight.expand_as(slot)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None]:
-        ctx.slot.copy_(gradient)
-        return None, None, None
 
 
 def _count_examples(batch: Sequence[torch.Tensor], draws: int) -> int:

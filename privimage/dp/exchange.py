@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from privimage.dp.layers import RULES, Examples
+from privimage.dp.layers import RULES
+from privimage.dp.slots import Examples
 from privimage.errors import UserError
 
 _PROPERTIES = "shape dtype device layout ndim requires_grad is_leaf is_cuda is_cpu is_nested"

@@ -1,15 +1,14 @@
 """Which operations of PyTorch can hand out one weight gradient an example, and how each does it.
 
-A weight enters a rule expanded to [examples, *shape], without a copy. The forward pass is the
-ordinary operation and so is the gradient of the input; the gradient of the expanded weight has one
-row an example, which is what clipping needs. The sum over examples is never computed.
+The forward pass is the ordinary operation and so is the gradient of the input; the gradient of a
+weight has one row an example, which is what clipping needs, and is written into the weight's slot.
+The sum over examples is never computed.
 
 Shapes: rows = examples x draws, an example's draws being consecutive rows. A rule adds up what an
 example's rows contribute.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,29 +18,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from privimage.dp.convolution import ExampleConv2d, Pair, pad_by_name, pair
+from privimage.dp.slots import Examples, Slot, write_weight_grad
 from privimage.errors import UserError
-
-
-@dataclass(frozen=True)
-class Examples:
-    """The micro-batch that a rule works on.
-
-    Attributes:
-        count: number of examples.
-        parts: the expanded weights [count, *shape] by the `id` of the parameter they stand for.
-    """
-
-    count: int
-    parts: Mapping[int, torch.Tensor]
-
-    def expand(self, tensor: torch.Tensor) -> torch.Tensor:
-        """[*shape] -> [count, *shape]: the part of a trainable parameter, else a plain view."""
-        part = self.parts.get(id(tensor))
-        return tensor.expand(self.count, *tensor.shape) if part is None else part
-
-    def expand_optional(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
-        """As `expand`; None stays None."""
-        return None if tensor is None else self.expand(tensor)
 
 
 def conv2d(
@@ -59,10 +37,7 @@ def conv2d(
     if isinstance(padding, str):
         x, padding = pad_by_name(x, padding, weight.shape[2:], pair(dilation))
     geometry = (pair(stride), pair(padding), pair(dilation), groups)
-    output: torch.Tensor = ExampleConv2d.apply(  # type: ignore[no-untyped-call]
-        x, examples.expand(weight), examples.expand_optional(bias), geometry
-    )
-    return output
+    return _apply(ExampleConv2d, examples, x, weight, bias, geometry)
 
 
 def linear(
@@ -72,10 +47,7 @@ def linear(
     _check_dimensions(x, 2)
     if weight.dim() != 2:
         raise UserError(f"its weight {list(weight.shape)} must be [outputs, inputs]")
-    output: torch.Tensor = _ExampleLinear.apply(  # type: ignore[no-untyped-call]
-        x, examples.expand(weight), examples.expand_optional(bias)
-    )
-    return output
+    return _apply(_ExampleLinear, examples, x, weight, bias)
 
 
 def group_norm(
@@ -169,8 +141,11 @@ RULES: dict[Callable[..., Any], Rule] = {
 }
 """Operation -> its rule: the operation's own arguments after `examples` and `x`, its input.
 
-The first dimension of `x` is that of the rows, and a parameter passes through `Examples.expand`.
+The first dimension of `x` is that of the rows. A parameter's gradients go into `Examples.slot`, by
+hand or through `Examples.expand`.
 """
+
+_ONE_TAP = ((1, 1), (0, 0), (1, 1), 1)
 
 
 def check_layers(model: nn.Module) -> None:
@@ -186,25 +161,53 @@ def check_layers(model: nn.Module) -> None:
             raise UserError(f"{where} keeps statistics of the data; set track_running_stats=False")
 
 
+def _apply(
+    function: type[Function],
+    examples: Examples,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *others: Any,
+) -> torch.Tensor:
+    """A layer of weight and bias that writes their gradients into their slots."""
+    slots = examples.slot(weight), examples.slot(bias)
+    hidden = examples.hide(weight), examples.hide(bias)
+    output: torch.Tensor = function.apply(examples.anchor, x, *hidden, *slots, *others)
+    return output
+
+
 class _ExampleLinear(Function):
-    """F.linear; weight [examples, outputs, inputs], bias [examples, outputs], both expanded."""
+    """F.linear of x [rows, ..., inputs], with the arguments of `ExampleConv2d` but no geometry."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        ctx: Any,
+        anchor: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        weight_slot: Slot | None,
+        bias_slot: Slot | None,
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        return F.linear(x, weight[0], None if bias is None else bias[0])
+        ctx.slots = weight_slot, bias_slot
+        return F.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        xs, grads = (t.reshape(len(weight), -1, t.shape[-1]) for t in (x, grad))
-        for_x = grad @ weight[0] if ctx.needs_input_grad[0] else None
-        for_weight = grads.mT @ xs if ctx.needs_input_grad[1] else None
-        for_bias = grads.sum(1) if ctx.needs_input_grad[2] else None
-        return for_x, for_weight, for_bias
+        weight_slot, bias_slot = ctx.slots
+        if weight_slot is not None:
+            write_weight_grad(_as_pixels(x), _as_pixels(grad), weight_slot, bias_slot, _ONE_TAP)
+        elif bias_slot is not None:
+            bias_slot.add(grad.reshape(len(bias_slot.rows), -1, grad.shape[-1]).sum(1))
+        _, wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        for_x = grad @ weight if wants_x else None
+        flat = grad.flatten(0, -2)
+        for_weight = flat.mT @ x.flatten(0, -2) if wants_weight else None
+        for_bias = flat.sum(0) if wants_bias else None
+        return None, for_x, for_weight, for_bias, None, None
 
 
 class _ExampleEmbedding(Function):
@@ -232,6 +235,11 @@ class _ExampleEmbedding(Function):
         if ctx.padding_idx is not None:
             parts[:, ctx.padding_idx] = 0
         return None, parts, None
+
+
+def _as_pixels(x: torch.Tensor) -> torch.Tensor:
+    """[rows, ..., channels] -> [rows, channels, 1, pixels]: a linear layer is a 1x1 convolution."""
+    return x.reshape(len(x), 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
 def _by_row(part: torch.Tensor, rows: int, dimensions: int = 0) -> torch.Tensor:

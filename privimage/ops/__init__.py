@@ -1,5 +1,6 @@
 """The operators: arguments are checked once, here, before the native code or the reference runs."""
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import torch
@@ -10,10 +11,12 @@ from privimage.ops.reference import GRID_BITS
 __all__ = [
     "GRID_BITS",
     "LARGEST_STD",
+    "ConvGeometry",
     "UpdateRule",
     "UpdateState",
     "clipped_sum",
     "describe_build",
+    "example_weight_grad",
     "gaussian_integers",
     "private_update",
     "random_words",
@@ -21,6 +24,9 @@ __all__ = [
 
 LARGEST_STD = 2.0**58
 """Of Gaussian integers: 9.5 times as much, and a sum of as many clipped gradients, fit int64."""
+
+ConvGeometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
+"""Stride, padding, dilation (height and width each) and groups, as `torch.conv2d` takes them."""
 
 describe_build = _library.describe_build
 rules.register()
@@ -237,3 +243,82 @@ def _check_vector(
         raise ValueError(f"{name}: expected a vector of {count}, got shape {list(tensor.shape)}")
     if tensor.device != device:
         raise ValueError(f"{name}: expected it on {device}, got {tensor.device}")
+
+
+def example_weight_grad(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: ConvGeometry,
+    accumulate: bool = False,
+) -> None:
+    """Writes the weight gradient of each example of a convolution, summed over its draws.
+
+    Works on any strides; fastest where `x` and `grad` are channels-last. A sum's order depends on
+    the shapes alone: an example's gradient is bitwise the same whatever its neighbours and the
+    number of threads are.
+
+    Args:
+        x: float32 or float64 [rows, inputs, height, width], what the convolution was given;
+            rows = examples x draws, an example's draws consecutive.
+        grad: [rows, outputs, height', width'], gradient of its output.
+        weight: [examples, outputs, inputs / groups, *taps], written; each example's values in one
+            piece, as are those of a slice of columns of [examples, parameters].
+        bias: [examples, outputs], written as well; None where there is none.
+        geometry: of the convolution.
+        accumulate: add to what `weight` and `bias` hold.
+
+    Raises:
+        TypeError: a tensor of another type.
+        ValueError: shapes that are not those of one convolution, or rows of `weight` or `bias` in
+            pieces.
+    """
+    _check_weight_grad(x, grad, weight, bias, geometry)
+    stride, padding, dilation, groups = geometry
+    torch.ops.privimage.example_weight_grad(
+        x, grad, weight, bias, stride, padding, dilation, groups, accumulate
+    )
+
+
+def _check_weight_grad(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: ConvGeometry,
+) -> None:
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x: expected a float32 or float64 tensor, got {x.dtype}")
+    for name, tensor in (("grad", grad), ("weight", weight), ("bias", bias)):
+        if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
+            there = f"{tensor.dtype} on {tensor.device}"
+            raise TypeError(f"{name}: expected {x.dtype} on {x.device} as x, got {there}")
+    if x.dim() != 4 or weight.dim() != 5:
+        raise ValueError(
+            "x, weight: expected [rows, inputs, height, width] and [examples, outputs, inputs / "
+            f"groups, *taps], got {list(x.shape)} and {list(weight.shape)}"
+        )
+    examples, outputs, inputs, *taps = weight.shape
+    stride, padding, dilation, groups = geometry
+    if groups < 1 or outputs % groups or x.shape[1] != inputs * groups:
+        raise ValueError(
+            f"groups: {groups} do not fit {x.shape[1]} inputs and a weight {list(weight.shape)}"
+        )
+    if len(x) % examples if examples else len(x):
+        raise ValueError(f"x: {len(x)} rows do not fit {examples} examples")
+    if not len(stride) == len(padding) == len(dilation) == 2 or min(*taps, *stride, *dilation) < 1:
+        raise ValueError(f"geometry: expected two positive numbers each, got {geometry}")
+    if min(padding) < 0:
+        raise ValueError(f"geometry: expected padding from 0 on, got {geometry}")
+    axes = zip(x.shape[2:], taps, stride, padding, dilation, strict=True)
+    pixels = [(n + 2 * p - d * (t - 1) - 1) // s + 1 for n, t, s, p, d in axes]
+    if min(pixels) < 1:
+        raise ValueError(f"x: images {list(x.shape[2:])} are smaller than the taps {taps}")
+    if grad.shape != (expected := (len(x), outputs, *pixels)):
+        raise ValueError(f"grad: expected {list(expected)}, got {list(grad.shape)}")
+    if bias is not None and bias.shape != (examples, outputs):
+        raise ValueError(f"bias: expected {[examples, outputs]}, got {list(bias.shape)}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and examples and not tensor[0].is_contiguous():
+            raise ValueError(f"{name}: expected each example's values in one piece")

@@ -21,6 +21,10 @@ _SCHEMAS = {
         "float gradient_weight, float second_decay, float second_correction, float epsilon, "
         "float step_size, float average_weight) -> ()"
     ),
+    "example_weight_grad": (
+        "example_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
+        "int[] stride, int[] padding, int[] dilation, int groups, bool accumulate) -> ()"
+    ),
 }
 _NAMESPACE = "privimage"
 

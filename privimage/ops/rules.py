@@ -24,9 +24,14 @@ def private_update(*arguments: object) -> None:
     """Changes its arguments and returns nothing."""
 
 
+def example_weight_grad(*arguments: object) -> None:
+    """Writes into rows that the caller has; takes no part in autograd."""
+
+
 def register() -> None:
     """Gives torch.compile and the meta device the shape of every operator's result."""
     torch.library.register_fake("privimage::clipped_sum", clipped_sum)
     torch.library.register_fake("privimage::random_words", random_words)
     torch.library.register_fake("privimage::gaussian_integers", gaussian_integers)
     torch.library.register_fake("privimage::private_update", private_update)
+    torch.library.register_fake("privimage::example_weight_grad", example_weight_grad)

@@ -1,5 +1,7 @@
 """Every rule against float64 autograd, one example at a time."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from privimage.dp.convolution import weight_parts
 from privimage.dp.engine import ExampleGradients
 from privimage.errors import UserError
 
@@ -78,20 +79,24 @@ def test_conv2d(data, draws, examples):
 
 
 @pytest.mark.parametrize(("side", "taps"), [(5, 3), (40, 3), (40, 1)])
-def test_conv2d_in_each_of_its_ways(side, taps):
-    # Grouped, in a loop, as a matrix product; with a layer before it, which needs its gradient.
+def test_conv2d_after_conv2d(side, taps):
+    # The layer before needs its gradient.
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, taps, padding=taps // 2))
     assert_exact(model, torch.randn(6, 2, side, side, dtype=torch.float64), draws=2)
 
 
-@pytest.mark.parametrize("examples", [1, 5])
-def test_a_part_does_not_depend_on_the_way_it_is_computed(examples, monkeypatch):
-    shape = torch.Size([examples, 4, 2, 3, 3])
-    geometry = ([1, 2], [1, 0], [1, 1], 2)
-    x, grad = torch.randn(examples * 2, 4, 6, 8), torch.randn(examples * 2, 4, 6, 3)
-    grouped = weight_parts(x, grad, shape, geometry)
-    monkeypatch.setattr("privimage.dp.convolution._POSITIONS_FOR_LOOP", 1)
-    torch.testing.assert_close(weight_parts(x, grad, shape, geometry), grouped)
+@pytest.mark.parametrize("tied", ["weight", "bias", "both"])
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [(nn.Conv2d(3, 3, 3, padding=1), (4, 3, 5, 6)), (nn.Linear(3, 3), (4, 5, 3))],
+)
+def test_layers_that_share_weight_or_bias(layer, x, tied):
+    model = nn.Sequential(layer, nn.Tanh(), copy.deepcopy(layer))
+    if tied != "bias":
+        model[2].weight = model[0].weight
+    if tied != "weight":
+        model[2].bias = model[0].bias
+    assert_exact(model, torch.randn(x, dtype=torch.float64), draws=2)
 
 
 @given(

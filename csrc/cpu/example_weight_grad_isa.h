@@ -1,0 +1,82 @@
+// The inner loops of the per-example weight gradient for every instruction set, and the choice.
+#pragma once
+
+#include <cstdint>
+
+// Fused multiply-adds are asked for by name, because contraction is off; hence one copy of the
+// loops an instruction set, instead of the clones of dispatch.h.
+#if defined(__GNUC__) && defined(__x86_64__)
+#include <immintrin.h>
+#define PRIVIMAGE_X86
+#endif
+
+namespace privimage::cpu {
+
+// Which pixels of x meet which of grad through one tap; distances in values.
+struct TapLoop {
+  int64_t draws, rows, columns;
+  int64_t x_draw, x_row, x_column;
+  int64_t grad_draw, grad_row, grad_column, grad_channel;
+};
+
+// Adds one tap's products to sums[row * pitch + channel], for `count` output channels and the input
+// channels of one or two vectors.
+template <typename Scalar>
+using Tiles = void (*)(const TapLoop&, const Scalar* x, const Scalar* grad, Scalar* sums,
+                       int64_t pitch, int64_t count);
+
+template <typename Scalar>
+struct TileSet {
+  Tiles<Scalar> one_vector;
+  Tiles<Scalar> two_vectors;
+  int64_t lanes;  // values in a vector
+};
+
+}  // namespace privimage::cpu
+
+#ifdef PRIVIMAGE_X86
+#define PRIVIMAGE_ISA avx512
+#define PRIVIMAGE_TARGET __attribute__((target("avx512f")))
+#define PRIVIMAGE_BYTES 64
+#define PRIVIMAGE_FMA(a, b, c, scalar) _mm512_fmadd_##scalar(a, b, c)
+#define PRIVIMAGE_TILE_ROWS 8
+#include "cpu/example_weight_grad_tiles.h"
+
+#define PRIVIMAGE_ISA avx2
+#define PRIVIMAGE_TARGET __attribute__((target("avx2,fma")))
+#define PRIVIMAGE_BYTES 32
+#define PRIVIMAGE_FMA(a, b, c, scalar) _mm256_fmadd_##scalar(a, b, c)
+#define PRIVIMAGE_TILE_ROWS 4
+#include "cpu/example_weight_grad_tiles.h"
+#endif
+
+#define PRIVIMAGE_ISA baseline
+#define PRIVIMAGE_TARGET
+#define PRIVIMAGE_BYTES 16
+#define PRIVIMAGE_FMA(a, b, c, scalar) ((a) * (b) + (c))
+#define PRIVIMAGE_TILE_ROWS 4
+#include "cpu/example_weight_grad_tiles.h"
+
+namespace privimage::cpu {
+
+// What this machine can run, the best one first; null ends the list.
+template <typename Scalar>
+inline const TileSet<Scalar>* tile_sets() {
+  static const auto sets = [] {
+    struct {
+      TileSet<Scalar> list[4];
+    } found{};
+    TileSet<Scalar>* next = found.list;
+#ifdef PRIVIMAGE_X86
+    if (__builtin_cpu_supports("avx512f")) *next++ = avx512::tile_set<Scalar>();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+      *next++ = avx2::tile_set<Scalar>();
+    }
+#endif
+    *next = baseline::tile_set<Scalar>();
+    return found;
+  }();
+  return sets.list;
+}
+
+}  // namespace privimage::cpu

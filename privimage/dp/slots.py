@@ -1,0 +1,109 @@
+"""Where the gradients of a micro-batch's examples go: rows of one tensor, written in place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from privimage import ops
+
+
+class Slot:
+    """The gradients of one parameter, [examples, *shape]; a second use of it adds to the first.
+
+    Attributes:
+        rows: a view of the tensor that all slots share; holds anything until `used`.
+        used: whether a gradient was written.
+    """
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+        self.used = False
+
+    def add(self, parts: torch.Tensor) -> None:
+        """Adds [examples, *shape] to what is there, nothing at first."""
+        if self.used:
+            self.rows += parts
+        else:
+            self.rows.copy_(parts)
+        self.used = True
+
+    def finish(self) -> None:
+        """Zero, if nothing was written."""
+        if not self.used:
+            self.rows.zero_()
+            self.used = True
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The micro-batch that a rule works on.
+
+    Attributes:
+        count: number of examples.
+        anchor: an input that makes autograd visit whoever writes into a slot; has no gradient.
+        slots: by the `id` of the trainable parameter.
+    """
+
+    count: int
+    anchor: torch.Tensor
+    slots: Mapping[int, Slot]
+
+    def slot(self, tensor: torch.Tensor | None) -> Slot | None:
+        """That of a trainable parameter; None for any other tensor."""
+        return self.slots.get(id(tensor))
+
+    def hide(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
+        """A trainable parameter without its own gradient; any other tensor as it is."""
+        return tensor.detach() if tensor is not None and id(tensor) in self.slots else tensor
+
+    def expand(self, tensor: torch.Tensor) -> torch.Tensor:
+        """[*shape] -> [count, *shape] without a copy; a parameter's gradient goes into its slot."""
+        slot = self.slots.get(id(tensor))
+        if slot is None:
+            return tensor.expand(self.count, *tensor.shape)
+        expanded: torch.Tensor = _Expand.apply(  # type: ignore[no-untyped-call]
+            self.anchor, tensor.detach(), slot
+        )
+        return expanded
+
+
+def write_weight_grad(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    weight: Slot,
+    bias: Slot | None,
+    geometry: ops.ConvGeometry,
+) -> None:
+    """`ops.example_weight_grad` into the slots of weight and bias.
+
+    A linear layer's weight [outputs, inputs] is taken for the 1x1 convolution that it is.
+    """
+    slots = [weight] if bias is None else [weight, bias]
+    accumulate = any(slot.used for slot in slots)
+    for slot in slots:
+        if accumulate:
+            slot.finish()
+        slot.used = True
+    rows = weight.rows if weight.rows.dim() == 5 else weight.rows[..., None, None]
+    x, grad = (tensor.to(rows.dtype) for tensor in (x, grad))
+    bias_rows = None if bias is None else bias.rows
+    ops.example_weight_grad(x, grad, rows, bias_rows, geometry, accumulate)
+
+
+class _Expand(Function):
+    """weight [*shape] -> [examples, *shape] without a copy; its gradient goes into `slot`."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, weight: torch.Tensor, slot: Slot) -> torch.Tensor:
+        ctx.slot = slot
+        return weight.expand_as(slot.rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None]:
+        ctx.slot.add(gradient)
+        return None, None, None
