@@ -1,6 +1,8 @@
 """The last two checkpoints of a loop: safetensors plus JSON, each whole or not at all."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ class Checkpoints:
         weights = self._folder / f"step-{step:08d}.safetensors"
         durable.write_tensors(weights, tensors)
         # The JSON is the mark that the pair is whole: it is written last and names the hash.
-        record = {"step": step, "sha256": durable.sha256(weights), "state": dict(state)}
+        record = {"step": step, "sha256": _hash(weights, step, state), "state": dict(state)}
         durable.write_json(weights.with_suffix(".json"), record)
         for outdated in self._records()[_KEPT:]:
             outdated.unlink()
@@ -76,6 +78,14 @@ def _read(record: Path) -> Checkpoint:
     fields = durable.read_json(record)
     if not isinstance(fields, dict) or set(fields) != {"step", "sha256", "state"}:
         raise UserError(f"{record}: not a checkpoint's record")
-    if not weights.exists() or durable.sha256(weights) != fields["sha256"]:
-        raise UserError(f"{weights}: its content is not what was saved")
+    if not weights.exists():
+        raise UserError(f"{weights}: is missing")
+    if _hash(weights, fields["step"], fields["state"]) != fields["sha256"]:
+        raise UserError(f"{weights}: its content, or that of its record, is not what was saved")
     return Checkpoint(fields["step"], durable.read_tensors(weights), fields["state"])
+
+
+def _hash(weights: Path, step: int, state: Mapping[str, Any]) -> str:
+    """Covers the tensors and what the record says beside them."""
+    content = [durable.sha256(weights), step, dict(state)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -110,6 +110,8 @@ class RunFolder:
         files = sorted(path for path in partial.iterdir() if path.name != _RECORD)
         record["files"] = {path.name: durable.sha256(path) for path in files}
         durable.write_json(partial / _RECORD, record)
+        # Only a folder that was copied here in part can be in the way: it has no record.
+        durable.remove_folder(self.stage(name))
         durable.publish_folder(partial, self.stage(name))
 
     def forget(self, names: Sequence[str]) -> None:
