@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,12 @@ def finished(tmp_path_factory):
     chosen = recipe.preset("digits", TINY)
     pipeline.train(chosen, path, Machine("cpu", 2), Reporter(quiet=True))
     return chosen, path
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A finished run's folder of the test's own."""
+    return shutil.copytree(finished[1], tmp_path / "run")
 
 
 def _records(path):
@@ -102,18 +109,16 @@ def test_a_stage_name_with_a_typo_is_answered_with_the_nearest(finished, train):
         train(chosen, path, from_stage="synthesis")
 
 
-def test_a_public_stage_can_be_repeated_for_free(tiny, train, tmp_path):
-    train(tiny(), tmp_path / "run")
-    ledger = (tmp_path / "run/ledger.jsonl").read_bytes()
-    train(tiny(synthesis__images_per_label=3), tmp_path / "run", from_stage="synthetic")
-    assert pq.read_table(tmp_path / "run/synthetic/images.parquet").num_rows == 30
-    assert (tmp_path / "run/ledger.jsonl").read_bytes() == ledger
+def test_a_public_stage_can_be_repeated_for_free(tiny, train, copied):
+    ledger = (copied / "ledger.jsonl").read_bytes()
+    train(tiny(synthesis__images_per_label=3), copied, from_stage="synthetic")
+    assert pq.read_table(copied / "synthetic/images.parquet").num_rows == 30
+    assert (copied / "ledger.jsonl").read_bytes() == ledger
 
 
-def test_a_raised_budget_pays_for_a_second_fine_tuning(tiny, train, tmp_path):
-    train(tiny(), tmp_path / "run")
-    train(tiny(privacy__epsilon=15.0), tmp_path / "run", from_stage="finetune")
-    result = pipeline.verify(tmp_path / "run")
+def test_a_raised_budget_pays_for_a_second_fine_tuning(tiny, train, copied):
+    train(tiny(privacy__epsilon=15.0), copied, from_stage="finetune")
+    result = pipeline.verify(copied)
     assert result["problems"] == []
     assert result["steps_reserved"] == 12
     assert 10 < result["epsilon"] <= 15
@@ -174,6 +179,7 @@ def test_a_stopped_run_goes_on_to_the_same_result(finished, tiny, train, tmp_pat
         ({"data__sensitive": "/no/such/place"}, "/no/such/place"),
         ({"data__public": "/no/such/place"}, "/no/such/place"),
         ({"data__test": "/no/such/place"}, "/no/such/place"),
+        ({"data__test": "unlabelled"}, "--test: its labels must be .*but it has none"),
         ({"data__public": ""}, "--public"),
         ({"data__sensitive": ""}, "--sensitive"),
         ({"privacy__delta": 1e-3}, "below 1 / 1437"),
@@ -183,7 +189,12 @@ def test_a_stopped_run_goes_on_to_the_same_result(finished, tiny, train, tmp_pat
         ({"network__multipliers": (1, 1, 1, 1, 1)}, "must halve"),
     ],
 )
-def test_a_mistake_is_found_before_anything_is_spent(tiny, train, tmp_path, changes, message):
+def test_a_mistake_is_found_before_anything_is_spent(
+    tiny, train, tmp_path, unlabelled, changes, message
+):
+    changes = {
+        name: str(unlabelled) if value == "unlabelled" else value for name, value in changes.items()
+    }
     with pytest.raises(UserError, match=message) as caught:
         train(tiny(**changes), tmp_path / "run")
     assert "\n" not in str(caught.value)
@@ -196,8 +207,7 @@ def test_no_permission_to_write_is_one_clear_line(tiny, train, tmp_path):
         train(tiny(), tmp_path / "file" / "run")
 
 
-def test_a_deleted_ledger_is_refused(tiny, train, tmp_path):
-    train(tiny(), tmp_path / "run")
-    (tmp_path / "run/ledger.jsonl").unlink()
+def test_a_deleted_ledger_is_refused(tiny, train, copied):
+    (copied / "ledger.jsonl").unlink()
     with pytest.raises(UserError, match="older than the stage 'query'"):
-        train(tiny(), tmp_path / "run")
+        train(tiny(), copied)
