@@ -160,7 +160,8 @@ def composed(mechanisms: Sequence[Mechanism]) -> Composition:
     precision = 0.0
     for mechanism in mechanisms:
         if isinstance(mechanism, Gaussian):
-            precision += mechanism.noise_multiplier**-2
+            mu = 1 / mechanism.noise_multiplier
+            precision += mu * mu
         else:
             key = (mechanism.sample_rate, mechanism.noise_multiplier)
             steps[key] = steps.get(key, 0) + mechanism.steps

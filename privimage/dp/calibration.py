@@ -109,8 +109,8 @@ def affordable_steps(
     if far or upper_bound(found) > target_epsilon:
         if plan.noise_multiplier == 0 or _upper(already_spent, delta) > target_epsilon:
             return 0
-        mu = _remaining_mu(target_epsilon, delta, already_spent) / plan.sample_rate
-        guess = mu**2 / _expm1(plan.noise_multiplier**-2)
+        mu = _remaining_mu(target_epsilon, delta, already_spent)
+        guess = (mu / _step_mu(plan.sample_rate, plan.noise_multiplier)) ** 2
         found = Crossing(upper_bound, target_epsilon, 0, found).last_within(guess)
     if found:
         epsilon([replace(plan, steps=found), *already_spent], delta)  # the accountants must agree
@@ -151,10 +151,16 @@ def _remaining_mu(target_epsilon: float, delta: float, spent: Sequence[Mechanism
     total = math.exp(scipy.optimize.brentq(excess, -20.0, 20.0))
     composition = composed(spent)
     used = composition.gaussian_mu**2 + sum(
-        steps.sample_rate**2 * steps.count * _expm1(steps.noise_multiplier**-2)
+        steps.count * _step_mu(steps.sample_rate, steps.noise_multiplier) ** 2
         for steps in composition.steps
     )
     return math.sqrt(max(total**2 - used, 1e-4 * total**2))
+
+
+def _step_mu(sample_rate: float, noise_multiplier: float) -> float:
+    """μ of one subsampled step in the central limit, huge instead of infinite."""
+    mu = 1 / noise_multiplier
+    return sample_rate * math.sqrt(math.expm1(min(mu * mu, 300.0)))
 
 
 def _upper(
@@ -165,11 +171,6 @@ def _upper(
         return bounds(mechanisms, delta, epsilon_error).upper
     except UserError:
         return math.inf
-
-
-def _expm1(value: float) -> float:
-    """exp(value) - 1, huge instead of infinite."""
-    return math.expm1(min(value, 300.0))
 
 
 def _check_target(target_epsilon: float, delta: float) -> None:

@@ -12,6 +12,11 @@ class Steps:
     noise_multiplier: float
     count: int
 
+    @property
+    def gaussian_mu(self) -> float:
+        """μ of one release if it were not subsampled."""
+        return 1 / self.noise_multiplier
+
 
 @dataclass(frozen=True)
 class Composition:
@@ -34,8 +39,8 @@ class Composition:
     def total_gaussian_mu(self) -> float:
         """μ of everything that is not subsampled, steps with rate 1 among it."""
         whole = (steps for steps in self.steps if steps.sample_rate == 1)
-        squares = sum(steps.count / steps.noise_multiplier**2 for steps in whole)
-        return math.sqrt(self.gaussian_mu**2 + squares)
+        squares = (steps.count * steps.gaussian_mu * steps.gaussian_mu for steps in whole)
+        return math.sqrt(self.gaussian_mu * self.gaussian_mu + sum(squares))
 
     @property
     def subsampled(self) -> tuple[Steps, ...]:

@@ -48,9 +48,9 @@ def bounds_over_steps(
     Raises:
         UserError: the accountant would take too much time or memory, or it fails.
     """
-    terms, whole = _terms(composition)
     errors = {"eps_error": epsilon_error, "delta_error": delta / 1000}
     try:
+        terms, whole = _terms(composition)
         # Tails overflow to infinity, rightly; whatever else is not finite is refused below.
         with np.errstate(all="ignore"):
             _check_grid(compute_safe_domain_size(terms, whole, **errors), sum(whole), **errors)
