@@ -8,7 +8,9 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
+from privimage import budget as budgeting
 from privimage import doctor, pipeline, recipe
 from privimage.errors import UserError
 from privimage.progress import Reporter, Stopped
@@ -80,6 +82,40 @@ def train(
 
 
 @app.command()
+def budget(
+    delta: Annotated[float, typer.Option(help="Below 1 / number of images.")],
+    sample_rate: Annotated[
+        float | None, typer.Option(help="Probability that a step takes an image.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="DP-SGD steps.")] = None,
+    noise_multiplier: Annotated[float | None, typer.Option(help="σ of a step.")] = None,
+    query_noise: Annotated[
+        float | None, typer.Option(help="σ of the query, relative to its sensitivity.")
+    ] = None,
+    target_epsilon: Annotated[
+        float | None, typer.Option(help="Find the noise multiplier or the steps left out.")
+    ] = None,
+    group_size: Annotated[
+        int | None, typer.Option(help="State ε also for so many images of one person.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG file: ε over steps.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")] = False,
+) -> None:
+    """Says what a plan costs, or what a budget pays for, before any data is touched."""
+    question = budgeting.Question(
+        delta, sample_rate, steps, noise_multiplier, query_noise, target_epsilon
+    )
+    answer = budgeting.answer(question)
+    if plot is not None:
+        budgeting.plot(answer, plot)
+    if json_:
+        typer.echo(json.dumps(budgeting.as_json(answer, group_size), indent=2))
+        return
+    for line in budgeting.explain(answer, group_size):
+        typer.echo(line)
+
+
+@app.command()
 def presets() -> None:
     """Lists the recipes that `train --preset` knows."""
     for name in recipe.preset_names():
@@ -124,9 +160,13 @@ def _stop_cleanly_on_signals(reporter: Reporter) -> None:
 def main() -> None:
     """Entry point: a user's mistake ends in one line and status 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
+        sys.exit(_USER_ERROR)
+    except TyperException as error:
+        if message := error.format_message():
+            typer.echo(f"error: {message}", err=True)
         sys.exit(_USER_ERROR)
     except Stopped as stopped:
         typer.echo(f"{stopped}; nothing is lost. Run the same command again to go on.")

@@ -7,10 +7,16 @@ from privimage.dp.accounting import (
     Gaussian,
     Mechanism,
     SubsampledGaussian,
-    affordable_steps,
-    calibrate_noise_multiplier,
     check_delta,
     epsilon,
+    epsilon_over_steps,
+    group_epsilon,
+    replace_one_epsilon,
+)
+from privimage.dp.calibration import (
+    affordable_steps,
+    calibrate_noise_multiplier,
+    estimate_noise_multiplier,
 )
 from privimage.dp.clipping import GRID_UNITS, clipped_sum
 from privimage.dp.engine import ExampleGradients
@@ -44,8 +50,12 @@ __all__ = [
     "check_delta",
     "clipped_sum",
     "epsilon",
+    "epsilon_over_steps",
+    "estimate_noise_multiplier",
     "generators",
+    "group_epsilon",
     "poisson_sample",
     "rate_threshold",
+    "replace_one_epsilon",
     "verify",
 ]

@@ -1,32 +1,21 @@
-"""From a list of mechanisms to bounds on ε, and from a target ε to a noise multiplier.
+"""From a list of mechanisms to bounds on ε, by two accountants that have to agree.
 
-Numerical composition by privacy loss random variables (Gopi, Lee, Wutschitz, arXiv 2106.02848;
-package prv-accountant), under add/remove-one adjacency. The upper bound is what is published.
+The bounds are those of privacy loss random variables (`privimage.dp.prv`), the upper one is what is
+published; a privacy loss distribution (`privimage.dp.pld`) must lie between them.
 """
 
-import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import scipy.optimize
-import scipy.stats
-from prv_accountant import (
-    GaussianMechanism,
-    PoissonSubsampledGaussianMechanism,
-    PRVAccountant,
-)
-
+from privimage.dp import pld, prv
+from privimage.dp.composition import Composition, Steps
 from privimage.errors import UserError, check_count, check_non_negative, check_probability
 
 ADJACENCY = "add_remove_one_image"
 DELTA_RANGE = (1e-9, 1e-2)
-_EPSILON_ERROR = 0.01
-_NOISE_STEP = 1e-4
-_BRACKET_STEP = 1.1
-_LARGEST_NOISE = 2.0**16
-# Below this noise the accountant's grid takes gigabytes, and no useful ε lies there.
-_SMALLEST_NOISE = 0.3
+EPSILON_ERROR = 0.01
+_DISAGREEMENT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -68,103 +57,116 @@ class Epsilon:
 def epsilon(mechanisms: Sequence[Mechanism], delta: float) -> Epsilon:
     """ε of all `mechanisms` composed, in any order and chosen adaptively, at `delta`.
 
-    A mechanism without noise gives infinity, an empty list gives 0.
+    Neighbours differ by one record added or removed. A mechanism without noise gives infinity, an
+    empty list gives 0.
+
+    Formal guarantee: the composition is (`upper`, `delta`)-differentially private (Gopi, Lee,
+    Wutschitz, arXiv 2106.02848, theorem 5.5); two independent accountants agree on it
+    (tests/dp/test_accounting.py).
 
     Raises:
-        UserError: δ is outside [1e-9, 1e-2], where the accountant's bound does not hold, or the
-            accountant fails (far too little noise).
+        UserError: δ is outside [1e-9, 1e-2], where the bound was found to fail; the accountant
+            fails or would take too much time or memory; the accountants disagree.
+    """
+    found = bounds(mechanisms, delta)
+    if 0 < found.upper < math.inf:
+        other = pld.add_or_remove(composed(mechanisms), delta)
+        if not found.lower - _DISAGREEMENT <= other <= found.upper + _DISAGREEMENT:
+            raise UserError(
+                f"two accountants disagree on {list(mechanisms)} at delta {delta:g}: between "
+                f"{found.lower:g} and {found.upper:g}, or {other:g}; no ε can be stated for this"
+            )
+    return found
+
+
+def bounds(
+    mechanisms: Sequence[Mechanism], delta: float, epsilon_error: float = EPSILON_ERROR
+) -> Epsilon:
+    """As `epsilon`, by one accountant and as coarsely as asked: for searching, not for publishing.
+
+    Raises:
+        UserError: δ is out of range, or the accountant fails or would take too long.
     """
     check_delta(delta)
-    if not mechanisms:
-        return Epsilon(0.0, 0.0, 0.0)
-    if any(mechanism.noise_multiplier == 0 for mechanism in mechanisms):
+    if not _has_noise(mechanisms):
         return Epsilon(math.inf, math.inf, math.inf)
-    terms = _terms(mechanisms)
-    counts = list(terms.values())
-    try:
-        accountant = PRVAccountant(
-            prvs=list(terms),
-            max_self_compositions=counts,
-            eps_error=_EPSILON_ERROR,
-            delta_error=delta / 1000,
-        )
-        bounds = accountant.compute_epsilon(delta=delta, num_self_compositions=counts)
-    except (RuntimeError, ValueError, OverflowError, MemoryError) as error:
-        raise UserError(f"the accountant can't bound ε for {list(mechanisms)}: {error}") from error
-    if not all(math.isfinite(bound) for bound in bounds):
-        raise UserError(f"the accountant returned {bounds} for {list(mechanisms)}")
-    lower, estimate, upper = (max(0.0, float(bound)) for bound in bounds)
-    return Epsilon(lower, estimate, upper)
+    composition = composed(mechanisms)
+    if not composition.count:
+        return Epsilon(0.0, 0.0, 0.0)
+    return Epsilon(*prv.bounds(composition, delta, epsilon_error))
 
 
-def calibrate_noise_multiplier(
-    target_epsilon: float,
+def epsilon_over_steps(
+    plan: SubsampledGaussian,
+    counts: Sequence[int],
     delta: float,
-    sample_rate: float,
-    steps: int,
     already_spent: Sequence[Mechanism] = (),
-) -> float:
-    """The smallest noise multiplier, rounded up to 4 decimals, that keeps everything within target.
-
-    Everything is `already_spent` and `steps` Poisson-subsampled Gaussian releases; the upper bound
-    of their joint ε at `delta` is at most `target_epsilon`. An infinite target gives 0.
+) -> list[Epsilon]:
+    """Bounds on ε after each of `counts` steps of `plan`, on top of what is `already_spent`.
 
     Raises:
-        UserError: what is already spent leaves nothing, or δ, rate or steps are out of range.
+        UserError: a count is not between 1 and `plan.steps`, or as `bounds`.
     """
     check_delta(delta)
-    if not target_epsilon > 0:
-        raise UserError(f"epsilon must be above 0, got {target_epsilon}")
-    if math.isinf(target_epsilon):
-        return 0.0
-
-    @functools.cache
-    def excess(noise_multiplier: float) -> float:
-        plan = SubsampledGaussian(sample_rate, noise_multiplier, steps)
-        return epsilon([*already_spent, plan], delta).upper - target_epsilon
-
-    if excess(_LARGEST_NOISE) > 0:
-        raise UserError(
-            f"epsilon {target_epsilon:g} leaves no budget for {steps} steps: the accountant's own "
-            "margin and what these images already answered cost as much; raise --epsilon"
-        )
-    low = high = _central_limit_guess(target_epsilon, delta, sample_rate, steps)
-    while high < _LARGEST_NOISE and excess(high) > 0:
-        low, high = high, high * _BRACKET_STEP
-    while low > _SMALLEST_NOISE and excess(low) <= 0:
-        low, high = low / _BRACKET_STEP, low
-    if low <= _SMALLEST_NOISE:
-        return high
-    root = float(scipy.optimize.brentq(excess, low, high, xtol=_NOISE_STEP / 4))
-    grid_point = math.ceil(root / _NOISE_STEP)
-    while excess(grid_point * _NOISE_STEP) > 0:
-        grid_point += 1
-    return round(grid_point * _NOISE_STEP, 4)
+    for count in counts:
+        check_count("steps", count)
+        if count > plan.steps:
+            raise UserError(f"the plan has {plan.steps} steps, so none can be stated for {count}")
+    composition = composed([plan, *already_spent])
+    first, *others = (steps.count for steps in composition.steps)
+    taken = [[first - plan.steps + count, *others] for count in counts]
+    return [
+        Epsilon(*three) for three in prv.bounds_over_steps(composition, delta, EPSILON_ERROR, taken)
+    ]
 
 
-def affordable_steps(
-    target_epsilon: float,
-    delta: float,
-    plan: SubsampledGaussian,
-    already_spent: Sequence[Mechanism] = (),
-) -> int:
-    """How many of `plan.steps` may still be taken so that ε stays within target; 0 if none.
+def replace_one_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
+    """An upper bound on ε at `delta` when one record is replaced by another.
 
-    The answer is what a run that was killed goes on with: reserved steps are spent whether or not
-    they were taken, and their cost stands in `already_spent`.
+    About twice the add/remove figure. A query whose answer moves by less than twice its
+    sensitivity when a record is replaced does better than stated here.
+
+    Raises:
+        UserError: δ is out of range, or the losses are too large for a grid.
     """
+    check_delta(delta)
+    if not _has_noise(mechanisms):
+        return math.inf
+    return pld.replace_one(composed(mechanisms), delta)
 
-    def fits(steps: int) -> bool:
-        mechanisms = [*already_spent, replace(plan, steps=steps)] if steps else already_spent
-        return epsilon(mechanisms, delta).upper <= target_epsilon
 
-    if fits(plan.steps):
-        return plan.steps
-    low, high = 0, plan.steps
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+def group_epsilon(mechanisms: Sequence[Mechanism], delta: float, group_size: int) -> float:
+    """An upper bound on ε at `delta` when up to `group_size` records are added or removed.
+
+    What a person with so many images is promised. The bound is that of the privacy loss
+    distribution of a group, tight for this use (`pld.add_or_remove_group`), and not the general
+    one, which multiplies ε by `group_size` and δ by up to exp(`group_size` ε).
+
+    Raises:
+        UserError: δ or the size is out of range, or the losses are too large for a grid.
+    """
+    check_delta(delta)
+    check_count("group_size", group_size)
+    if not _has_noise(mechanisms):
+        return math.inf
+    if group_size == 1:
+        return epsilon(mechanisms, delta).upper
+    return pld.add_or_remove_group(composed(mechanisms), delta, group_size)
+
+
+def composed(mechanisms: Sequence[Mechanism]) -> Composition:
+    """The mechanisms merged, in the order of their first mention."""
+    steps: dict[tuple[float, float], int] = {}
+    precision = 0.0
+    for mechanism in mechanisms:
+        if isinstance(mechanism, Gaussian):
+            mu = 1 / mechanism.noise_multiplier
+            precision += mu * mu
+        else:
+            key = (mechanism.sample_rate, mechanism.noise_multiplier)
+            steps[key] = steps.get(key, 0) + mechanism.steps
+    terms = tuple(Steps(*key, count) for key, count in steps.items())
+    return Composition(terms, math.sqrt(precision))
 
 
 def check_delta(delta: float) -> None:
@@ -174,46 +176,5 @@ def check_delta(delta: float) -> None:
         raise UserError(f"delta must lie in [{low:g}, {high:g}], got {delta:g}")
 
 
-def _central_limit_guess(
-    target_epsilon: float, delta: float, sample_rate: float, steps: int
-) -> float:
-    """A noise multiplier near the one asked for: q √(T (exp(1/σ²) - 1)) = μ (arXiv 1911.11607)."""
-
-    def delta_of(mu: float) -> float:
-        tail = scipy.stats.norm.cdf(-target_epsilon / mu - mu / 2)
-        head = scipy.stats.norm.cdf(-target_epsilon / mu + mu / 2)
-        return float(head - math.exp(target_epsilon) * tail)
-
-    # Above ε = 30 the guess is of no use, and exp(ε) would overflow.
-    if target_epsilon > 30:
-        return 1.0
-    mu = scipy.optimize.brentq(lambda mu: delta_of(mu) - delta, 1e-6, 40.0)
-    return max(_SMALLEST_NOISE, 1 / math.sqrt(math.log1p(mu**2 / (sample_rate**2 * steps))))
-
-
-def _terms(mechanisms: Sequence[Mechanism]) -> dict[object, int]:
-    """The accountant's own terms with their counts.
-
-    Un-subsampled Gaussians are merged into one, exactly: their μ = 1/noise_multiplier add in
-    squares. Steps with equal rate and noise are one term, so that a killed and resumed run needs
-    no more terms than an unbroken one.
-    """
-    steps: dict[tuple[float, float], int] = {}
-    for mechanism in mechanisms:
-        if isinstance(mechanism, SubsampledGaussian):
-            key = (mechanism.sample_rate, mechanism.noise_multiplier)
-            steps[key] = steps.get(key, 0) + mechanism.steps
-    terms: dict[object, int] = {
-        PoissonSubsampledGaussianMechanism(
-            sampling_probability=sample_rate, noise_multiplier=noise_multiplier
-        ): count
-        for (sample_rate, noise_multiplier), count in steps.items()
-    }
-    precision = sum(
-        mechanism.noise_multiplier**-2
-        for mechanism in mechanisms
-        if isinstance(mechanism, Gaussian)
-    )
-    if precision:
-        terms[GaussianMechanism(noise_multiplier=precision**-0.5)] = 1
-    return terms
+def _has_noise(mechanisms: Sequence[Mechanism]) -> bool:
+    return all(mechanism.noise_multiplier > 0 for mechanism in mechanisms)

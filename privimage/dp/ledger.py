@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from privimage import durable
-from privimage.dp import accounting
+from privimage.dp import accounting, calibration
 from privimage.dp.accounting import Epsilon, Gaussian, Mechanism, SubsampledGaussian
 from privimage.errors import UserError, check_count
 
@@ -132,7 +132,7 @@ class Ledger:
         left = 0
         if wanted:
             steps = replace(plan.finetune, steps=wanted)
-            left = accounting.affordable_steps(plan.epsilon, plan.delta, steps, self.spent())
+            left = calibration.affordable_steps(plan.epsilon, plan.delta, steps, self.spent())
         return StepBudget(self, plan.finetune, left)
 
     def _plan_in_force(self) -> Plan:
