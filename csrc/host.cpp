@@ -60,9 +60,13 @@ py::bytes chacha20_block(const std::string& key, uint32_t counter, const std::st
   return out;
 }
 
+privimage::Word word(uint64_t bits) {
+  return {static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32)};
+}
+
 py::tuple gaussian_pair(uint64_t radius_word, uint64_t angle_word) {
   double first, second;
-  privimage::gaussian_pair(radius_word, angle_word, first, second);
+  privimage::gaussian_pair(word(radius_word), word(angle_word), first, second);
   return py::make_tuple(first, second);
 }
 

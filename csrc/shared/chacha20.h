@@ -55,22 +55,12 @@ PRIVIMAGE_HOST_DEVICE void quarter_round(uint32_t& a, uint32_t& b, uint32_t& c, 
 // RFC 8439, 2.3: `block` is the counter and the first word of the nonce, `step` the other two.
 PRIVIMAGE_HOST_DEVICE void chacha20_block(const uint32_t key[8], uint64_t block, uint64_t step,
                                           uint32_t out[16]) {
-  const uint32_t input[16] = {0x61707865,
-                              0x3320646e,
-                              0x79622d32,
-                              0x6b206574,
-                              key[0],
-                              key[1],
-                              key[2],
-                              key[3],
-                              key[4],
-                              key[5],
-                              key[6],
-                              key[7],
-                              static_cast<uint32_t>(block),
-                              static_cast<uint32_t>(block >> 32),
-                              static_cast<uint32_t>(step),
-                              static_cast<uint32_t>(step >> 32)};
+  uint32_t input[16] = {0x61707865, 0x3320646e, 0x79622d32, 0x6b206574};
+  for (int i = 0; i < 8; ++i) input[4 + i] = key[i];
+  input[12] = static_cast<uint32_t>(block);
+  input[13] = static_cast<uint32_t>(block >> 32);
+  input[14] = static_cast<uint32_t>(step);
+  input[15] = static_cast<uint32_t>(step >> 32);
   uint32_t x[16];
   for (int i = 0; i < 16; ++i) x[i] = input[i];
   PRIVIMAGE_UNROLL

@@ -26,28 +26,39 @@ PRIVIMAGE_HOST_DEVICE uint64_t as_bits(double value) {
   return bits;
 }
 
-// `value` - `offset`, rounded once; `offset` is a multiple of 2^32 below 2^64. Vector units before
-// AVX-512 convert no 64-bit integers, so both halves are placed in the mantissa of a constant (2^84
-// has steps of 2^32, 2^52 of 1) that a subtraction takes away again; only the last addition rounds.
-PRIVIMAGE_HOST_DEVICE double to_double(uint64_t value, double offset) {
-  const double high = as_double(value >> 32 | 0x4530000000000000);
-  const double low = as_double((value & 0xffffffff) | 0x4330000000000000);
-  return (high - (0x1p84 + 0x1p52 + offset)) + low;
+// high 2^32 + low - `offset`, rounded once; `offset` is a multiple of 2^32 below 2^64. Vector units
+// before AVX-512 convert no 64-bit integers, so both halves are placed in the mantissa of a
+// constant (2^84 has steps of 2^32, 2^52 of 1) that a subtraction takes away again; only the last
+// addition rounds.
+PRIVIMAGE_HOST_DEVICE double to_double(uint32_t high, uint32_t low, double offset) {
+  const double upper = as_double(high | 0x4530000000000000);
+  const double lower = as_double(low | 0x4330000000000000);
+  return (upper - (0x1p84 + 0x1p52 + offset)) + lower;
 }
 
 PRIVIMAGE_HOST_DEVICE double signed_to_double(int64_t value) {
-  return to_double(static_cast<uint64_t>(value) + (uint64_t{1} << 63), 0x1p63);
+  const uint64_t raised = static_cast<uint64_t>(value) + (uint64_t{1} << 63);
+  return to_double(static_cast<uint32_t>(raised >> 32), static_cast<uint32_t>(raised), 0x1p63);
 }
 
-// The nearest integer, the even one of two, for |value| < 2^62: first the multiples of 2^32, then
-// the exact rest. Adding 3 · 2^51 makes a float64 round at the binary point.
+// The nearest integer, the even one of two, for |value| < 2^51: adding 3 · 2^51 makes a float64
+// round at the binary point.
+PRIVIMAGE_HOST_DEVICE int64_t round_small_to_integer(double value) {
+  const double round = 0x1.8p52;
+  return static_cast<int64_t>(as_bits(value + round) - as_bits(round));
+}
+
+// The same for |value| < 2^62: first the multiples of 2^32, then the exact rest.
 PRIVIMAGE_HOST_DEVICE int64_t round_to_integer(double value) {
   const double round = 0x1.8p52;
   const double high = value * 0x1p-32 + round;
-  const double low = (value - (high - round) * 0x1p32) + round;
-  const uint64_t bits = as_bits(round);
-  return static_cast<int64_t>(((as_bits(high) - bits) << 32) + (as_bits(low) - bits));
+  const double rest = value - (high - round) * 0x1p32;
+  const uint64_t multiples = as_bits(high) - as_bits(round);
+  return static_cast<int64_t>(multiples << 32) + round_small_to_integer(rest);
 }
+
+// Up to this standard deviation no Gaussian needs the larger range.
+constexpr double kLargestSmallStd = 0x1p47;
 
 // ln u for u in [2^-65, 1], to 1 unit in the last place.
 //
@@ -94,17 +105,24 @@ PRIVIMAGE_HOST_DEVICE void quarter_sine_cosine(double t, double& sine, double& c
   cosine = 1.0 - c * w;
 }
 
+// A word of 64 random bits.
+struct Word {
+  uint32_t low;
+  uint32_t high;
+};
+
 // Two independent standard Gaussians from two words (Box and Muller 1958).
 //
-// The radius √(-2 ln u) has u = (x + ½) 2^-64 > 0, so it is finite and at most 9.5; the angle has
-// all 64 bits of its word: two for the quarter turn, 62 for the place within.
-PRIVIMAGE_HOST_DEVICE void gaussian_pair(uint64_t radius_word, uint64_t angle_word, double& first,
+// The radius √(-2 ln u) has u = (word + ½) 2^-64 > 0, so it is finite and at most 9.5; the angle
+// has all 64 bits of its word: two for the quarter turn, 62 for the place within.
+PRIVIMAGE_HOST_DEVICE void gaussian_pair(Word radius_word, Word angle_word, double& first,
                                          double& second) {
-  const double u = (to_double(radius_word, 0.0) + 0.5) * 0x1p-64;
+  const double u = (to_double(radius_word.high, radius_word.low, 0.0) + 0.5) * 0x1p-64;
   const double radius = sqrt(-2.0 * natural_logarithm(u));
-  const uint64_t turned = angle_word + (uint64_t{1} << 61);
-  const uint64_t quarter = turned >> 62;
-  const double t = to_double(turned & 0x3fffffffffffffff, 0x1p61) * 0x1p-62;
+  // An eighth of a turn is added so that the two highest bits name the nearest quarter.
+  const uint32_t turned = angle_word.high + (uint32_t{1} << 29);
+  const uint64_t quarter = turned >> 30;
+  const double t = to_double(turned & 0x3fffffff, angle_word.low, 0x1p61) * 0x1p-62;
   double sine, cosine;
   quarter_sine_cosine(t, sine, cosine);
   const bool odd = (quarter & 1) != 0;

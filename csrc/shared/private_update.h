@@ -82,8 +82,7 @@ PRIVIMAGE_HOST_DEVICE void update_block(const PrivateUpdate& job, const uint32_t
   for (int slot = 0; slot < kSlots; slot += 2) {
     const uint32_t* word = words + 2 * slot;
     double noise[2];
-    gaussian_pair(word[0] | static_cast<uint64_t>(word[1]) << 32,
-                  word[2] | static_cast<uint64_t>(word[3]) << 32, noise[0], noise[1]);
+    gaussian_pair({word[0], word[1]}, {word[2], word[3]}, noise[0], noise[1]);
     PRIVIMAGE_UNROLL
     for (int which = 0; which < 2; ++which) {
       const int64_t i = start + kLanes * (slot + which);

@@ -63,20 +63,25 @@ void conversions_round_once() {
   std::mt19937_64 random(3);
   for (int i = 0; i < 1000000; ++i) {
     const uint64_t value = random() >> random() % 64;
-    CHECK(privimage::to_double(value, 0.0) == double(value));
+    CHECK(privimage::to_double(uint32_t(value >> 32), uint32_t(value), 0.0) == double(value));
     const int64_t number = int64_t(random()) >> random() % 64;
     CHECK(privimage::signed_to_double(number) == double(number));
     const double real = std::ldexp(double(int64_t(random())), -int(random() % 70)) / 2;
     CHECK(privimage::round_to_integer(real) == int64_t(std::nearbyint(real)));
+    const double small = std::fmod(real, 0x1p51);
+    CHECK(privimage::round_small_to_integer(small) == int64_t(std::nearbyint(small)));
   }
-  CHECK(privimage::to_double(kLargest, 0.0) == 0x1p64);
+  CHECK(privimage::to_double(0xffffffff, 0xffffffff, 0.0) == 0x1p64);
   const double ties[] = {0.5, 1.5, 2.5, -0.5, -1.5, 0x1p31 + 0.5, 0x1p32 + 0.5, 0x1p33 + 1.5};
   for (double tie : ties) {
     CHECK(privimage::round_to_integer(tie) == int64_t(std::nearbyint(tie)));
+    CHECK(privimage::round_small_to_integer(tie) == int64_t(std::nearbyint(tie)));
   }
   CHECK(privimage::round_to_integer(-0.0) == 0);
   CHECK(privimage::round_to_integer(0x1p61) == int64_t{1} << 61);
 }
+
+privimage::Word word(uint64_t bits) { return {uint32_t(bits), uint32_t(bits >> 32)}; }
 
 void extreme_words_stay_within_nine_and_a_half() {
   const uint64_t turn = uint64_t{1} << 61;
@@ -85,7 +90,7 @@ void extreme_words_stay_within_nine_and_a_half() {
   for (uint64_t radius : words) {
     for (uint64_t angle : words) {
       double first, second;
-      privimage::gaussian_pair(radius, angle, first, second);
+      privimage::gaussian_pair(word(radius), word(angle), first, second);
       CHECK(std::fabs(first) <= 9.5 && std::fabs(second) <= 9.5);
       const long double u = (double(radius) + 0.5) * 0x1p-64;
       const long double size = std::sqrt(-2.0L * std::log(u));
@@ -95,14 +100,14 @@ void extreme_words_stay_within_nine_and_a_half() {
     }
   }
   double first, second;
-  privimage::gaussian_pair(0, 0, first, second);
+  privimage::gaussian_pair({0, 0}, {0, 0}, first, second);
   CHECK(first > 9.49);
 }
 
-void every_instruction_set_gives_the_same_integers() {
+void every_instruction_set_gives_the_same_integers(double std) {
   const int64_t first = 1000003, count = 1000000;
   std::vector<int64_t> expected(count), found(count);
-  Draw job{{{9, 8, 7, 6, 5, 4, 3, 2}, 11}, first, count, 0x1p40, expected.data()};
+  Draw job{{{9, 8, 7, 6, 5, 4, 3, 2}, 11}, first, count, std, expected.data()};
   const int64_t begin = privimage::cpu::first_tile(first);
   const int64_t end = privimage::cpu::end_tile(first, count);
   privimage::cpu::gaussian_integers(InstructionSet::kBaseline, job, begin, end);
@@ -122,5 +127,6 @@ int main() {
   sine_and_cosine_are_nearly_rounded();
   conversions_round_once();
   extreme_words_stay_within_nine_and_a_half();
-  every_instruction_set_gives_the_same_integers();
+  every_instruction_set_gives_the_same_integers(privimage::kLargestSmallStd);
+  every_instruction_set_gives_the_same_integers(0x1p58);
 }
