@@ -7,7 +7,15 @@ import torch
 from privimage.ops import _library, rules
 from privimage.ops.reference import GRID_BITS
 
-__all__ = ["GRID_BITS", "ConvGeometry", "clipped_sum", "describe_build", "example_weight_grad"]
+__all__ = [
+    "GRID_BITS",
+    "ConvGeometry",
+    "clipped_sum",
+    "describe_build",
+    "example_weight_grad",
+    "group_norm_silu",
+    "group_norm_silu_backward",
+]
 
 ConvGeometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
 """Stride, padding, dilation (height and width each) and groups, as `torch.conv2d` takes them."""
@@ -126,3 +134,109 @@ def _check_weight_grad(
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and examples and not tensor[0].is_contiguous():
             raise ValueError(f"{name}: expected each example's values in one piece")
+
+
+def group_norm_silu(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    groups: int,
+    eps: float = 1e-5,
+    silu: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`F.silu(F.group_norm(x, groups, weight, bias, eps))`, or without the SiLU, in one go.
+
+    Not differentiable; `group_norm_silu_backward` has the gradients.
+
+    Args:
+        x: float32 or float64 [rows, channels, ...]; keeps its memory format.
+        weight: [channels], or None for ones.
+        bias: [channels], or None for zeros.
+        groups: number of groups, divides the channels.
+        eps: added to the variance.
+        silu: whether v * sigmoid(v) follows.
+
+    Returns:
+        The result, as `x`, and the moments [2, rows, groups]: means and 1 / deviations.
+
+    Raises:
+        TypeError: a tensor of another type.
+        ValueError: shapes that don't fit.
+    """
+    _check_group_norm(x, {"weight": weight, "bias": bias}, groups)
+    result: tuple[torch.Tensor, torch.Tensor] = torch.ops.privimage.group_norm_silu(
+        _in_order(x), weight, bias, groups, eps, silu
+    )
+    return result
+
+
+def group_norm_silu_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    moments: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    grad_weight: torch.Tensor | None,
+    grad_bias: torch.Tensor | None,
+    silu: bool = True,
+    accumulate: bool = False,
+) -> torch.Tensor:
+    """The gradients of `group_norm_silu`: of x, and one an example of weight and bias.
+
+    Args:
+        grad: [rows, channels, ...], of the result.
+        x: as there.
+        moments: from there.
+        weight: as there.
+        bias: as there.
+        grad_weight: [examples, channels], written, summed over an example's draws; or None.
+            rows = examples x draws, an example's draws consecutive.
+        grad_bias: likewise.
+        silu: as there.
+        accumulate: add to what `grad_weight` and `grad_bias` hold.
+
+    Raises:
+        TypeError: a tensor of another type.
+        ValueError: shapes that don't fit.
+    """
+    _check_group_norm(x, {"weight": weight, "bias": bias}, moments.shape[-1])
+    if grad.dtype != x.dtype or grad.shape != x.shape:
+        raise ValueError(f"grad: expected {x.dtype} {list(x.shape)}, got {list(grad.shape)}")
+    for name, rows in (("grad_weight", grad_weight), ("grad_bias", grad_bias)):
+        if rows is None:
+            continue
+        fits = rows.dim() == 2 and rows.shape[1] == x.shape[1]
+        if not fits or (len(x) % len(rows) if len(rows) else len(x)):
+            raise ValueError(f"{name}: {list(rows.shape)} does not fit x {list(x.shape)}")
+    x = _in_order(x)
+    order = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    result: torch.Tensor = torch.ops.privimage.group_norm_silu_backward(
+        grad.contiguous(memory_format=order),
+        x,
+        moments,
+        weight,
+        bias,
+        grad_weight,
+        grad_bias,
+        silu,
+        accumulate,
+    )
+    return result
+
+
+def _in_order(x: torch.Tensor) -> torch.Tensor:
+    """In one of the two memory formats that the kernels read."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x if last else x.contiguous()
+
+
+def _check_group_norm(x: torch.Tensor, affine: dict[str, torch.Tensor | None], groups: int) -> None:
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x: expected a float32 or float64 tensor, got {x.dtype}")
+    if x.dim() < 2 or groups < 1 or x.shape[1] % groups:
+        raise ValueError(f"groups: {groups} do not fit x {list(x.shape)}")
+    for name, tensor in affine.items():
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise TypeError(f"{name}: expected {x.dtype} as x, got {tensor.dtype}")
+        if tensor is not None and tensor.shape != (x.shape[1],):
+            raise ValueError(f"{name}: expected [{x.shape[1]}], got {list(tensor.shape)}")
