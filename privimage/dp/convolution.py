@@ -8,7 +8,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from privimage.dp.slots import Slot, write_weight_grad
+from privimage.dp.slots import Slots, write_weight_grad
 
 Pair = int | Sequence[int]
 
@@ -19,8 +19,8 @@ Geometry = tuple[list[int], list[int], list[int], int]
 class ExampleConv2d(Function):
     """`torch.conv2d` with the gradients of weight and bias written into slots.
 
-    Arguments: an anchor, x [rows, inputs, height, width], weight, bias or None, their slots (None
-    where it is no trainable parameter) and the `Geometry`.
+    Arguments: an anchor, x [rows, inputs, height, width], weight, bias or None, their slots and the
+    `Geometry`.
     """
 
     @staticmethod
@@ -30,13 +30,12 @@ class ExampleConv2d(Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        weight_slot: Slot | None,
-        bias_slot: Slot | None,
+        slots: Slots,
         geometry: Geometry,
     ) -> torch.Tensor:
         """[rows, outputs, height', width'], as `torch.conv2d`."""
         ctx.save_for_backward(x, weight)
-        ctx.slots = weight_slot, bias_slot
+        ctx.slots = slots
         ctx.geometry = geometry
         return torch.conv2d(x, weight, bias, *geometry)
 
@@ -51,7 +50,7 @@ class ExampleConv2d(Function):
         elif bias_slot is not None:
             bias_slot.add(grad.view(len(bias_slot.rows), -1, *grad.shape[1:]).sum((1, 3, 4)))
         ordinary = _ordinary_gradients(grad, x, weight, ctx.geometry, ctx.needs_input_grad[1:4])
-        return None, *ordinary, None, None, None
+        return None, *ordinary, None, None
 
 
 def _ordinary_gradients(

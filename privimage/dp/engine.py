@@ -81,17 +81,20 @@ class ExampleGradients:
             anchor = torch.zeros((), device=arena.device, requires_grad=True)
             slots = dict(self._slots(arena))
             examples = Examples(count, anchor, slots)
-            with Exchange(examples, self._names_by_id(), count * draws):
+            with Exchange(examples, self._names_by_id(), count * draws) as exchange:
                 values = losses(self._model, *batch)
             total = _mean_over_draws(values, count, draws).sum()
         if not total.requires_grad:
             raise UserError("the losses don't depend on any trainable parameter")
-        _, *unseen = torch.autograd.grad(total, [anchor, *self._parameters], allow_unused=True)
-        for name, gradient in zip(self.names, unseen, strict=True):
+        watched = [anchor, *exchange.stand_ins, *self._parameters]
+        _, *unseen = torch.autograd.grad(total, watched, allow_unused=True)
+        results = ["a normalised result"] * len(exchange.stand_ins)
+        names = results + [f"parameter '{name}'" for name in self.names]
+        for name, gradient in zip(names, unseen, strict=True):
             if gradient is not None:
                 raise UserError(
-                    f"parameter '{name}' is used where per-example gradients can't see it "
-                    "(torch.jit, another thread, a view made earlier); "
+                    f"{name} is used where per-example gradients can't see it "
+                    "(torch.jit, another thread, an own autograd.Function, a view made earlier); "
                     "use it through plain PyTorch calls, or freeze it with requires_grad_(False)"
                 )
         for slot in slots.values():

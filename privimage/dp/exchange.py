@@ -7,6 +7,7 @@ import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from privimage.dp.layers import RULES
+from privimage.dp.pending import Pending, StandIns
 from privimage.dp.slots import Examples
 from privimage.errors import UserError
 
@@ -35,6 +36,12 @@ class Exchange(TorchFunctionMode):
         self._examples = examples
         self._names = names
         self._rows = rows
+        self._stand_ins = StandIns(examples.anchor)
+
+    @property
+    def stand_ins(self) -> list[torch.Tensor]:
+        """Leaves that must have no gradient: each stands for a result that was used unseen."""
+        return self._stand_ins.leaves
 
     def __torch_function__(
         self,
@@ -44,6 +51,9 @@ class Exchange(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if (fused := self._stand_ins.fused(func, args, kwargs)) is not None:
+            return fused
+        args, kwargs = self._stand_ins.resolve(args), self._stand_ins.resolve(kwargs)
         name = next(self._used((args, kwargs)), None)
         if name is None or func in _METADATA:
             return func(*args, **kwargs)
@@ -56,9 +66,10 @@ class Exchange(TorchFunctionMode):
         x, *rest = args if args else (kwargs.pop("input"),)
         try:
             self._check_use(x)
-            return RULES[func](self._examples, x, *rest, **kwargs)
+            output = RULES[func](self._examples, x, *rest, **kwargs)
         except UserError as error:
             raise UserError(f"parameter '{name}' in {resolve_name(func)}: {error}") from None
+        return self._stand_ins.put(output, x.dtype) if isinstance(output, Pending) else output
 
     def _used(self, value: Any) -> Iterator[str]:
         """The names of the trainable parameters in a structure of arguments."""

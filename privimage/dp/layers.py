@@ -18,7 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from privimage.dp.convolution import ExampleConv2d, Pair, pad_by_name, pair
-from privimage.dp.slots import Examples, Slot, write_weight_grad
+from privimage.dp.normalisation import ExampleGroupNorm
+from privimage.dp.pending import Pending
+from privimage.dp.slots import Examples, Slots, write_weight_grad
 from privimage.errors import UserError
 
 
@@ -57,21 +59,21 @@ def group_norm(
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     eps: float = 1e-5,
-) -> torch.Tensor:
-    """`F.group_norm` on [rows, channels, ...].
-
-    The rows laid side by side are one image of rows x channels feature maps in rows x `num_groups`
-    groups; every row then has a scale and shift of its own, with gradients of their own.
-    """
+) -> Pending:
+    """`F.group_norm` on [rows, channels, ...], with the SiLU that follows in one go."""
     _check_dimensions(x, 2)
-    rows, channels, *size = x.shape
-    scale, shift = (
-        None if tensor is None else _by_row(examples.expand(tensor), rows).flatten()
-        for tensor in (weight, bias)
-    )
-    # PyTorch 2.13 crashes in the backward pass if this is channels-last and needs no gradient.
-    side_by_side = x.reshape(1, rows * channels, *size).contiguous()
-    return F.group_norm(side_by_side, rows * num_groups, scale, shift, eps).view(x.shape)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    wide = x.to(dtype)
+    scale, shift = (t if t is None else t.to(dtype) for t in map(examples.hide, (weight, bias)))
+    slots = examples.slots_of(weight, bias)
+
+    def compute(silu: bool) -> torch.Tensor:
+        output: torch.Tensor = ExampleGroupNorm.apply(  # type: ignore[no-untyped-call]
+            examples.anchor, wide, scale, shift, slots, num_groups, eps, silu
+        )
+        return output.to(x.dtype)
+
+    return Pending(x.shape, compute)
 
 
 def layer_norm(
@@ -129,7 +131,7 @@ def embedding(
     return output
 
 
-Rule = Callable[..., torch.Tensor]
+Rule = Callable[..., torch.Tensor | Pending]
 
 RULES: dict[Callable[..., Any], Rule] = {
     torch.conv2d: conv2d,
@@ -141,7 +143,7 @@ RULES: dict[Callable[..., Any], Rule] = {
 }
 """Operation -> its rule: the operation's own arguments after `examples` and `x`, its input.
 
-The first dimension of `x` is that of the rows. A parameter's gradients go into `Examples.slot`, by
+The first dimension of `x` is that of the rows. A parameter's gradients go into its slot, by
 hand or through `Examples.expand`.
 """
 
@@ -170,9 +172,9 @@ def _apply(
     *others: Any,
 ) -> torch.Tensor:
     """A layer of weight and bias that writes their gradients into their slots."""
-    slots = examples.slot(weight), examples.slot(bias)
+    slots = examples.slots_of(weight, bias)
     hidden = examples.hide(weight), examples.hide(bias)
-    output: torch.Tensor = function.apply(examples.anchor, x, *hidden, *slots, *others)
+    output: torch.Tensor = function.apply(examples.anchor, x, *hidden, slots, *others)
     return output
 
 
@@ -186,11 +188,10 @@ class _ExampleLinear(Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        weight_slot: Slot | None,
-        bias_slot: Slot | None,
+        slots: Slots,
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.slots = weight_slot, bias_slot
+        ctx.slots = slots
         return F.linear(x, weight, bias)
 
     @staticmethod
@@ -207,7 +208,7 @@ class _ExampleLinear(Function):
         flat = grad.flatten(0, -2)
         for_weight = flat.mT @ x.flatten(0, -2) if wants_weight else None
         for_bias = flat.sum(0) if wants_bias else None
-        return None, for_x, for_weight, for_bias, None, None
+        return None, for_x, for_weight, for_bias, None
 
 
 class _ExampleEmbedding(Function):

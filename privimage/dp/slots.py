@@ -38,6 +38,21 @@ class Slot:
             self.used = True
 
 
+Slots = tuple[Slot | None, Slot | None]
+"""Those of a layer's weight and bias; None for what is no trainable parameter."""
+
+
+def claim(*slots: Slot | None) -> bool:
+    """Makes the slots ready to be written together; True if the writer must add to them."""
+    present = [slot for slot in slots if slot is not None]
+    accumulate = any(slot.used for slot in present)
+    for slot in present:
+        if accumulate:
+            slot.finish()
+        slot.used = True
+    return accumulate
+
+
 @dataclass(frozen=True)
 class Examples:
     """The micro-batch that a rule works on.
@@ -52,9 +67,9 @@ class Examples:
     anchor: torch.Tensor
     slots: Mapping[int, Slot]
 
-    def slot(self, tensor: torch.Tensor | None) -> Slot | None:
-        """That of a trainable parameter; None for any other tensor."""
-        return self.slots.get(id(tensor))
+    def slots_of(self, weight: torch.Tensor | None, bias: torch.Tensor | None) -> Slots:
+        """The slots of a layer's parameters."""
+        return self.slots.get(id(weight)), self.slots.get(id(bias))
 
     def hide(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
         """A trainable parameter without its own gradient; any other tensor as it is."""
@@ -82,12 +97,7 @@ def write_weight_grad(
 
     A linear layer's weight [outputs, inputs] is taken for the 1x1 convolution that it is.
     """
-    slots = [weight] if bias is None else [weight, bias]
-    accumulate = any(slot.used for slot in slots)
-    for slot in slots:
-        if accumulate:
-            slot.finish()
-        slot.used = True
+    accumulate = claim(weight, bias)
     rows = weight.rows if weight.rows.dim() == 5 else weight.rows[..., None, None]
     x, grad = (tensor.to(rows.dtype) for tensor in (x, grad))
     bias_rows = None if bias is None else bias.rows

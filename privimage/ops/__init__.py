@@ -1,12 +1,23 @@
-"""The operators: arguments are checked once, here, before the native code or the reference runs."""
+"""The operators: arguments are checked once before the native code or the reference runs."""
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
-
-import torch
-
-from privimage.ops import _library, rules
+from privimage.ops import rules
+from privimage.ops._library import describe_build
+from privimage.ops.layers import (
+    ConvGeometry,
+    example_weight_grad,
+    group_norm_silu,
+    group_norm_silu_backward,
+)
 from privimage.ops.reference import GRID_BITS
+from privimage.ops.release import (
+    LARGEST_STD,
+    UpdateRule,
+    UpdateState,
+    clipped_sum,
+    gaussian_integers,
+    private_update,
+    random_words,
+)
 
 __all__ = [
     "GRID_BITS",
@@ -18,307 +29,10 @@ __all__ = [
     "describe_build",
     "example_weight_grad",
     "gaussian_integers",
+    "group_norm_silu",
+    "group_norm_silu_backward",
     "private_update",
     "random_words",
 ]
 
-LARGEST_STD = 2.0**58
-"""Of Gaussian integers: 9.5 times as much, and a sum of as many clipped gradients, fit int64."""
-
-ConvGeometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
-"""Stride, padding, dilation (height and width each) and groups, as `torch.conv2d` takes them."""
-
-describe_build = _library.describe_build
 rules.register()
-
-
-def clipped_sum(parts: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
-    """The sum of the rows of `parts`, each scaled to a norm of at most C, on the integer grid.
-
-    Each coordinate is rounded towards zero onto a grid of C / 2^`GRID_BITS`, so that no row of the
-    sum has a norm above 2^`GRID_BITS` steps; a row that is not finite, or whose squares overflow
-    float64, adds exactly 0. Nothing else rounds: order, shards and threads can't change the sum.
-
-    Args:
-        parts: float32 or float64 [examples, parameters], one example's gradient a row.
-        max_grad_norm: the clipping norm C, finite and above 0.
-
-    Returns:
-        int64 [parameters] in grid steps, on the device of `parts`; not differentiable.
-
-    Raises:
-        TypeError: `parts` is no tensor of these types, or `max_grad_norm` no number.
-        ValueError: `parts` is not two-dimensional, or `max_grad_norm` out of range.
-    """
-    if not isinstance(parts, torch.Tensor) or parts.dtype not in (torch.float32, torch.float64):
-        found = parts.dtype if isinstance(parts, torch.Tensor) else type(parts).__name__
-        raise TypeError(f"parts: expected a float32 or float64 tensor, got {found}")
-    if parts.dim() != 2:
-        raise ValueError(f"parts: expected [examples, parameters], got shape {list(parts.shape)}")
-    if isinstance(max_grad_norm, bool) or not isinstance(max_grad_norm, int | float):
-        raise TypeError(f"max_grad_norm: expected a number, got {type(max_grad_norm).__name__}")
-    if not 1e-30 <= max_grad_norm <= 1e30:
-        raise ValueError(f"max_grad_norm: expected a number in [1e-30, 1e30], got {max_grad_norm}")
-    result: torch.Tensor = torch.ops.privimage.clipped_sum(
-        parts.detach().contiguous(), max_grad_norm
-    )
-    return result
-
-
-@dataclass(frozen=True)
-class UpdateState:
-    """The tensors that `private_update` changes: float32 [parameters], on one device.
-
-    Attributes:
-        parameters: what is trained.
-        momentum: running mean of gradients (Adam) or momentum buffer (SGD); zeros at first.
-        second_moment: running mean of squared gradients; None for SGD.
-        average: exponential moving average of the parameters; None for no average.
-    """
-
-    parameters: torch.Tensor
-    momentum: torch.Tensor
-    second_moment: torch.Tensor | None = None
-    average: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class UpdateRule:
-    """The numbers of one step of `private_update`, all public.
-
-    With g = scale · (sum + noise):
-
-        momentum  ← momentum_decay · momentum + gradient_weight · g
-        second    ← second_decay · second + (1 - second_decay) · g²
-        direction = momentum / (second_correction · √second + epsilon), without second: momentum
-        parameter ← keep · parameter - step_size · direction
-        average   ← average + average_weight · (parameter - average)
-
-    Attributes:
-        noise_std: standard deviation of the noise in grid steps, in [0, 2^58].
-        scale: gradient of one grid step.
-    """
-
-    noise_std: float
-    scale: float
-    keep: float = 1.0
-    momentum_decay: float = 0.0
-    gradient_weight: float = 1.0
-    second_decay: float = 0.0
-    second_correction: float = 1.0
-    epsilon: float = 0.0
-    step_size: float = 0.0
-    average_weight: float = 0.0
-
-
-def random_words(key: torch.Tensor, step: int, first: int, count: int) -> torch.Tensor:
-    """Words of 64 random bits from ChaCha20 (RFC 8439): a pure function of key, step and index.
-
-    csrc/shared/chacha20.h says which block and which of its bits an index is.
-
-    Args:
-        key: uint8 [32], on the CPU.
-        step: row of the table of words, at least 0.
-        first: index of the first word, at least 0.
-        count: number of words.
-
-    Returns:
-        int64 [count] on the CPU, every bit pattern equally likely.
-
-    Raises:
-        TypeError, ValueError: an argument is not as above.
-    """
-    _check_draw(key, step, first, count)
-    result: torch.Tensor = torch.ops.privimage.random_words(key, step, first, count)
-    return result
-
-
-def gaussian_integers(
-    key: torch.Tensor, step: int, first: int, count: int, std: float
-) -> torch.Tensor:
-    """N(0, std²), each value rounded to the nearest integer: a function of key, step and index.
-
-    64-bit uniforms and Box-Muller in float64, with polynomials of our own (csrc/shared/gaussian.h):
-    every machine, thread count, instruction set and shard gives the same integers. No value is
-    farther from 0 than 9.5 std.
-
-    Args:
-        key: uint8 [32], on the CPU.
-        step: at least 0; no step of a key may serve two purposes.
-        first: index of the first integer, at least 0.
-        count: number of integers.
-        std: standard deviation, in [0, 2^58].
-
-    Returns:
-        int64 [count] on the CPU.
-
-    Raises:
-        TypeError, ValueError: an argument is not as above.
-    """
-    _check_draw(key, step, first, count)
-    _check_std("std", std)
-    result: torch.Tensor = torch.ops.privimage.gaussian_integers(key, step, first, count, std)
-    return result
-
-
-def private_update(
-    clipped_sum: torch.Tensor,
-    key: torch.Tensor,
-    step: torch.Tensor,
-    state: UpdateState,
-    rule: UpdateRule,
-    first_index: int = 0,
-) -> None:
-    """One pass over flat vectors: noise on a clipped sum, optimiser, average; then the next step.
-
-    The noise is `gaussian_integers(key, step, first_index, …, rule.noise_std)`, added in int64: it
-    is exact and the same for any sharding of the parameters. `step` is raised by 1 in place, so
-    that no second call can draw the same noise.
-
-    Args:
-        clipped_sum: int64 [parameters], in grid steps.
-        key: uint8 [32], on the CPU.
-        step: int64 [1], on the device of the parameters.
-        state: what is changed.
-        rule: the numbers of this step.
-        first_index: global index of the first of these parameters.
-
-    Raises:
-        TypeError, ValueError: a tensor of another type, shape or device, or a number out of range.
-    """
-    _check_key(key)
-    _check_std("rule.noise_std", rule.noise_std)
-    parameters = state.parameters
-    count = parameters.numel()
-    _check_vector("state.parameters", parameters, torch.float32, count, parameters.device)
-    _check_vector("clipped_sum", clipped_sum, torch.int64, count, parameters.device)
-    _check_vector("step", step, torch.int64, 1, parameters.device)
-    for name in ("momentum", "second_moment", "average"):
-        tensor = getattr(state, name)
-        if tensor is not None:
-            _check_vector(f"state.{name}", tensor, torch.float32, count, parameters.device)
-    if first_index < 0:
-        raise ValueError(f"first_index: expected no negative number, got {first_index}")
-    tensors = (parameters, state.momentum, state.second_moment, state.average)
-    torch.ops.privimage.private_update(
-        clipped_sum,
-        key,
-        step,
-        first_index,
-        *(_detached(tensor) for tensor in tensors),
-        *astuple(rule),
-    )
-
-
-def _detached(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else tensor.detach()
-
-
-def _check_key(key: torch.Tensor) -> None:
-    # The message must not show the key.
-    if not isinstance(key, torch.Tensor) or key.dtype != torch.uint8 or key.shape != (32,):
-        raise TypeError("key: expected a uint8 tensor [32]")
-    if key.device.type != "cpu" or not key.is_contiguous():
-        raise ValueError("key: expected a contiguous tensor on the CPU")
-
-
-def _check_draw(key: torch.Tensor, step: int, first: int, count: int) -> None:
-    _check_key(key)
-    for name, value in (("step", step), ("first", first), ("count", count)):
-        if not 0 <= value < 2**62:
-            raise ValueError(f"{name}: expected a number in [0, 2^62), got {value}")
-
-
-def _check_std(name: str, std: float) -> None:
-    if not 0 <= std <= LARGEST_STD:
-        raise ValueError(f"{name}: expected a number in [0, 2^58], got {std}")
-
-
-def _check_vector(
-    name: str, tensor: torch.Tensor, dtype: torch.dtype, count: int, device: torch.device
-) -> None:
-    if tensor.dtype != dtype:
-        raise TypeError(f"{name}: expected {dtype}, got {tensor.dtype}")
-    if tensor.shape != (count,) or not tensor.is_contiguous():
-        raise ValueError(f"{name}: expected a vector of {count}, got shape {list(tensor.shape)}")
-    if tensor.device != device:
-        raise ValueError(f"{name}: expected it on {device}, got {tensor.device}")
-
-
-def example_weight_grad(
-    x: torch.Tensor,
-    grad: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    geometry: ConvGeometry,
-    accumulate: bool = False,
-) -> None:
-    """Writes the weight gradient of each example of a convolution, summed over its draws.
-
-    Works on any strides; fastest where `x` and `grad` are channels-last. A sum's order depends on
-    the shapes alone: an example's gradient is bitwise the same whatever its neighbours and the
-    number of threads are.
-
-    Args:
-        x: float32 or float64 [rows, inputs, height, width], what the convolution was given;
-            rows = examples x draws, an example's draws consecutive.
-        grad: [rows, outputs, height', width'], gradient of its output.
-        weight: [examples, outputs, inputs / groups, *taps], written; each example's values in one
-            piece, as are those of a slice of columns of [examples, parameters].
-        bias: [examples, outputs], written as well; None where there is none.
-        geometry: of the convolution.
-        accumulate: add to what `weight` and `bias` hold.
-
-    Raises:
-        TypeError: a tensor of another type.
-        ValueError: shapes that are not those of one convolution, or rows of `weight` or `bias` in
-            pieces.
-    """
-    _check_weight_grad(x, grad, weight, bias, geometry)
-    stride, padding, dilation, groups = geometry
-    torch.ops.privimage.example_weight_grad(
-        x, grad, weight, bias, stride, padding, dilation, groups, accumulate
-    )
-
-
-def _check_weight_grad(
-    x: torch.Tensor,
-    grad: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    geometry: ConvGeometry,
-) -> None:
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x: expected a float32 or float64 tensor, got {x.dtype}")
-    for name, tensor in (("grad", grad), ("weight", weight), ("bias", bias)):
-        if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
-            there = f"{tensor.dtype} on {tensor.device}"
-            raise TypeError(f"{name}: expected {x.dtype} on {x.device} as x, got {there}")
-    if x.dim() != 4 or weight.dim() != 5:
-        raise ValueError(
-            "x, weight: expected [rows, inputs, height, width] and [examples, outputs, inputs / "
-            f"groups, *taps], got {list(x.shape)} and {list(weight.shape)}"
-        )
-    examples, outputs, inputs, *taps = weight.shape
-    stride, padding, dilation, groups = geometry
-    if groups < 1 or outputs % groups or x.shape[1] != inputs * groups:
-        raise ValueError(
-            f"groups: {groups} do not fit {x.shape[1]} inputs and a weight {list(weight.shape)}"
-        )
-    if len(x) % examples if examples else len(x):
-        raise ValueError(f"x: {len(x)} rows do not fit {examples} examples")
-    if not len(stride) == len(padding) == len(dilation) == 2 or min(*taps, *stride, *dilation) < 1:
-        raise ValueError(f"geometry: expected two positive numbers each, got {geometry}")
-    if min(padding) < 0:
-        raise ValueError(f"geometry: expected padding from 0 on, got {geometry}")
-    axes = zip(x.shape[2:], taps, stride, padding, dilation, strict=True)
-    pixels = [(n + 2 * p - d * (t - 1) - 1) // s + 1 for n, t, s, p, d in axes]
-    if min(pixels) < 1:
-        raise ValueError(f"x: images {list(x.shape[2:])} are smaller than the taps {taps}")
-    if grad.shape != (expected := (len(x), outputs, *pixels)):
-        raise ValueError(f"grad: expected {list(expected)}, got {list(grad.shape)}")
-    if bias is not None and bias.shape != (examples, outputs):
-        raise ValueError(f"bias: expected {[examples, outputs]}, got {list(bias.shape)}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and examples and not tensor[0].is_contiguous():
-            raise ValueError(f"{name}: expected each example's values in one piece")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import warnings
+from collections.abc import Iterable
 
 # Before the native library, which finds torch's symbols only where torch has loaded them.
 import torch
@@ -25,7 +26,17 @@ _SCHEMAS = {
         "example_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
         "int[] stride, int[] padding, int[] dilation, int groups, bool accumulate) -> ()"
     ),
+    "group_norm_silu": (
+        "group_norm_silu(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps, bool silu) "
+        "-> (Tensor, Tensor)"
+    ),
+    "group_norm_silu_backward": (
+        "group_norm_silu_backward(Tensor grad, Tensor x, Tensor moments, Tensor? weight, "
+        "Tensor? bias, Tensor(a!)? grad_weight, Tensor(b!)? grad_bias, bool silu, bool accumulate) "
+        "-> Tensor"
+    ),
 }
+_NATIVE_ON_CPU_ALONE = ("group_norm_silu", "group_norm_silu_backward")
 _NAMESPACE = "privimage"
 
 _native = importlib.util.find_spec("privimage.ops._native")
@@ -35,8 +46,8 @@ is_native = _native is not None and _native.origin is not None
 _fallback = torch.library.Library(_NAMESPACE, "FRAGMENT")
 
 
-def _register_reference(keys: tuple[str, ...]) -> None:
-    for name in _SCHEMAS:
+def _register_reference(names: Iterable[str], keys: tuple[str, ...]) -> None:
+    for name in names:
         for key in keys:
             _fallback.impl(name, getattr(reference, name), key)
 
@@ -46,13 +57,12 @@ if _native is not None and _native.origin is not None:
     from privimage import _host
 
     build: str = _host.build
-    if build != "cuda":
-        _register_reference(("CUDA",))
+    _register_reference(_NATIVE_ON_CPU_ALONE if build == "cuda" else _SCHEMAS, ("CUDA",))
 else:
     build = "none"
     for _schema in _SCHEMAS.values():
         _fallback.define(_schema)
-    _register_reference(("CPU", "CUDA"))
+    _register_reference(_SCHEMAS, ("CPU", "CUDA"))
     warnings.warn(
         "privimage was installed without its native operators (no C++ compiler, or "
         "PRIVIMAGE_BUILD=none); the slower reference runs in their place",

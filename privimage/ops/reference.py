@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 GRID_BITS = 30
@@ -189,3 +190,52 @@ def example_weight_grad(
     if bias is not None and bias.numel():
         sums = grad.reshape(len(bias), -1, *grad.shape[1:]).sum((1, 3, 4))
         bias.copy_(bias + sums if accumulate else sums)
+
+
+def group_norm_silu(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[rows, channels, ...] → the same, and mean and 1 / deviation [2, rows, groups]."""
+    values = x.unflatten(1, (groups, -1)).flatten(2)
+    mean = values.mean(2)
+    variance = (values - mean[..., None]).square().mean(2)
+    y = F.group_norm(x, groups, weight, bias, eps)
+    return (F.silu(y) if silu else y), torch.stack([mean, (variance + eps).rsqrt()])
+
+
+def group_norm_silu_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    moments: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    grad_weight: torch.Tensor | None,
+    grad_bias: torch.Tensor | None,
+    silu: bool,
+    accumulate: bool,
+) -> torch.Tensor:
+    """The gradient of x; writes the rows of grad_weight and grad_bias [examples, channels]."""
+    by_group = 1, (moments.shape[2], -1)
+    affine = -1, *[1] * (x.dim() - 2)
+    scale = 1.0 if weight is None else weight.view(affine)
+    shift = 0.0 if bias is None else bias.view(affine)
+    mean, rstd = moments[..., None]
+    normal = ((x.unflatten(*by_group).flatten(2) - mean) * rstd).reshape(x.shape)
+    if silu:
+        value = normal * scale + shift
+        s = value.sigmoid()
+        grad = grad * s * (1 + value * (1 - s))
+    for rows, slope in ((grad_weight, grad * normal), (grad_bias, grad)):
+        if rows is not None:
+            split = len(rows), len(x) // max(len(rows), 1)
+            sums = slope.unflatten(0, split).sum((1, *range(3, x.dim() + 1)))
+            rows.copy_(rows + sums if accumulate else sums)
+    slope, normal = (t.unflatten(*by_group).flatten(2) for t in (grad * scale, normal))
+    tilt = (slope * normal).mean(2, keepdim=True)
+    grad_x = rstd * (slope - slope.mean(2, keepdim=True) - normal * tilt)
+    return torch.empty_like(x).copy_(grad_x.view(x.shape))

@@ -28,6 +28,23 @@ def example_weight_grad(*arguments: object) -> None:
     """Writes into rows that the caller has; takes no part in autograd."""
 
 
+def group_norm_silu(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As x, and its moments [2, rows, groups]; autograd is left to the caller."""
+    return torch.empty_like(x), x.new_empty(2, len(x), groups)
+
+
+def group_norm_silu_backward(grad: torch.Tensor, x: torch.Tensor, *others: object) -> torch.Tensor:
+    """As x."""
+    return torch.empty_like(x)
+
+
 def register() -> None:
     """Gives torch.compile and the meta device the shape of every operator's result."""
     torch.library.register_fake("privimage::clipped_sum", clipped_sum)
@@ -35,3 +52,5 @@ def register() -> None:
     torch.library.register_fake("privimage::gaussian_integers", gaussian_integers)
     torch.library.register_fake("privimage::private_update", private_update)
     torch.library.register_fake("privimage::example_weight_grad", example_weight_grad)
+    torch.library.register_fake("privimage::group_norm_silu", group_norm_silu)
+    torch.library.register_fake("privimage::group_norm_silu_backward", group_norm_silu_backward)

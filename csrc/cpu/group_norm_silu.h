@@ -1,0 +1,375 @@
+// Group normalisation and SiLU on the CPU, over a range of examples: the caller brings the threads.
+//
+// A row is read from memory once a pass over it and stays in the second-level cache between passes.
+// Its values go by in runs that all have the same channels in the same order, so that one loop does
+// for both layouts: the coefficients of a run are laid out once.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/dispatch.h"
+#include "cpu/scratch.h"
+#include "shared/group_norm_silu.h"
+
+namespace privimage::cpu {
+
+// Values of a run, at least: enough to make a loop's start cheap.
+constexpr int64_t kRun = 256;
+
+// e^x, to 2e-7 relative, as arithmetic that compilers turn into vector instructions.
+PRIVIMAGE_INLINE float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  const float rounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+  const float shifted = x * 1.44269504f + rounder;
+  const float whole = shifted - rounder;
+  const float r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
+  float sum = 1.0f / 5040;
+  sum = sum * r + 1.0f / 720;
+  sum = sum * r + 1.0f / 120;
+  sum = sum * r + 1.0f / 24;
+  sum = sum * r + 1.0f / 6;
+  sum = sum * r + 0.5f;
+  sum = sum * r + 1.0f;
+  sum = sum * r + 1.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + 127u) << 23;  // 2^whole
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return sum * power;
+}
+PRIVIMAGE_INLINE double exponential(double x) { return std::exp(x); }
+
+template <typename Scalar>
+PRIVIMAGE_INLINE Scalar sigmoid(Scalar x) {
+  return Scalar(1) / (Scalar(1) + exponential(-x));
+}
+
+// The loops over a run, where the time goes. Their arrays never overlap but where named the same.
+
+template <typename Scalar>
+PRIVIMAGE_INLINE void add(int64_t count, const Scalar* __restrict__ x, Scalar* __restrict__ sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += x[i];
+}
+
+template <typename Scalar>
+PRIVIMAGE_INLINE void add_squares(int64_t count, const Scalar* __restrict__ x,
+                                  const Scalar* __restrict__ centre, Scalar* __restrict__ sums) {
+  for (int64_t i = 0; i < count; ++i) {
+    const Scalar difference = x[i] - centre[i];
+    sums[i] += difference * difference;
+  }
+}
+
+template <bool kSilu, typename Scalar>
+PRIVIMAGE_INLINE void normalise(int64_t count, const Scalar* __restrict__ x,
+                                const Scalar* __restrict__ a, const Scalar* __restrict__ b,
+                                Scalar* __restrict__ y) {
+  for (int64_t i = 0; i < count; ++i) {
+    const Scalar value = a[i] * x[i] + b[i];
+    y[i] = kSilu ? value * sigmoid(value) : value;
+  }
+}
+
+// to = the gradient of a x + b; adds it to sums, and times x - centre to products.
+template <bool kSilu, typename Scalar>
+PRIVIMAGE_INLINE void add_slopes(int64_t count, const Scalar* __restrict__ x,
+                                 const Scalar* __restrict__ grad, const Scalar* __restrict__ a,
+                                 const Scalar* __restrict__ b, const Scalar* __restrict__ centre,
+                                 Scalar* __restrict__ to, Scalar* __restrict__ sums,
+                                 Scalar* __restrict__ products) {
+  for (int64_t i = 0; i < count; ++i) {
+    Scalar slope = grad[i];
+    if (kSilu) {
+      const Scalar value = a[i] * x[i] + b[i];
+      const Scalar s = sigmoid(value);
+      slope *= s * (Scalar(1) + value * (Scalar(1) - s));
+    }
+    to[i] = slope;
+    sums[i] += slope;
+    products[i] += slope * (x[i] - centre[i]);
+  }
+}
+
+template <typename Scalar>
+PRIVIMAGE_INLINE void combine(int64_t count, const Scalar* __restrict__ x,
+                              const Scalar* __restrict__ a, const Scalar* __restrict__ b,
+                              const Scalar* __restrict__ c, Scalar* __restrict__ to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = a[i] * to[i] + b[i] * x[i] + c[i];
+}
+
+// The memory of one row's passes: a value a channel, and a value a place in a run.
+template <typename Scalar>
+struct GroupNormScratch {
+  int64_t run;                      // values of a run
+  Scalar *sums, *products;          // [channels]
+  Scalar *tilts, *shifts;           // [groups]
+  Scalar *first, *second, *third;   // [run], coefficients
+  Scalar *run_sums, *run_products;  // [run]
+
+  explicit GroupNormScratch(const GroupNormShape& shape) {
+    const int64_t repeats = std::max<int64_t>(kRun / std::max<int64_t>(shape.channels, 1), 1);
+    run =
+        shape.channels_last ? repeats * shape.channels : std::clamp<int64_t>(shape.pixels, 1, kRun);
+    static thread_local Scratch<Scalar> scratch;
+    Scalar* next = scratch.at_least(2 * shape.channels + 2 * shape.groups + 5 * run);
+    for (Scalar** array : {&first, &second, &third, &run_sums, &run_products}) {
+      *array = next;
+      next += run;
+    }
+    sums = next;
+    products = sums + shape.channels;
+    tilts = products + shape.channels;
+    shifts = tilts + shape.groups;
+  }
+};
+
+// Calls body(begin, count) for the runs of one channel (channels first) or of all (channels last).
+template <typename Body>
+PRIVIMAGE_INLINE void for_each_run(const GroupNormShape& shape, int64_t run, int64_t channel,
+                                   Body body) {
+  const int64_t size = shape.channels_last ? shape.channels * shape.pixels : shape.pixels;
+  const int64_t start = shape.channels_last ? 0 : channel * shape.pixels;
+  for (int64_t begin = 0; begin < size; begin += run) {
+    body(start + begin, std::min(run, size - begin));
+  }
+}
+
+// The channels whose runs `for_each_run` gives one after another.
+PRIVIMAGE_INLINE int64_t lines(const GroupNormShape& shape) {
+  return shape.channels_last ? 1 : shape.channels;
+}
+
+// to[place] = value(channel) for all places of a run; `channel` is that of a channels-first line.
+template <typename Scalar, typename Value>
+PRIVIMAGE_INLINE void lay_out(const GroupNormShape& shape, int64_t run, int64_t channel, Scalar* to,
+                              Value value) {
+  if (!shape.channels_last) {
+    std::fill_n(to, run, value(channel));
+    return;
+  }
+  for (int64_t c = 0; c < shape.channels; ++c) to[c] = value(c);
+  for (int64_t i = shape.channels; i < run; ++i) to[i] = to[i - shape.channels];
+}
+
+// The inverse: adds the places of a run up by channel.
+template <typename Scalar>
+PRIVIMAGE_INLINE void gather(const GroupNormShape& shape, int64_t run, int64_t channel,
+                             const Scalar* from, Scalar* sums) {
+  if (!shape.channels_last) {
+    Scalar sum = 0;
+    for (int64_t i = 0; i < run; ++i) sum += from[i];
+    sums[channel] = sum;
+    return;
+  }
+  for (int64_t c = 0; c < shape.channels; ++c) sums[c] = from[c];
+  for (int64_t i = shape.channels; i < run; i += shape.channels) {
+    for (int64_t c = 0; c < shape.channels; ++c) sums[c] += from[i + c];
+  }
+}
+
+PRIVIMAGE_INLINE int64_t group_of(const GroupNormShape& shape, int64_t channel) {
+  return channel / (shape.channels / shape.groups);
+}
+
+// At least 1: an image without pixels has moments, too.
+PRIVIMAGE_INLINE double values_a_group(const GroupNormShape& shape) {
+  return double(std::max<int64_t>(shape.channels / shape.groups * shape.pixels, 1));
+}
+
+// The sum of a group's channels.
+template <typename Scalar, typename Term>
+PRIVIMAGE_INLINE double group_sum(const GroupNormShape& shape, int64_t group, Term term) {
+  const int64_t width = shape.channels / shape.groups;
+  double sum = 0.0;
+  for (int64_t c = group * width; c < (group + 1) * width; ++c) sum += double(term(c));
+  return sum;
+}
+
+// mean and rstd [groups] of a row, in two passes: squares of differences don't cancel.
+template <typename Scalar>
+PRIVIMAGE_INLINE void moments(const GroupNormShape& shape, const GroupNormScratch<Scalar>& at,
+                              const Scalar* x, double eps, Scalar* mean, Scalar* rstd) {
+  const double count = values_a_group(shape);
+  for (int64_t line = 0; line < lines(shape); ++line) {
+    std::fill_n(at.run_sums, at.run, Scalar(0));
+    for_each_run(shape, at.run, line,
+                 [&](int64_t begin, int64_t values) { add(values, x + begin, at.run_sums); });
+    gather(shape, at.run, line, at.run_sums, at.sums);
+  }
+  for (int64_t g = 0; g < shape.groups; ++g) {
+    mean[g] = Scalar(group_sum<Scalar>(shape, g, [&](int64_t c) { return at.sums[c]; }) / count);
+  }
+  for (int64_t line = 0; line < lines(shape); ++line) {
+    lay_out(shape, at.run, line, at.first, [&](int64_t c) { return mean[group_of(shape, c)]; });
+    std::fill_n(at.run_sums, at.run, Scalar(0));
+    for_each_run(shape, at.run, line, [&](int64_t begin, int64_t values) {
+      add_squares(values, x + begin, at.first, at.run_sums);
+    });
+    gather(shape, at.run, line, at.run_sums, at.sums);
+  }
+  for (int64_t g = 0; g < shape.groups; ++g) {
+    const double squares = group_sum<Scalar>(shape, g, [&](int64_t c) { return at.sums[c]; });
+    rstd[g] = Scalar(1.0 / std::sqrt(squares / count + eps));
+  }
+}
+
+// Lays out a and b with a x + b the normalised value, weight and bias included.
+template <typename Scalar>
+PRIVIMAGE_INLINE void lay_out_affine(const GroupNormShape& shape,
+                                     const GroupNormScratch<Scalar>& at, int64_t line,
+                                     const Scalar* mean, const Scalar* rstd, const Scalar* weight,
+                                     const Scalar* bias) {
+  const auto scale = [&](int64_t c) {
+    return (weight ? weight[c] : Scalar(1)) * rstd[group_of(shape, c)];
+  };
+  lay_out(shape, at.run, line, at.first, scale);
+  lay_out(shape, at.run, line, at.second, [&](int64_t c) {
+    return (bias ? bias[c] : Scalar(0)) - mean[group_of(shape, c)] * scale(c);
+  });
+}
+
+template <bool kSilu, typename Scalar>
+PRIVIMAGE_INLINE void forward_row(const GroupNormSilu<Scalar>& job,
+                                  const GroupNormScratch<Scalar>& at, int64_t row) {
+  const GroupNormShape& shape = job.shape;
+  const Scalar* x = job.x + row * shape.channels * shape.pixels;
+  Scalar* y = job.y + row * shape.channels * shape.pixels;
+  Scalar* mean = job.mean + row * shape.groups;
+  Scalar* rstd = job.rstd + row * shape.groups;
+  moments(shape, at, x, job.eps, mean, rstd);
+  for (int64_t line = 0; line < lines(shape); ++line) {
+    lay_out_affine(shape, at, line, mean, rstd, job.weight, job.bias);
+    for_each_run(shape, at.run, line, [&](int64_t begin, int64_t values) {
+      normalise<kSilu>(values, x + begin, at.first, at.second, y + begin);
+    });
+  }
+}
+
+// Leaves the gradient of the normalised values in grad_x, and its sums by channel in at.sums, times
+// x - mean in at.products.
+template <bool kSilu, typename Scalar>
+PRIVIMAGE_INLINE void backward_sums(const GroupNormSiluBackward<Scalar>& job,
+                                    const GroupNormScratch<Scalar>& at, int64_t row) {
+  const GroupNormShape& shape = job.shape;
+  const int64_t start = row * shape.channels * shape.pixels;
+  const Scalar* mean = job.mean + row * shape.groups;
+  const Scalar* rstd = job.rstd + row * shape.groups;
+  for (int64_t line = 0; line < lines(shape); ++line) {
+    lay_out_affine(shape, at, line, mean, rstd, job.weight, job.bias);
+    lay_out(shape, at.run, line, at.third, [&](int64_t c) { return mean[group_of(shape, c)]; });
+    std::fill_n(at.run_sums, at.run, Scalar(0));
+    std::fill_n(at.run_products, at.run, Scalar(0));
+    for_each_run(shape, at.run, line, [&](int64_t begin, int64_t values) {
+      add_slopes<kSilu>(values, job.x + start + begin, job.grad + start + begin, at.first,
+                        at.second, at.third, job.grad_x + start + begin, at.run_sums,
+                        at.run_products);
+    });
+    gather(shape, at.run, line, at.run_sums, at.sums);
+    gather(shape, at.run, line, at.run_products, at.products);
+  }
+}
+
+// grad_x from what `backward_sums` left: the normalised values' gradients, less their mean and less
+// their part along x, a group at a time.
+template <typename Scalar>
+PRIVIMAGE_INLINE void backward_apply(const GroupNormSiluBackward<Scalar>& job,
+                                     const GroupNormScratch<Scalar>& at, int64_t row) {
+  const GroupNormShape& shape = job.shape;
+  const double count = values_a_group(shape);
+  const int64_t start = row * shape.channels * shape.pixels;
+  const Scalar* mean = job.mean + row * shape.groups;
+  const Scalar* rstd = job.rstd + row * shape.groups;
+  const auto weight = [&](int64_t c) { return job.weight ? job.weight[c] : Scalar(1); };
+  for (int64_t g = 0; g < shape.groups; ++g) {
+    const double r = rstd[g];
+    const double sum = group_sum<Scalar>(
+        shape, g, [&](int64_t c) { return double(weight(c)) * double(at.sums[c]); });
+    const double product = group_sum<Scalar>(
+        shape, g, [&](int64_t c) { return double(weight(c)) * double(at.products[c]); });
+    const double tilt = -r * r * r * product / count;
+    at.tilts[g] = Scalar(tilt);
+    at.shifts[g] = Scalar(-r * sum / count - tilt * double(mean[g]));
+  }
+  for (int64_t line = 0; line < lines(shape); ++line) {
+    lay_out(shape, at.run, line, at.first,
+            [&](int64_t c) { return weight(c) * rstd[group_of(shape, c)]; });
+    lay_out(shape, at.run, line, at.second,
+            [&](int64_t c) { return at.tilts[group_of(shape, c)]; });
+    lay_out(shape, at.run, line, at.third,
+            [&](int64_t c) { return at.shifts[group_of(shape, c)]; });
+    for_each_run(shape, at.run, line, [&](int64_t begin, int64_t values) {
+      combine(values, job.x + start + begin, at.first, at.second, at.third,
+              job.grad_x + start + begin);
+    });
+  }
+}
+
+// Adds a row's part to its example's weight and bias gradients; the first one may be written over.
+template <typename Scalar>
+PRIVIMAGE_INLINE void backward_affine(const GroupNormSiluBackward<Scalar>& job,
+                                      const GroupNormScratch<Scalar>& at, int64_t row, bool add) {
+  const GroupNormShape& shape = job.shape;
+  const int64_t example = row / shape.draws;
+  const Scalar* rstd = job.rstd + row * shape.groups;
+  if (job.grad_weight) {
+    Scalar* to = job.grad_weight + example * job.weight_stride;
+    for (int64_t c = 0; c < shape.channels; ++c) {
+      const Scalar part = at.products[c] * rstd[group_of(shape, c)];
+      to[c] = add ? to[c] + part : part;
+    }
+  }
+  if (job.grad_bias) {
+    Scalar* to = job.grad_bias + example * job.bias_stride;
+    for (int64_t c = 0; c < shape.channels; ++c) to[c] = add ? to[c] + at.sums[c] : at.sums[c];
+  }
+}
+
+template <typename Scalar>
+PRIVIMAGE_INLINE void forward(const GroupNormSilu<Scalar>& job, int64_t begin, int64_t end) {
+  const GroupNormScratch<Scalar> at(job.shape);
+  for (int64_t row = begin * job.shape.draws; row < end * job.shape.draws; ++row) {
+    if (job.shape.silu) {
+      forward_row<true>(job, at, row);
+    } else {
+      forward_row<false>(job, at, row);
+    }
+  }
+}
+
+template <typename Scalar>
+PRIVIMAGE_INLINE void backward(const GroupNormSiluBackward<Scalar>& job, int64_t begin,
+                               int64_t end) {
+  const GroupNormScratch<Scalar> at(job.shape);
+  for (int64_t row = begin * job.shape.draws; row < end * job.shape.draws; ++row) {
+    if (job.shape.silu) {
+      backward_sums<true>(job, at, row);
+    } else {
+      backward_sums<false>(job, at, row);
+    }
+    backward_apply(job, at, row);
+    backward_affine(job, at, row, job.accumulate || row % job.shape.draws != 0);
+  }
+}
+
+// The examples begin … end - 1.
+PRIVIMAGE_CLONES void group_norm_silu(const GroupNormSilu<float>& job, int64_t begin, int64_t end) {
+  forward(job, begin, end);
+}
+PRIVIMAGE_CLONES void group_norm_silu(const GroupNormSilu<double>& job, int64_t begin,
+                                      int64_t end) {
+  forward(job, begin, end);
+}
+PRIVIMAGE_CLONES void group_norm_silu_backward(const GroupNormSiluBackward<float>& job,
+                                               int64_t begin, int64_t end) {
+  backward(job, begin, end);
+}
+PRIVIMAGE_CLONES void group_norm_silu_backward(const GroupNormSiluBackward<double>& job,
+                                               int64_t begin, int64_t end) {
+  backward(job, begin, end);
+}
+
+}  // namespace privimage::cpu

@@ -1,0 +1,181 @@
+// torch.ops.privimage.group_norm_silu and its backward: checks, allocates, dispatches.
+#include "cpu/group_norm_silu.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+
+#include "ops/check.h"
+
+namespace privimage {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Values that a thread must have to do to be worth waking it.
+constexpr int64_t kGrain = 1 << 14;
+
+GroupNormShape shape_of(const Tensor& x, int64_t examples, int64_t groups, bool silu) {
+  STD_TORCH_CHECK(x.dim() >= 2, "x: expected [rows, channels, ...]");
+  const int64_t rows = x.size(0), channels = x.size(1);
+  STD_TORCH_CHECK(groups > 0 && channels % groups == 0, "groups: ", groups, " do not fit ",
+                  channels, " channels");
+  STD_TORCH_CHECK(examples == 0 ? rows == 0 : rows % examples == 0, "x: ", rows,
+                  " rows do not fit ", examples, " examples");
+  int64_t pixels = 1;
+  for (int64_t dim = 2; dim < x.dim(); ++dim) pixels *= x.size(dim);
+  const bool channels_last = !x.is_contiguous();
+  if (channels_last) {
+    STD_TORCH_CHECK(x.dim() == 4 && x.stride(1) == 1 && x.stride(3) == channels &&
+                        x.stride(2) == channels * x.size(3) && x.stride(0) == channels * pixels,
+                    "x: expected a contiguous or channels-last tensor");
+  }
+  return {examples, examples == 0 ? 1 : rows / examples, channels, pixels, groups, channels_last,
+          silu};
+}
+
+void check_same(const Tensor& tensor, const Tensor& x, const std::string& name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, ": expected the type of x");
+  STD_TORCH_CHECK(tensor.device() == x.device(), name, ": expected the device of x");
+}
+
+void check_vector(const std::optional<Tensor>& tensor, const Tensor& x, const std::string& name) {
+  if (!tensor) return;
+  check_same(*tensor, x, name);
+  STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == x.size(1) && tensor->is_contiguous(),
+                  name, ": expected [channels]");
+}
+
+void check_rows(const std::optional<Tensor>& tensor, const Tensor& x, int64_t examples,
+                const std::string& name) {
+  if (!tensor) return;
+  check_same(*tensor, x, name);
+  STD_TORCH_CHECK(tensor->dim() == 2 && tensor->size(0) == examples &&
+                      tensor->size(1) == x.size(1) && tensor->stride(1) == 1 &&
+                      (examples <= 1 || tensor->stride(0) >= x.size(1)),
+                  name, ": expected rows [examples, channels] that do not overlap");
+}
+
+template <typename Scalar>
+const Scalar* read(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<const Scalar*>(tensor->const_data_ptr()) : nullptr;
+}
+
+template <typename Scalar>
+Scalar* write(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<Scalar*>(tensor->mutable_data_ptr()) : nullptr;
+}
+
+int64_t grain(const GroupNormShape& shape) {
+  return kGrain / (shape.draws * shape.channels * shape.pixels + 1) + 1;
+}
+
+// Calls run with a value of the type of `x`.
+template <typename Run>
+void dispatch(const Tensor& x, Run run) {
+  const ScalarType type = x.scalar_type();
+  if (type == ScalarType::Float) {
+    run(0.0f);
+  } else if (type == ScalarType::Double) {
+    run(0.0);
+  } else {
+    STD_TORCH_CHECK(false, "x: expected float32 or float64");
+  }
+}
+
+std::tuple<Tensor, Tensor> group_norm_silu_cpu(const Tensor x, const std::optional<Tensor> weight,
+                                               const std::optional<Tensor> bias, int64_t groups,
+                                               double eps, bool silu) {
+  const GroupNormShape shape = shape_of(x, x.size(0), groups, silu);
+  check_vector(weight, x, "weight");
+  check_vector(bias, x, "bias");
+  Tensor y = torch::stable::empty_like(x);
+  Tensor moments = torch::stable::new_empty(x, {2, x.size(0), groups});
+  dispatch(x, [&](auto zero) {
+    using Scalar = decltype(zero);
+    const GroupNormSilu<Scalar> job{shape,
+                                    read<Scalar>(x),
+                                    read<Scalar>(weight),
+                                    read<Scalar>(bias),
+                                    write<Scalar>(y),
+                                    write<Scalar>(moments),
+                                    write<Scalar>(moments) + x.size(0) * groups,
+                                    eps};
+    torch::stable::parallel_for(0, shape.examples, grain(shape), [&](int64_t begin, int64_t end) {
+      cpu::group_norm_silu(job, begin, end);
+    });
+  });
+  return {y, moments};
+}
+
+Tensor group_norm_silu_backward_cpu(const Tensor grad, const Tensor x, const Tensor moments,
+                                    const std::optional<Tensor> weight,
+                                    const std::optional<Tensor> bias,
+                                    const std::optional<Tensor> grad_weight,
+                                    const std::optional<Tensor> grad_bias, bool silu,
+                                    bool accumulate) {
+  STD_TORCH_CHECK(moments.dim() == 3 && moments.size(0) == 2 && moments.size(1) == x.size(0) &&
+                      moments.is_contiguous(),
+                  "moments: expected [2, rows, groups]");
+  check_same(moments, x, "moments");
+  const int64_t examples = grad_weight ? grad_weight->size(0)
+                           : grad_bias ? grad_bias->size(0)
+                                       : x.size(0);
+  const int64_t groups = moments.size(2);
+  const GroupNormShape shape = shape_of(x, examples, groups, silu);
+  check_same(grad, x, "grad");
+  STD_TORCH_CHECK(grad.dim() == x.dim(), "grad: expected the shape of x");
+  for (int64_t dim = 0; dim < x.dim(); ++dim) {
+    STD_TORCH_CHECK(grad.size(dim) == x.size(dim), "grad: expected the shape of x");
+    STD_TORCH_CHECK(grad.size(dim) <= 1 || grad.stride(dim) == x.stride(dim),
+                    "grad: expected the strides of x");
+  }
+  check_vector(weight, x, "weight");
+  check_vector(bias, x, "bias");
+  check_rows(grad_weight, x, examples, "grad_weight");
+  check_rows(grad_bias, x, examples, "grad_bias");
+  Tensor grad_x = torch::stable::empty_like(x);
+  dispatch(x, [&](auto zero) {
+    using Scalar = decltype(zero);
+    const GroupNormSiluBackward<Scalar> job{shape,
+                                            read<Scalar>(grad),
+                                            read<Scalar>(x),
+                                            read<Scalar>(moments),
+                                            read<Scalar>(moments) + x.size(0) * groups,
+                                            read<Scalar>(weight),
+                                            read<Scalar>(bias),
+                                            write<Scalar>(grad_x),
+                                            write<Scalar>(grad_weight),
+                                            grad_weight ? grad_weight->stride(0) : 0,
+                                            write<Scalar>(grad_bias),
+                                            grad_bias ? grad_bias->stride(0) : 0,
+                                            accumulate};
+    torch::stable::parallel_for(0, shape.examples, grain(shape), [&](int64_t begin, int64_t end) {
+      cpu::group_norm_silu_backward(job, begin, end);
+    });
+  });
+  return grad_x;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(privimage, library) {
+  library.def(
+      "group_norm_silu(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps, bool silu) "
+      "-> (Tensor, Tensor)");
+  library.def(
+      "group_norm_silu_backward(Tensor grad, Tensor x, Tensor moments, Tensor? weight, "
+      "Tensor? bias, Tensor(a!)? grad_weight, Tensor(b!)? grad_bias, bool silu, bool accumulate) "
+      "-> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(privimage, CPU, library) {
+  library.impl("group_norm_silu", TORCH_BOX(&group_norm_silu_cpu));
+  library.impl("group_norm_silu_backward", TORCH_BOX(&group_norm_silu_backward_cpu));
+}
+
+}  // namespace privimage
