@@ -28,9 +28,12 @@ MAY_IMPORT = {
     "stages": GROUND
     | {"run", "recipe", "data", "dp", "semantics", "diffusion", "synthesis", "evaluate"},
     "summary": {"durable", "dp", "evaluate", "stages"},
-    "pipeline": GROUND | {"stages", "summary", "run", "recipe", "data", "dp", "semantics"},
+    "spending": {"errors", "durable", "dp", "run", "stages"},
+    "audit": {"durable", "dp", "evaluate", "run", "spending"},
+    "pipeline": GROUND
+    | {"spending", "stages", "summary", "run", "recipe", "data", "dp", "semantics"},
     "doctor": {"errors", "ops"},
-    "cli": {"errors", "progress", "recipe", "pipeline", "doctor"},
+    "cli": {"errors", "progress", "recipe", "pipeline", "audit", "doctor"},
     "__init__": set(),
     "__main__": {"cli"},
 }

@@ -59,12 +59,13 @@ def accuracy_table(metrics: dict[str, Any]) -> Table:
     return table
 
 
-def epsilon_sentence(epsilon: float | None, delta: float) -> str:
-    """What ε promises, in a sentence; None stands for no promise."""
+def epsilon_sentence(epsilon: float | None, delta: float, unit: str) -> str:
+    """What ε promises for a `unit` ("image" or "person"), in a sentence; None for no promise."""
     if epsilon is None:
-        return "NOT PRIVATE: no noise was added; nothing is promised to anybody in the images."
+        return "NOT PRIVATE: nothing is promised to anybody in the images."
+    whose = "all images of any one person" if unit == "person" else "any one sensitive image"
     return (
-        f"ε = {epsilon:.2f} at δ = {delta:g}: with any one sensitive image added or removed, "
+        f"ε = {epsilon:.2f} at δ = {delta:g}: with {whose} added or removed, "
         f"any outcome is at most {math.exp(epsilon):.3g} times as likely, "
         f"but for a probability of {delta:g}."
     )

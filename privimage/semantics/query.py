@@ -75,10 +75,11 @@ def noisy_histogram(
     plan = ledger.plan
     if plan is None or plan.query_noise_multiplier is None:
         raise UserError("the ledger's plan has no query")
-    ledger.reserve_query()
+    noise_std = settings.noise_std(plan.query_noise_multiplier)
+    ledger.reserve_query(settings.votes_per_image, noise_std)
     votes = top_classes(predict(sensitive.images), settings.votes_per_image)
     counts = count_votes(votes, sensitive.labels, len(sensitive.names) + 1, public_classes)
-    noise = gaussian_integers(counts.numel(), settings.noise_std(plan.query_noise_multiplier))
+    noise = gaussian_integers(counts.numel(), noise_std)
     return counts + noise.view(counts.shape)
 
 
