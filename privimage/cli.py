@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
+from privimage import audit, doctor, pipeline, recipe
 from privimage import budget as budgeting
-from privimage import doctor, pipeline, recipe
 from privimage.errors import UserError
 from privimage.progress import Reporter, Stopped
 
@@ -129,13 +129,34 @@ def show_doctor() -> None:
         typer.echo(line)
 
 
+RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
+
+
+@ledger_app.command("show")
+def show_ledger(run: RunArgument) -> None:
+    """Shows when what was reserved and released, and ε so far."""
+    for line in audit.show(run):
+        typer.echo(line)
+
+
 @ledger_app.command("verify")
-def verify_ledger(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+def verify_ledger(run: RunArgument) -> None:
     """Recomputes ε from the ledger and holds it against what the run has made; JSON."""
-    result = pipeline.verify(run)
+    result = audit.verify(run)
     typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
     if result["problems"]:
         raise SystemExit(1)
+
+
+@ledger_app.command("compose")
+def compose_ledgers(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders on the same people.")],
+    delta: Annotated[
+        float | None, typer.Option(help="δ of the joint ε; default the runs' smallest.")
+    ] = None,
+) -> None:
+    """States the joint ε of several runs on the same people; JSON."""
+    typer.echo(json.dumps(audit.compose(runs, delta), indent=2, ensure_ascii=False))
 
 
 def _class_names(text: str) -> tuple[str, ...]:

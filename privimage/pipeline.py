@@ -1,18 +1,16 @@
 """The seven stages in order: what is skipped, resumed or refused, and what a run may spend."""
 
-import json
 import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from privimage import data, dp, durable, stages, summary
-from privimage.dp import Gaussian, Ledger, Plan, SubsampledGaussian
+from privimage import data, durable, spending, stages, summary
+from privimage.dp import Ledger
 from privimage.errors import UserError, check_choice, check_count
 from privimage.progress import Reporter
 from privimage.recipe import Recipe
@@ -100,14 +98,16 @@ def train(
     for stage in order:
         if stage not in repeated:
             folder.refuse_changes(stage.name, recipe, stage.reads)
+    spending.refuse_without_ledger(folder)
     run = Run(recipe, folder, reporter, _workers(machine), _device(machine))
     missing = [stage for stage in order if stage in repeated or not folder.is_done(stage.name)]
     _check_before_touching(run, missing)
     durable.make_folder(path)
     with Ledger(folder.ledger) as ledger:
-        _refuse_foreign_ledger(folder, ledger, repeated)
-        if {"query", "finetune"} & {stage.name for stage in missing}:
-            _plan(run, ledger, missing, repeated)
+        spending.refuse_foreign_files(folder, ledger)
+        names = [stage.name for stage in missing]
+        if {"query", "finetune"} & {*names}:
+            spending.settle(run, ledger, names, [stage.name for stage in repeated])
             folder.write_declared(run.declared)
         folder.write_recipe(recipe)
         folder.forget([stage.name for stage in repeated])
@@ -121,27 +121,6 @@ def train(
             with folder.work(stage.name, recipe, stage.reads) as partial:
                 stage.work(run, partial, ledger)
         summary.conclude(run, ledger)
-
-
-def verify(path: Path) -> dict[str, Any]:
-    """Recomputes a run's ε from its ledger and holds it against what the run has made.
-
-    Raises:
-        UserError: there is no run, or its ledger is damaged.
-    """
-    folder = RunFolder(path)
-    folder.recipe()
-    histogram = folder.stage("query") / "histogram.safetensors"
-    result = dp.verify(
-        folder.ledger,
-        optimizer_steps=_optimizer_steps(folder),
-        query_sha256=durable.sha256(histogram) if histogram.exists() else None,
-    )
-    fields = asdict(result) | {"epsilon": result.epsilon.upper, "problems": list(result.problems)}
-    return {
-        name: None if isinstance(value, float) and math.isinf(value) else value
-        for name, value in fields.items()
-    }
 
 
 def _repeated(order: list[Stage], from_stage: str | None) -> list[Stage]:
@@ -222,57 +201,3 @@ def _check_disk(path: Path) -> None:
         raise UserError(f"{path}: no permission to write in '{parent}'; choose another --out")
     if shutil.disk_usage(parent).free < _LEAST_FREE_BYTES:
         raise UserError(f"{path}: less than {_LEAST_FREE_BYTES >> 20} MB free on its disk")
-
-
-def _refuse_foreign_ledger(folder: RunFolder, ledger: Ledger, repeated: list[Stage]) -> None:
-    """A private stage whose ledger head is not in the ledger was made under another one."""
-    for name in ("query", "finetune"):
-        facts = folder.stage(name) / f"{name}.json"
-        if name in [stage.name for stage in repeated] or not facts.exists():
-            continue
-        if not ledger.knows(durable.read_json(facts)["ledger_head"]):
-            raise UserError(
-                f"{ledger.path} is older than the stage '{name}' in {folder.path}, so ε can't be "
-                "stated; restore the ledger from a backup"
-            )
-
-
-def _plan(run: Run, ledger: Ledger, missing: list[Stage], repeated: list[Stage]) -> None:
-    """Settles σ for what is still to come on top of what is spent, and records it.
-
-    A plan for the same promise stays in force: recalibrating it after a crash would only move the
-    noise for the steps that are left.
-    """
-    privacy, settings = run.recipe.privacy, run.recipe.finetune
-    old = ledger.plan
-    asks = run.recipe.selection.mode == "semantic" and "query" in [s.name for s in missing]
-    private_repeat = {"query", "finetune"} & {stage.name for stage in repeated}
-    rate = settings.sample_rate
-    if old is not None and old.is_private and private_repeat and privacy.epsilon <= old.epsilon:
-        raise UserError(
-            f"{run.folder.path}: epsilon {old.epsilon:g} was planned for what is to be repeated; "
-            "what it cost stays spent, so raise --epsilon to pay for both"
-        )
-    if old is not None and not private_repeat:
-        same = (old.epsilon, old.delta) == (privacy.epsilon, privacy.delta)
-        if same and (old.finetune.sample_rate, old.finetune.steps) == (rate, settings.steps):
-            return
-    noise = run.recipe.query.noise_multiplier(privacy.epsilon) if asks else None
-    if not asks and old is not None:
-        noise = old.query_noise_multiplier
-    spent = [*ledger.spent(), *([Gaussian(noise)] if asks and noise is not None else [])]
-    run.reporter.say("calibrating the noise …")
-    multiplier = dp.calibrate_noise_multiplier(
-        privacy.epsilon, privacy.delta, rate, settings.steps, spent
-    )
-    steps = SubsampledGaussian(rate, multiplier, settings.steps)
-    ledger.set_plan(Plan(privacy.epsilon, privacy.delta, noise, steps))
-
-
-def _optimizer_steps(folder: RunFolder) -> int:
-    """Fine-tuning steps that the newest weights have taken."""
-    done = folder.stage("finetune") / "finetune.json"
-    if done.exists():
-        return int(durable.read_json(done)["steps"])
-    records = folder.checkpoints("finetune").glob("step-*.json")
-    return max((int(json.loads(record.read_text())["step"]) for record in records), default=0)

@@ -49,6 +49,16 @@ class RunFolder:
                 return dict(durable.read_json(folder / _RECORD))
         return {}
 
+    def changed_files(self) -> list[Path]:
+        """The files of finished stages that are missing or not what their stage wrote."""
+        return [
+            record.parent / file
+            for record in sorted(self.path.glob(f"[!.]*/{_RECORD}"))
+            for file, digest in durable.read_json(record).get("files", {}).items()
+            if not (record.parent / file).is_file()
+            or durable.sha256(record.parent / file) != digest
+        ]
+
     def recipe(self) -> Recipe:
         """The recipe that the run was last started with.
 

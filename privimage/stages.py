@@ -13,8 +13,7 @@ from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.denoiser import Denoiser
 from privimage.diffusion.pretrain import Network, pretrain
 from privimage.diffusion.unet import UNet, UNetShape
-from privimage.dp import ADJACENCY, Ledger
-from privimage.errors import UserError
+from privimage.dp import Ledger
 from privimage.progress import Reporter
 from privimage.recipe import Recipe
 from privimage.run import RunFolder
@@ -26,6 +25,12 @@ from privimage.synthesis.sample import Order, synthesise, uniform_labels
 from privimage.threads import Workers
 
 FID_LABEL = "FID (features of this run's public classifier)"
+# What leaves the stages that the ledger vouches for: their hashes stand in it.
+RELEASES = {
+    "query": "histogram.safetensors",
+    "finetune": "network.safetensors",
+    "synthetic": "images.parquet",
+}
 
 
 @dataclass
@@ -116,9 +121,9 @@ def classify(run: Run, folder: Path, ledger: Ledger) -> None:
 
 def query(run: Run, folder: Path, ledger: Ledger) -> None:
     """Stage 2: classifier and sensitive images → query/histogram.safetensors, noisy."""
-    path = folder / "histogram.safetensors"
+    path = folder / RELEASES["query"]
     # A crash after the release leaves it here; asking again would only be charged again.
-    if path.exists() and ledger.completed_query(durable.sha256(path)):
+    if path.exists() and ledger.completed("query", durable.sha256(path)):
         return
     model = load_classifier(run)
     settings = run.recipe.query
@@ -138,7 +143,7 @@ def query(run: Run, folder: Path, ledger: Ledger) -> None:
     }
     durable.write_json(folder / "query.json", facts)
     durable.write_tensors(path, {"histogram": histogram})
-    ledger.complete_query(durable.sha256(path))
+    ledger.complete("query", durable.sha256(path))
 
 
 def select(run: Run, folder: Path, ledger: Ledger) -> None:
@@ -193,6 +198,10 @@ def pretrain_network(run: Run, folder: Path, ledger: Ledger) -> None:
 
 def finetune_network(run: Run, folder: Path, ledger: Ledger) -> None:
     """Stage 5: pre-trained weights and sensitive images → finetune/network.safetensors."""
+    path = folder / RELEASES["finetune"]
+    # A crash after the release may leave it here without the checkpoints that led to it.
+    if path.exists() and ledger.completed("finetune", durable.sha256(path)):
+        return
     pretrained = run.folder.stage("pretrain") / "network.safetensors"
     network = run.network(pretrained if pretrained.exists() else None)
     weights, steps = finetune(
@@ -206,15 +215,17 @@ def finetune_network(run: Run, folder: Path, ledger: Ledger) -> None:
         run.reporter,
     )
     torch.nn.utils.vector_to_parameters(weights, network.parameters())
-    durable.write_tensors(folder / "network.safetensors", network.state_dict())
-    facts = {"steps": steps, "ledger_head": ledger.head, **privacy_statement(ledger)}
-    durable.write_json(folder / "finetune.json", facts)
+    durable.write_tensors(path, network.state_dict())
+    durable.write_json(folder / "finetune.json", {"steps": steps, **privacy_statement(ledger)})
+    ledger.complete("finetune", durable.sha256(path), steps)
 
 
 def synthesise_images(run: Run, folder: Path, ledger: Ledger) -> None:
     """Stage 6: fine-tuned weights → synthetic/images.parquet."""
     images = _sample(run, "finetune", folder / "checkpoints", "synthesis")
-    data.write_parquet(folder / "images.parquet", images, privacy_statement(ledger))
+    path = folder / RELEASES["synthetic"]
+    data.write_parquet(path, images, privacy_statement(ledger))
+    ledger.complete("synthetic", durable.sha256(path))
 
 
 def evaluate_images(run: Run, folder: Path, ledger: Ledger) -> None:
@@ -235,16 +246,20 @@ def evaluate_images(run: Run, folder: Path, ledger: Ledger) -> None:
 
 
 def privacy_statement(ledger: Ledger) -> dict[str, Any]:
-    """What is promised for everything that this run's private stages have released."""
-    plan = ledger.plan
-    if plan is None:
-        raise UserError(f"{ledger.path}: no plan was recorded, so there is no ε")
-    private = plan.is_private
+    """What is promised for everything that this run's private stages have released.
+
+    ε is null where nothing is promised; `nonprivate` is what lies outside it.
+    """
+    plan, reasons = ledger.plan_in_force(), ledger.not_private_because
     return {
-        "epsilon": ledger.epsilon(plan.delta).upper if private else None,
+        "epsilon": None if reasons else ledger.epsilon(plan.delta).upper,
         "delta": plan.delta,
-        "adjacency": ADJACENCY,
-        "private": private,
+        "unit": ledger.unit,
+        "adjacency": ledger.adjacency,
+        "private": not reasons,
+        "not_private_because": reasons,
+        "nonprivate": ledger.nonprivate,
+        "ledger_head": ledger.head,
     }
 
 

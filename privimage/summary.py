@@ -4,7 +4,7 @@ from typing import Any
 
 from privimage import durable, evaluate
 from privimage.dp import Ledger
-from privimage.stages import Run
+from privimage.stages import Run, privacy_statement
 
 _MOST_ROWS = 30
 
@@ -20,14 +20,15 @@ def describe(run: Run, ledger: Ledger) -> None:
     say(f"test         {settings.test + ', declared public' if settings.test else 'none'}")
     if plan is None:
         return
-    if not plan.is_private:
-        say("privacy      [bold red]NOT PRIVATE[/bold red]: ε is infinite, no noise is added")
+    if ledger.not_private_because:
+        reasons = "; ".join(ledger.not_private_because)
+        say(f"privacy      [bold red]NOT PRIVATE[/bold red]: {reasons}")
         return
     steps, noise = plan.finetune, plan.query_noise_multiplier
     query = "" if noise is None else f"query σ {noise:g}; "
     say(
-        f"privacy      ε ≤ {plan.epsilon:g} at δ = {plan.delta:g}: {query}{steps.steps} steps "
-        f"at rate {steps.sample_rate:.4g}, σ {steps.noise_multiplier:g}"
+        f"privacy      ε ≤ {plan.epsilon:g} at δ = {plan.delta:g} for one {ledger.unit}: {query}"
+        f"{steps.steps} steps at rate {steps.sample_rate:.4g}, σ {steps.noise_multiplier:g}"
     )
 
 
@@ -42,7 +43,8 @@ def conclude(run: Run, ledger: Ledger) -> None:
     if metrics["fid"] is not None:
         say(_fid_line(metrics))
     say()
-    say(evaluate.epsilon_sentence(metrics["epsilon"], metrics["delta"]))
+    _say_steps(run)
+    _say_privacy(run, privacy_statement(ledger))
     say()
     say(f"synthetic images   {folder.stage('synthetic') / 'images.parquet'}")
     say(f"a look at them     {folder.stage('evaluation') / 'comparison.png'}")
@@ -61,6 +63,28 @@ def _say_choices(run: Run) -> None:
     run.reporter.say("Public classes that the noisy query found most alike:")
     for label, classes in list(facts["chosen"].items())[:_MOST_ROWS]:
         run.reporter.say(f"  {label} ← {', '.join(classes)}")
+
+
+def _say_steps(run: Run) -> None:
+    """How many of the planned steps a crash has cost, if it has."""
+    planned = run.recipe.finetune.steps
+    taken = durable.read_json(run.folder.stage("finetune") / "finetune.json")["steps"]
+    if taken < planned:
+        run.reporter.say(
+            f"DP fine-tuning took {taken} of {planned} steps: what a crash cost stays spent."
+        )
+
+
+def _say_privacy(run: Run, statement: dict[str, Any]) -> None:
+    """ε with its meaning, or why there is none; then what lies outside it."""
+    say = run.reporter.say
+    if statement["private"]:
+        promise = (statement[name] for name in ("epsilon", "delta", "unit"))
+        say(evaluate.epsilon_sentence(*promise))
+    else:
+        say(f"NOT PRIVATE ({'; '.join(statement['not_private_because'])}): nothing is promised.")
+    for what in statement["nonprivate"]:
+        say(f"Outside ε, computed without noise: {what}.")
 
 
 def _fid_line(metrics: dict[str, Any]) -> str:

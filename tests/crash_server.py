@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tiny import TINY
 
-from privimage import loop, pipeline, recipe, run
+from privimage import audit, loop, pipeline, recipe, run
 from privimage.data import digits, glyphs
 from privimage.errors import UserError
 from privimage.evaluate import classifiers
@@ -126,7 +126,7 @@ def _state(folder, log):
     touched = log.read_text().split() if log.exists() else []
     state = {"queries": touched.count("query"), "steps": touched.count("step")}
     try:
-        return state | {"verified": pipeline.verify(folder)}
+        return state | {"verified": audit.verify(folder)}
     except UserError as error:
         return state | {"refused": str(error)}
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from crash_server import RECIPE
 
-from privimage import pipeline
+from privimage import audit, pipeline
 from privimage.errors import UserError
 from privimage.pipeline import Machine
 from privimage.progress import Reporter
@@ -77,7 +77,7 @@ def test_a_run_that_was_killed_leaves_what_any_run_leaves(survived):
     table = pq.read_table(path / "synthetic/images.parquet")
     assert table.num_rows == 10 * RECIPE.synthesis.images_per_label
     metrics = json.loads((path / "evaluation/metrics.json").read_text())
-    assert metrics["epsilon"] == pipeline.verify(path)["epsilon"]
+    assert metrics["epsilon"] == audit.verify(path)["epsilon"]
 
 
 def _again(path):

@@ -28,10 +28,13 @@ MAY_IMPORT = {
     "stages": GROUND
     | {"run", "recipe", "data", "dp", "semantics", "diffusion", "synthesis", "evaluate"},
     "summary": {"durable", "dp", "evaluate", "stages"},
-    "pipeline": GROUND | {"stages", "summary", "run", "recipe", "data", "dp", "semantics"},
+    "spending": {"errors", "durable", "dp", "run", "stages"},
+    "audit": {"durable", "dp", "evaluate", "run", "spending"},
+    "pipeline": GROUND
+    | {"spending", "stages", "summary", "run", "recipe", "data", "dp", "semantics"},
     "doctor": {"errors", "ops"},
     "budget": {"errors", "durable", "dp"},
-    "cli": {"errors", "progress", "recipe", "pipeline", "doctor", "budget"},
+    "cli": {"errors", "progress", "recipe", "pipeline", "audit", "doctor", "budget"},
     "__init__": set(),
     "__main__": {"cli"},
 }

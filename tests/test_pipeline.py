@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import TINY
 
-from privimage import pipeline, recipe
+from privimage import audit, pipeline, recipe
 from privimage.errors import UserError
 from privimage.pipeline import Machine
 from privimage.progress import Reporter, Stopped
@@ -67,7 +67,7 @@ def test_the_parquet_is_in_the_layout_of_the_hub(finished):
 
 def test_the_ledger_covers_the_run(finished):
     _, path = finished
-    result = pipeline.verify(path)
+    result = audit.verify(path)
     assert result["problems"] == []
     assert (result["queries_reserved"], result["steps_reserved"]) == (1, 6)
     assert [record["type"] for record in _records(path)] == [
@@ -75,6 +75,7 @@ def test_the_ledger_covers_the_run(finished):
         "plan",
         *["reserve", "complete"],
         *["reserve"] * 3,
+        *["complete"] * 2,
     ]
 
 
@@ -113,12 +114,14 @@ def test_a_public_stage_can_be_repeated_for_free(tiny, train, copied):
     ledger = (copied / "ledger.jsonl").read_bytes()
     train(tiny(synthesis__images_per_label=3), copied, from_stage="synthetic")
     assert pq.read_table(copied / "synthetic/images.parquet").num_rows == 30
-    assert (copied / "ledger.jsonl").read_bytes() == ledger
+    more = (copied / "ledger.jsonl").read_bytes().removeprefix(ledger)
+    assert [json.loads(line)["type"] for line in more.splitlines()] == ["complete"]
+    assert audit.verify(copied)["problems"] == []
 
 
 def test_a_raised_budget_pays_for_a_second_fine_tuning(tiny, train, copied):
     train(tiny(privacy__epsilon=15.0), copied, from_stage="finetune")
-    result = pipeline.verify(copied)
+    result = audit.verify(copied)
     assert result["problems"] == []
     assert result["steps_reserved"] == 12
     assert 10 < result["epsilon"] <= 15
@@ -127,7 +130,7 @@ def test_a_raised_budget_pays_for_a_second_fine_tuning(tiny, train, copied):
 @pytest.mark.parametrize("mode", ["all", "none"])
 def test_the_baselines_ask_nothing(tiny, train, tmp_path, mode):
     train(tiny(selection__mode=mode), tmp_path / "run")
-    assert pipeline.verify(tmp_path / "run")["queries_reserved"] == 0
+    assert audit.verify(tmp_path / "run")["queries_reserved"] == 0
     assert not (tmp_path / "run/query").exists()
     assert (tmp_path / "run/pretrain").exists() == (mode == "all")
     metrics = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
@@ -166,8 +169,8 @@ def test_a_stopped_run_goes_on_to_the_same_result(finished, tiny, train, tmp_pat
     with pytest.raises(Stopped):
         train(tiny(), tmp_path / "run", max_seconds=seconds)
     train(tiny(), tmp_path / "run")
-    assert pipeline.verify(tmp_path / "run")["problems"] == []
-    assert pipeline.verify(tmp_path / "run")["steps_reserved"] == 6
+    assert audit.verify(tmp_path / "run")["problems"] == []
+    assert audit.verify(tmp_path / "run")["steps_reserved"] == 6
     _, whole = finished
     for name in ("classifier/model.safetensors",):
         assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
@@ -209,5 +212,5 @@ def test_no_permission_to_write_is_one_clear_line(tiny, train, tmp_path):
 
 def test_a_deleted_ledger_is_refused(tiny, train, copied):
     (copied / "ledger.jsonl").unlink()
-    with pytest.raises(UserError, match="older than the stage 'query'"):
+    with pytest.raises(UserError, match="is missing beside the stage 'query'"):
         train(tiny(), copied)

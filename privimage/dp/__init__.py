@@ -13,6 +13,7 @@ from privimage.dp.accounting import (
     group_epsilon,
     replace_one_epsilon,
 )
+from privimage.dp.budget import StepBudget
 from privimage.dp.calibration import (
     affordable_steps,
     calibrate_noise_multiplier,
@@ -20,11 +21,15 @@ from privimage.dp.calibration import (
 )
 from privimage.dp.clipping import GRID_UNITS, clipped_sum
 from privimage.dp.engine import ExampleGradients
-from privimage.dp.ledger import Ledger, Plan, StepBudget
+from privimage.dp.history import History
+from privimage.dp.joint import JointPromise, compose
+from privimage.dp.ledger import Ledger
+from privimage.dp.narrative import narrate
 from privimage.dp.noise import Domain, SecretKey, SecretStream, generators
 from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
+from privimage.dp.records import Plan, QueryReservation, StepReservation
 from privimage.dp.sampling import poisson_sample, rate_threshold
-from privimage.dp.verification import Verification, verify
+from privimage.dp.verification import Made, Verification, verify
 
 __all__ = [
     "ADJACENCY",
@@ -37,23 +42,30 @@ __all__ = [
     "Epsilon",
     "ExampleGradients",
     "Gaussian",
+    "History",
+    "JointPromise",
     "Ledger",
+    "Made",
     "Mechanism",
     "Plan",
+    "QueryReservation",
     "SecretKey",
     "SecretStream",
     "StepBudget",
+    "StepReservation",
     "SubsampledGaussian",
     "Verification",
     "affordable_steps",
     "calibrate_noise_multiplier",
     "check_delta",
     "clipped_sum",
+    "compose",
     "epsilon",
     "epsilon_over_steps",
     "estimate_noise_multiplier",
     "generators",
     "group_epsilon",
+    "narrate",
     "poisson_sample",
     "rate_threshold",
     "replace_one_epsilon",

@@ -1,271 +1,197 @@
 """The privacy ledger: every touch of sensitive data is on disk here before it happens.
 
-One JSON object a line, each holding the hash of the line before it. What is reserved is spent,
-whether or not it was used: a crash can make the ledger overstate ε, never understate it.
+What is reserved is spent, whether or not it was used: a crash can make the ledger overstate ε,
+never understate it.
 """
 
-import fcntl
-import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from privimage import durable
-from privimage.dp import accounting, calibration
-from privimage.dp.accounting import Epsilon, Gaussian, Mechanism, SubsampledGaussian
-from privimage.errors import UserError, check_count
-
-SCHEMA = "privimage-ledger/1"
-_NO_HASH = "0" * 64
-_TYPES = {"genesis", "plan", "reserve", "complete"}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run may spend; all of it is public."""
-
-    epsilon: float
-    delta: float
-    query_noise_multiplier: float | None
-    finetune: SubsampledGaussian
-
-    @property
-    def is_private(self) -> bool:
-        """Whether any ε is promised at all."""
-        return self.epsilon < float("inf")
+from privimage.dp import accounting, calibration, chain
+from privimage.dp.accounting import Gaussian
+from privimage.dp.budget import StepBudget
+from privimage.dp.chain import Entry
+from privimage.dp.history import History
+from privimage.dp.records import (
+    Completion,
+    Content,
+    Genesis,
+    Nonprivate,
+    NotPrivate,
+    Plan,
+    QueryReservation,
+    StepReservation,
+    adjacency,
+)
+from privimage.errors import UserError, check_choice
 
 
-class Ledger:
+class Ledger(History):
     """The one writer of a run's ledger file; use it as a context manager.
 
     Formal guarantee: `spent()` covers every release that was ever made under this file, whatever
-    crashed in between (tests/dp/test_ledger.py, tests/test_crash.py).
+    crashed, failed or lost power in between (tests/privacy/test_ledger_storage.py,
+    tests/privacy/test_ledger_kills.py, tests/privacy/test_ledger_property.py). After a write that
+    failed the object refuses all further use; a new one reads what the disk holds.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, unit: str = "image") -> None:
         """Opens or creates the file at `path` and locks it.
 
+        Args:
+            path: in a folder that exists.
+            unit: whom the ledger protects, "image" or "person"; sampling, clipping and query must
+                be by the same unit.
+
         Raises:
-            UserError: another process holds it, it can't be written, or a line of it is damaged.
+            UserError: another process holds it, it can't be written, a line of it is damaged, or
+                it is for another unit.
         """
+        genesis = Genesis(unit, adjacency(unit))
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            self._descriptor = os.open(path, flags, 0o600)
+            self._log = durable.LockedLog(path)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{path}: another process is working on this run; wait for it or stop it"
+            ) from error
         except OSError as error:
             raise durable.cannot_write(path, error) from error
-        self.path = path
+        self._failure = ""
+        self._budget: StepBudget | None = None
         try:
-            self._lock()
-            self._records = list(records(path))
-            self._drop_torn_tail()
-            if not self._records:
-                self._append("genesis", schema=SCHEMA, adjacency=accounting.ADJACENCY)
+            super().__init__(path, self._recovered(path))
+            if not self.entries:
+                self._append(genesis)
+            check_choice(f"{path}: unit", unit, [self.unit])
         except BaseException:
-            os.close(self._descriptor)
+            self._log.close()
             raise
 
     def __enter__(self) -> "Ledger":
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+        self._log.close()
 
     @property
-    def head(self) -> str:
-        """The hash of the last line: a checkpoint keeps it to prove how old it is."""
-        return str(self._records[-1]["hash"])
-
-    def knows(self, head: str) -> bool:
-        """Whether `head` is the hash of one of the lines: else this ledger is not its ledger."""
-        return any(record["hash"] == head for record in self._records)
-
-    def spent(self) -> list[Mechanism]:
-        """Every mechanism reserved so far."""
-        return mechanisms(self._records)
-
-    def epsilon(self, delta: float) -> Epsilon:
-        """ε of everything reserved so far."""
-        return accounting.epsilon(self.spent(), delta)
-
-    @property
-    def plan(self) -> Plan | None:
-        """The plan in force: the last one recorded."""
-        found = plans(self._records)
-        return found[-1] if found else None
+    def entries(self) -> Sequence[Entry]:
+        """All lines; every use of the ledger comes through here and ends after a failed write."""
+        if self._failure:
+            raise UserError(f"{self.path}: {self._failure}; start again from what the disk holds")
+        return self._entries
 
     def set_plan(self, plan: Plan) -> None:
         """Records what may be spent from here on; the plan in force is not recorded again."""
         if plan != self.plan:
-            self._append("plan", **_portable(asdict(plan)))
+            self._budget = None
+            self._append(plan)
 
-    def reserve_query(self) -> None:
+    def reserve_query(self, votes_per_image: int = 1, noise_std: float | None = None) -> None:
         """Reserves the planned query; returns when the record is durable.
 
+        Args:
+            votes_per_image: k1, the counts that one image changes by 1.
+            noise_std: of the noise that will be drawn for each count; by default σ_q · √k1, and
+                nothing else is let through.
+
         Raises:
-            UserError: the plan has no query, or the budget can't pay for it.
+            UserError: the plan has no query, the noise is not the planned one, or the budget can't
+                pay for it.
         """
-        plan = self._plan_in_force()
+        plan = self.plan_in_force()
         if plan.query_noise_multiplier is None:
             raise UserError(f"{self.path}: the plan has no query")
         query = Gaussian(plan.query_noise_multiplier)
+        reservation = QueryReservation(query, votes_per_image, 0.0, _nonce())
+        due = reservation.due_noise_std
+        if noise_std not in (None, due):
+            raise UserError(
+                f"a query with noise {noise_std:g} on each count was planned with {due:g}"
+            )
         if accounting.epsilon([*self.spent(), query], plan.delta).upper > plan.epsilon:
             raise UserError(
                 f"{self.path}: the budget of epsilon {plan.epsilon:g} can't pay for another query; "
                 "raise --epsilon or begin a new run with --out"
             )
-        self._reserve("query", query)
+        self._budget = None
+        self._append(replace(reservation, noise_std=due))
 
-    def completed_query(self, artifact_sha256: str) -> bool:
-        """Whether the file with this hash is the result of a query of this ledger."""
-        return any(record.get("artifact_sha256") == artifact_sha256 for record in self._records)
+    def step_budget(self, wanted: int, first_step: int = 0) -> StepBudget:
+        """An integer gate on `wanted` more fine-tuning steps, or as many as the budget pays for.
 
-    def complete_query(self, artifact_sha256: str) -> None:
-        """Records that the reserved query was released, as the file with this hash."""
-        self._append("complete", purpose="query", artifact_sha256=artifact_sha256)
+        It is computed from all that was ever reserved, and in force until the plan changes or a
+        query or another budget comes in between.
 
-    def step_budget(self, wanted: int) -> "StepBudget":
-        """An integer gate on `wanted` more fine-tuning steps, or as many as the budget pays for."""
-        plan = self._plan_in_force()
+        Args:
+            wanted: how many steps are still to be taken; 0 is allowed.
+            first_step: how many the network has taken before.
+        """
+        plan = self.plan_in_force()
         left = 0
         if wanted:
             steps = replace(plan.finetune, steps=wanted)
             left = calibration.affordable_steps(plan.epsilon, plan.delta, steps, self.spent())
-        return StepBudget(self, plan.finetune, left)
+        self._budget = StepBudget(left, first_step, self._reserve_steps)
+        return self._budget
 
-    def _plan_in_force(self) -> Plan:
-        if self.plan is None:
-            raise UserError(f"{self.path}: no plan was recorded yet, so nothing may be spent")
-        return self.plan
+    def complete(self, purpose: str, artifact_sha256: str, steps: int | None = None) -> None:
+        """Records that something was released, as the file with this hash; once is enough.
 
-    def _reserve(self, purpose: str, mechanism: Mechanism) -> None:
-        self._append("reserve", purpose=purpose, mechanism=_portable(asdict(mechanism)))
+        Args:
+            purpose: "query", "finetune" or "synthetic".
+            artifact_sha256: of the file.
+            steps: how many a fine-tuned network has taken; None for the others.
+        """
+        if not self.completed(purpose, artifact_sha256):
+            self._append(Completion(purpose, artifact_sha256, steps))
 
-    def _append(self, kind: str, **fields: Any) -> None:
-        previous = self._records[-1]["hash"] if self._records else _NO_HASH
-        record = {"n": len(self._records), "previous": previous, "type": kind, **fields}
-        record["hash"] = _hash(record)
+    def mark_not_private(self, reason: str) -> None:
+        """Takes back every promise of this ledger, for good; a reason is recorded once."""
+        if reason not in self.not_private_because:
+            self._append(NotPrivate(reason))
+
+    def record_nonprivate(self, what: str) -> None:
+        """Records that `what` was computed on sensitive data without noise: ε does not cover it."""
+        self._append(Nonprivate(what))
+
+    def _reserve_steps(self, budget: StepBudget, first_step: int, steps: int) -> None:
+        if budget is not self._budget:
+            raise UserError(
+                f"{self.path}: this step budget was computed before something else was reserved "
+                "or planned; ask the ledger for a new one"
+            )
+        plan = self.plan_in_force()
+        mechanism = replace(plan.finetune, steps=steps)
+        threshold = plan.sample_rate_threshold
+        self._append(StepReservation(mechanism, first_step, threshold, _nonce()))
+
+    def _append(self, content: Content) -> None:
+        """Makes a line durable; if that fails, nobody knows what the disk holds, and all ends."""
+        entry = chain.successor(self.entries, content)
+        line = chain.line_of(self.entries, entry)
+        self._failure = "a record was not written whole"
         try:
-            durable.append_line(self._descriptor, json.dumps(record, sort_keys=True))
+            self._log.append(line)
         except OSError as error:
             raise durable.cannot_write(self.path, error) from error
-        self._records.append(record)
+        self._failure = ""
+        self._entries.append(entry)
 
-    def _lock(self) -> None:
+    def _recovered(self, path: Path) -> list[Entry]:
+        """What the file holds, after a torn tail was cut off and a lost newline put back."""
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            data = self._log.read()
+            entries, whole = chain.parse(data, path)
+            if data != whole:
+                self._log.truncate(max(len(whole) - 1, 0))
+                self._log.append(whole[-1:])
         except OSError as error:
-            raise UserError(
-                f"{self.path}: another process is working on this run; wait for it or stop it"
-            ) from error
-
-    def _drop_torn_tail(self) -> None:
-        """Cuts off a last line whose write never returned: nothing was released under it.
-
-        A whole record is kept even if only its newline is missing or damaged.
-        """
-        data = self.path.read_bytes()
-        whole = b"\n".join(data.split(b"\n")[: len(self._records)])
-        whole = whole[: whole.rfind(b"}") + 1]
-        if data == (whole + b"\n" if whole else b""):
-            return
-        os.ftruncate(self._descriptor, len(whole))
-        if whole:
-            durable.append_line(self._descriptor, "")
+            raise durable.cannot_write(path, error) from error
+        return entries
 
 
-class StepBudget:
-    """Counts down the steps that may be reserved; the count is exact and in integers."""
-
-    def __init__(self, ledger: Ledger, plan: SubsampledGaussian, left: int) -> None:
-        self._ledger = ledger
-        self._plan = plan
-        self.left = left
-
-    def reserve(self, steps: int) -> None:
-        """Reserves `steps`; returns when the record is durable, before any noise is drawn.
-
-        Raises:
-            UserError: more than what is left, or the disk refuses the record.
-        """
-        check_count("steps", steps)
-        if steps > self.left:
-            raise UserError(f"the privacy budget pays for {self.left} more steps, not {steps}")
-        self.left -= steps
-        self._ledger._reserve("finetune", replace(self._plan, steps=steps))
-
-
-def records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a ledger, each checked against the hash chain.
-
-    A last line without its newline is yielded if it is whole, and else passed over.
-
-    Raises:
-        UserError: a line is damaged, missing, or of a type or schema this version doesn't know.
-    """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"{path}: there is no readable ledger ({error.strerror})") from error
-    previous = _NO_HASH
-    for number, line in enumerate(lines):
-        is_tail = number == len(lines) - 1
-        record = _parse(line[: line.rfind(b"}") + 1] if is_tail else line)
-        if record is None and is_tail:
-            return
-        if record is None or record.get("n") != number or record.get("previous") != previous:
-            raise UserError(
-                f"{path}: line {number + 1} is damaged, so ε can't be stated for this run; "
-                "restore the file from a backup"
-            )
-        if record["type"] not in _TYPES or (number == 0) != (record.get("schema") == SCHEMA):
-            raise UserError(f"{path}: line {number + 1} is of a version that is not known here")
-        previous = record["hash"]
-        yield record
-
-
-def mechanisms(lines: Iterable[dict[str, Any]]) -> list[Mechanism]:
-    """The mechanisms that the records `lines` reserve."""
-    found: list[Mechanism] = []
-    for record in lines:
-        if record["type"] == "reserve":
-            fields = record["mechanism"]
-            found.append(SubsampledGaussian(**fields) if "steps" in fields else Gaussian(**fields))
-    return found
-
-
-def plans(lines: Iterable[dict[str, Any]]) -> list[Plan]:
-    """The plans that the records `lines` hold; the last one is in force."""
-    return [
-        Plan(
-            epsilon=float(record["epsilon"]),
-            delta=record["delta"],
-            query_noise_multiplier=record["query_noise_multiplier"],
-            finetune=SubsampledGaussian(**record["finetune"]),
-        )
-        for record in lines
-        if record["type"] == "plan"
-    ]
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """The record in `line`, or None unless it is whole and its hash is right."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or record.get("hash") != _hash(record):
-        return None
-    return record
-
-
-def _hash(record: dict[str, Any]) -> str:
-    content = {name: value for name, value in record.items() if name != "hash"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _portable(fields: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity; the string "inf" stands for it."""
-    return {name: "inf" if value == float("inf") else value for name, value in fields.items()}
+def _nonce() -> str:
+    return os.urandom(8).hex()

@@ -66,13 +66,17 @@ def accuracy_table(metrics: dict[str, Any]) -> Table:
     return table
 
 
-def epsilon_sentence(epsilon: float | None, delta: float) -> str:
-    """What ε promises, in a sentence whose numbers are rounded up; None stands for no promise."""
+def epsilon_sentence(epsilon: float | None, delta: float, unit: str) -> str:
+    """What ε promises for a `unit` ("image" or "person"), in a sentence; None for no promise.
+
+    Its numbers are rounded up.
+    """
     if epsilon is None:
-        return "NOT PRIVATE: no noise was added; nothing is promised to anybody in the images."
+        return "NOT PRIVATE: nothing is promised to anybody in the images."
     upper = Decimal(epsilon).quantize(Decimal("0.01"), ROUND_CEILING)
+    whose = "all images of any one person" if unit == "person" else "any one sensitive image"
     return (
-        f"ε = {upper} at δ = {delta:g}: with any one sensitive image added or removed, "
+        f"ε = {upper} at δ = {delta:g}: with {whose} added or removed, "
         f"any outcome is at most {_ROUNDED_UP.plus(upper.exp()):.3g} times as likely, "
         f"but for a probability of {delta:g}."
     )

@@ -77,12 +77,12 @@ def noisy_histogram(
         raise UserError("the ledger's plan has no query")
     key = SecretKey.from_os()
     if not key.is_secret:
-        ledger.mark_not_private("test key")  # type: ignore[attr-defined]
-    ledger.reserve_query()
+        ledger.mark_not_private("test key")
+    noise_std = settings.noise_std(plan.query_noise_multiplier)
+    ledger.reserve_query(settings.votes_per_image, noise_std)
     votes = top_classes(predict(sensitive.images), settings.votes_per_image)
     counts = count_votes(votes, sensitive.labels, len(sensitive.names) + 1, public_classes)
-    std = settings.noise_std(plan.query_noise_multiplier)
-    noise = key.stream(Domain.QUERY).gaussian_integers(counts.numel(), std)
+    noise = key.stream(Domain.QUERY).gaussian_integers(counts.numel(), noise_std)
     return counts + noise.view(counts.shape)
 
 

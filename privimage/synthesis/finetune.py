@@ -218,21 +218,21 @@ def finetune(
         UserError: the budget pays for no step, or a checkpoint is not of this ledger.
         Stopped: at the end of a reservation, because the reporter asked for it.
     """
-    plan = ledger.plan
-    if plan is None:
-        raise UserError("the ledger has no plan")
-    noise_multiplier = plan.finetune.noise_multiplier
+    noise_multiplier = ledger.plan_in_force().finetune.noise_multiplier
     tuner = Finetuner(sensitive, network, settings, noise_multiplier, public_size, workers)
     if not tuner.is_secret:
-        ledger.mark_not_private("test key")  # type: ignore[attr-defined]
+        ledger.mark_not_private("test key")
     checkpoints = Checkpoints(folder, reporter.warn)
     done = 0
     if (checkpoint := checkpoints.load()) is not None:
-        if not ledger.knows(checkpoint.state.pop("ledger_head")):
-            raise UserError(f"{ledger.path} is older than the checkpoints in {folder}; restore it")
+        if not ledger.knows(checkpoint.state.pop("ledger_head", None)):
+            raise UserError(
+                f"{ledger.path} is older than the checkpoints in {folder} or is another run's, "
+                "so ε can't be stated; restore it from a backup"
+            )
         tuner.restore(checkpoint.tensors, checkpoint.state)
         done = checkpoint.step
-    budget = ledger.step_budget(settings.steps - done)
+    budget = ledger.step_budget(settings.steps - done, first_step=done)
     total = done + budget.left
     if total == 0:
         raise UserError(f"{ledger.path}: the budget pays for no step; raise --epsilon")

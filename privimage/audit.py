@@ -1,0 +1,82 @@
+"""A run's folder held against its ledger, for anybody who wants to check what is claimed."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from privimage import dp, durable, evaluate, spending
+from privimage.dp import History, Made
+from privimage.run import RunFolder
+
+
+def show(path: Path) -> Iterator[str]:
+    """The run's ledger in lines that a person reads.
+
+    Raises:
+        UserError: there is no run, or its ledger is damaged.
+    """
+    return dp.narrate(History.read(_folder(path).ledger))
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Recomputes a run's ε from its ledger and holds it against what the run has made.
+
+    Returns:
+        `dp.Verification` as JSON; `epsilon` is the upper bound, null where there is none.
+
+    Raises:
+        UserError: there is no run, or its ledger is damaged.
+    """
+    folder = _folder(path)
+    recipe = folder.recipe()
+    hashes = {name: durable.sha256(file) for name, file in spending.releases(folder).items()}
+    votes = recipe.query.votes_per_image if recipe.selection.mode == "semantic" else None
+    result = dp.verify(folder.ledger, Made(_optimizer_steps(folder), hashes, votes))
+    changed = [f"{file} is not what its stage wrote" for file in folder.changed_files()]
+    bounds = result.epsilon
+    fields = asdict(result) | {
+        "epsilon": bounds.upper,
+        "epsilon_lower": bounds.lower,
+        "epsilon_estimate": bounds.estimate,
+        "problems": [*result.problems, *changed],
+    }
+    return {name: _finite(value) for name, value in fields.items()}
+
+
+def compose(paths: Sequence[Path], delta: float | None = None) -> dict[str, Any]:
+    """The joint ε of several runs on the same people, at one δ.
+
+    Returns:
+        `dp.JointPromise` as JSON, with the `runs` and a `sentence`.
+
+    Raises:
+        UserError: there is no run, a ledger is damaged, or the runs can't be composed.
+    """
+    result = dp.compose([_folder(path).ledger for path in paths], delta)
+    promise = evaluate.epsilon_sentence(result.epsilon, result.delta, result.unit)
+    sentence = f"All {len(paths)} runs together: {promise}"
+    return {**asdict(result), "runs": [str(path) for path in paths], "sentence": sentence}
+
+
+def _folder(path: Path) -> RunFolder:
+    """The run at `path`; one without a recipe is no run."""
+    folder = RunFolder(path)
+    folder.recipe()
+    return folder
+
+
+def _optimizer_steps(folder: RunFolder) -> int:
+    """Fine-tuning steps that the newest weights have taken."""
+    done = folder.stage("finetune") / "finetune.json"
+    if done.exists():
+        return int(durable.read_json(done)["steps"])
+    records = folder.checkpoints("finetune").glob("step-*.json")
+    return max((int(json.loads(record.read_text())["step"]) for record in records), default=0)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity."""
+    return None if isinstance(value, float) and math.isinf(value) else value

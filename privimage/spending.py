@@ -1,0 +1,141 @@
+"""What a run may spend, and which of its files its ledger must vouch for."""
+
+import math
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from privimage import dp, durable
+from privimage.dp import (
+    Gaussian,
+    Ledger,
+    Plan,
+    QueryReservation,
+    StepReservation,
+    SubsampledGaussian,
+)
+from privimage.errors import UserError
+from privimage.run import RunFolder
+from privimage.stages import RELEASES, Run
+
+_RESERVATIONS: dict[str, type[QueryReservation] | type[StepReservation]] = {
+    "query": QueryReservation,
+    "finetune": StepReservation,
+}
+
+
+def refuse_without_ledger(folder: RunFolder) -> None:
+    """Refuses a folder that holds something private, but no ledger.
+
+    Raises:
+        UserError: what was spent for it is not known any more.
+    """
+    if folder.ledger.exists():
+        return
+    for name in RELEASES:
+        if any(path.exists() for path in (folder.stage(name), folder.partial(name))):
+            raise UserError(
+                f"{folder.ledger} is missing beside the stage '{name}', so ε can't be stated; "
+                "restore it from a backup, or begin a new run with --out"
+            )
+
+
+def refuse_foreign_files(folder: RunFolder, ledger: Ledger) -> None:
+    """Refuses private files whose ledger head or hash is not in the ledger.
+
+    That is so whether or not they are to be made again: somebody may have seen them, so the ledger
+    that paid for them counts.
+
+    Raises:
+        UserError: they are of another ledger, or of a later state of this one.
+    """
+    for path, head in _heads(folder):
+        if not ledger.knows(head):
+            raise UserError(
+                f"{ledger.path} is older than {path} or is another run's, so ε can't be stated; "
+                "restore the ledger from a backup, or begin a new run with --out"
+            )
+    for name, path in releases(folder).items():
+        if not ledger.completed(name, durable.sha256(path)):
+            raise UserError(
+                f"{path} is not what {ledger.path} says was released: the ledger is older or the "
+                "file was changed; restore it from a backup, or begin a new run with --out"
+            )
+
+
+def releases(folder: RunFolder) -> dict[str, Path]:
+    """The released files of the finished stages, by stage."""
+    return {
+        name: folder.stage(name) / file
+        for name, file in RELEASES.items()
+        if (folder.stage(name) / file).exists()
+    }
+
+
+def settle(run: Run, ledger: Ledger, missing: Collection[str], repeated: Collection[str]) -> None:
+    """Settles σ for what is still to come on top of what is spent, and records it.
+
+    A plan for the same promise stays in force: recalibrating it after a crash would only move the
+    noise for the steps that are left.
+
+    Args:
+        run: its recipe says what is wanted.
+        ledger: gets the plan.
+        missing: names of the stages that are still to be done.
+        repeated: those of them that were done or begun before and are wanted again.
+
+    Raises:
+        UserError: what is to be repeated was paid for, and the budget was not raised.
+    """
+    privacy, settings = run.recipe.privacy, run.recipe.finetune
+    is_semantic = run.recipe.selection.mode == "semantic"
+    before = [ledger.paid(kind) for name, kind in _RESERVATIONS.items() if name in repeated]
+    paid = max((plan.epsilon for plan in before if plan is not None), default=0.0)
+    if math.isfinite(paid) and privacy.epsilon <= paid:
+        raise UserError(
+            f"{run.folder.path}: epsilon {paid:g} was planned for what is to be repeated; "
+            "what it cost stays spent, so raise --epsilon to pay for both"
+        )
+    old = ledger.plan
+    noise = run.recipe.query.noise_multiplier(privacy.epsilon) if is_semantic else None
+    if is_semantic and "query" not in missing and old is not None:
+        noise = old.query_noise_multiplier
+    if old is not None and _is_for(old, run, noise) and old not in before:
+        return
+    asked = [Gaussian(noise)] if noise is not None and "query" in missing else []
+    run.reporter.say("calibrating the noise …")
+    rate, steps = settings.sample_rate, settings.steps
+    multiplier = dp.calibrate_noise_multiplier(
+        privacy.epsilon, privacy.delta, rate, steps, [*ledger.spent(), *asked]
+    )
+    plan = SubsampledGaussian(rate, multiplier, steps)
+    ledger.set_plan(Plan(privacy.epsilon, privacy.delta, noise, plan))
+
+
+def _is_for(plan: Plan, run: Run, query_noise_multiplier: float | None) -> bool:
+    """Whether `plan` is what the run's recipe asks for, with whatever σ."""
+    privacy, settings = run.recipe.privacy, run.recipe.finetune
+    steps = SubsampledGaussian(settings.sample_rate, plan.finetune.noise_multiplier, settings.steps)
+    return plan == Plan(privacy.epsilon, privacy.delta, query_noise_multiplier, steps)
+
+
+def _heads(folder: RunFolder) -> Iterator[tuple[Path, object]]:
+    """The files of a run that keep a ledger head, and the head: None where it is missing."""
+    for name in RELEASES:
+        for stage in (folder.stage(name), folder.partial(name)):
+            facts = stage / f"{name}.json"
+            if facts.exists():
+                yield facts, _field(facts, "ledger_head")
+    for record in sorted(folder.checkpoints("finetune").glob("step-*.json")):
+        yield record, _field(record, "ledger_head")
+
+
+def _field(path: Path, name: str) -> object:
+    """The value under `name` in a JSON file, at its top or in its `state`; None if it is missing.
+
+    Raises:
+        UserError: the file is no JSON object.
+    """
+    value = durable.read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not readable as a record")
+    return value.get("state", value).get(name)
