@@ -60,6 +60,41 @@ def test_ledger_verify_answers_with_json_and_its_exit_code(finished, tmp_path):
     assert "only 6 were reserved" in json.loads(result.stdout)["problems"][0]
 
 
+def test_ledger_verify_names_a_released_file_that_was_changed(finished, tmp_path):
+    path, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(path, copy)
+    with (copy / "synthetic/images.parquet").open("ab") as file:
+        file.write(b"x")
+    result = run("ledger", "verify", str(copy))
+    assert result.returncode == 1
+    problems = json.loads(result.stdout)["problems"]
+    assert "the synthetic result is not one that this ledger completed" in problems
+    assert f"{copy / 'synthetic/images.parquet'} is not what its stage wrote" in problems
+
+
+def test_ledger_show_is_a_line_for_everything_that_happened(finished):
+    path, _ = finished
+    result = run("ledger", "show", str(path))
+    assert result.returncode == 0
+    words = [line.split()[1] for line in result.stdout.splitlines()]
+    assert words == ["begun", "planned", *["reserved", "released"] * 2, "released"]
+    assert "fine-tuning: 6 steps in 3 records (step 0 to 5)" in result.stdout
+    assert result.stdout.count("ε so far") == 2
+
+
+def test_ledger_compose_states_one_epsilon_for_all(finished, tmp_path):
+    path, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(path, copy)
+    result = run("ledger", "compose", str(path), str(copy))
+    assert result.returncode == 0
+    found = json.loads(result.stdout)
+    assert found["delta"] == 1e-4
+    assert found["epsilons"][0] < found["epsilon"] < sum(found["epsilons"])
+    assert "All 2 runs together: ε = " in found["sentence"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -74,6 +109,8 @@ def test_ledger_verify_answers_with_json_and_its_exit_code(finished, tmp_path):
         (["train", "--device", "tpu"], "--device"),
         (["train", "--threads", "0"], "--threads"),
         (["ledger", "verify", "/no/such"], "no run in this folder"),
+        (["ledger", "show", "/no/such"], "no run in this folder"),
+        (["ledger", "compose", "/no/such"], "no run in this folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(tmp_path, arguments, message):

@@ -73,9 +73,41 @@ def test_a_file_in_the_way_of_a_folder_is_one_clear_line(tmp_path):
 
 def test_a_short_write_is_continued(tmp_path, monkeypatch):
     path = tmp_path / "lines"
+    log = durable.LockedLog(path)
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:3]))
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    durable.append_line(descriptor, "a longer line")
-    os.close(descriptor)
-    assert path.read_text() == "a longer line\n"
+    log.append(b"a longer line\n")
+    assert log.read() == b"a longer line\n"
+    monkeypatch.setattr(os, "write", lambda fd, data: 0)
+    with pytest.raises(OSError, match="took nothing"):
+        log.append(b"more\n")
+    log.close()
+
+
+def test_a_log_has_one_writer_and_ends_with_it(tmp_path):
+    log = durable.LockedLog(tmp_path / "lines")
+    with pytest.raises(BlockingIOError):
+        durable.LockedLog(tmp_path / "lines")
+    log.close()
+    log.close()
+    with pytest.raises(OSError, match="closed"):
+        log.append(b"more\n")
+    durable.LockedLog(tmp_path / "lines").close()
+
+
+def test_a_new_log_is_for_its_owner_alone(tmp_path):
+    durable.LockedLog(tmp_path / "lines").close()
+    assert (tmp_path / "lines").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_new_folder_and_all_its_new_parents_are_synced(tmp_path, monkeypatch):
+    synced = []
+    real = os.fsync
+
+    def fsync(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    durable.make_folder(tmp_path / "a" / "b" / "c")
+    assert {str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b")} <= set(synced)

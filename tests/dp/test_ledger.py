@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,15 +106,19 @@ def test_a_record_is_durable_before_reserve_returns(path, monkeypatch):
 
 
 def test_a_resumed_run_pays_for_what_was_reserved(path):
-    _spend(path)
+    steps = replace(STEPS, steps=20)
+    exactly = epsilon([steps], 1e-4).upper
     with Ledger(path) as ledger:
-        # 12 steps are reserved; a crash lost all of them, so 288 are left of 300.
-        budget = ledger.step_budget(300)
-        assert budget.left == 288
-        budget.reserve(288)
+        ledger.set_plan(Plan(exactly, 1e-4, None, steps))
+        ledger.step_budget(20).reserve(12)
+    with Ledger(path) as ledger:
+        # A crash lost all 12, so 8 are left of 20.
+        budget = ledger.step_budget(20)
+        assert budget.left == 8
+        budget.reserve(8)
         with pytest.raises(UserError, match="pays for 0 more steps"):
             budget.reserve(1)
-        assert ledger.epsilon(1e-4).upper <= 10.0
+        assert ledger.epsilon(1e-4).upper <= exactly
 
 
 def test_more_queries_than_the_budget_are_refused(path):
