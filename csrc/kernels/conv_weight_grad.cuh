@@ -42,9 +42,11 @@ struct ConvBand {
   int grad_bytes, stage_bytes, shared_bytes;
 };
 
-constexpr int kSlotBytes = kMostPixels * sizeof(uint16_t);
-constexpr int kSumBytes = 16 * sizeof(double);  // one a warp
-constexpr int kStagesAt = kSlotBytes + kSumBytes;
+constexpr int kMostInputs = 204;  // pixels of a band with its halo: 6 rows of 34 are the most
+constexpr int kInputsAt = kMostPixels * sizeof(uint16_t);
+constexpr int kSumsAt = kInputsAt + 26 * 16;
+constexpr int kStagesAt = kSumsAt + 16 * sizeof(double);
+static_assert(kMostInputs * sizeof(uint16_t) <= kSumsAt - kInputsAt);
 
 template <typename Tile>
 PRIVIMAGE_HOST_DEVICE ConvBand conv_band(const ConvWeightGrad& job) {
@@ -75,22 +77,25 @@ PRIVIMAGE_HOST_DEVICE int64_t conv_slots(const ConvWeightGrad& job) {
   return out_tiles * ((job.in_channels + Tile::kIn - 1) / Tile::kIn);
 }
 
-// Brings 8 channels of a pixel into shared memory, zeros for what does not exist. Where a pixel's
-// channels are no multiple of 16 bytes, they come one by one.
+// Brings 8 channels of a pixel into shared memory, zeros for what does not exist. `offset` is where
+// they start in the image. Where a pixel's channels are no multiple of 16 bytes, they come singly.
 PRIVIMAGE_DEVICE void bring_channels(const Block& block, const Shared<Bfloat16>& to, int index,
-                                     const Bfloat16* pixels, int64_t pixel, int64_t channel,
-                                     int64_t channels, bool inside) {
-  const Bfloat16* from = pixels + pixel * channels + channel;
-  if (channels % 8 == 0) {
-    const bool exists = inside && channel < channels;
-    block.copy16(to, index, exists ? from : pixels, exists ? 16 : 0);
+                                     const Bfloat16* image, int offset, int channels_left,
+                                     bool wide) {
+  if (wide) {
+    const bool exists = channels_left > 0;
+    block.copy16(to, index, image + (exists ? offset : 0), exists ? 16 : 0);
     return;
   }
   for (int i = 0; i < 8; ++i) {
-    const bool exists = inside && channel + i < channels;
-    to.store(index + i, exists ? from[i] : Bfloat16{0});
+    to.store(index + i, i < channels_left ? image[offset + i] : Bfloat16{0});
   }
 }
+
+// Two neighbours that one instruction stores.
+struct alignas(8) FloatPair {
+  float first, second;
+};
 
 template <typename Tile>
 class ConvWeightGradBlock {
@@ -99,9 +104,9 @@ class ConvWeightGradBlock {
       : block_(block),
         job_(job),
         band_(conv_band<Tile>(job)),
-        in_tiles_((job.in_channels + Tile::kIn - 1) / Tile::kIn),
-        first_out_(block.y() / in_tiles_ * Tile::kOut),
-        first_in_(block.y() % in_tiles_ * Tile::kIn),
+        in_tiles_(static_cast<int>((job.in_channels + Tile::kIn - 1) / Tile::kIn)),
+        first_out_(static_cast<int>(block.y()) / in_tiles_ * Tile::kOut),
+        first_in_(static_cast<int>(block.y()) % in_tiles_ * Tile::kIn),
         tap_row_(block.warp() % Tile::kSide),
         warp_out_(block.warp() / Tile::kSide % (Tile::kOut / 32) * 32),
         warp_in_(block.warp() / Tile::kSide / (Tile::kOut / 32) * 32) {}
@@ -109,7 +114,9 @@ class ConvWeightGradBlock {
   template <bool kStore>
   PRIVIMAGE_DEVICE void run() {
     float sums[Tile::kSide][2][4][4] = {};  // [taps, 16 outputs, 8 inputs, fragment]
-    write_slots();
+    write_places(grad_places(), band_.pixels, band_.width);
+    write_places(input_places(), input_pixels(), band_.width + 2 * Tile::kHalo);
+    block_.barrier();
     const int bands = static_cast<int>(job_.draws) * band_.rows * band_.columns;
     for (int i = 0; i < kStages - 1; ++i) bring(i, bands);
     for (int i = 0; i < bands; ++i) {
@@ -120,13 +127,30 @@ class ConvWeightGradBlock {
       bring(i + kStages - 1, bands);
       multiply(i % kStages, sums);
     }
-    finish<kStore>(sums);
+    if (kStore) store(sums);
+    write_squares(add_squares(sums));
   }
 
  private:
-  PRIVIMAGE_DEVICE Shared<uint16_t> slots() const {
-    return block_.shared<uint16_t>(0, kMostPixels);
+  // Row and column of each pixel of a band, 8 bits each: a look-up instead of a division.
+  PRIVIMAGE_DEVICE Shared<uint16_t> grad_places() const {
+    return block_.shared<uint16_t>(0, band_.pixels);
   }
+  PRIVIMAGE_DEVICE Shared<uint16_t> input_places() const {
+    return block_.shared<uint16_t>(kInputsAt, input_pixels());
+  }
+  PRIVIMAGE_DEVICE int input_pixels() const {
+    return (band_.height + 2 * Tile::kHalo) * (band_.width + 2 * Tile::kHalo);
+  }
+  PRIVIMAGE_DEVICE void write_places(const Shared<uint16_t>& places, int pixels, int width) const {
+    for (int pixel = block_.thread(); pixel < pixels; pixel += Tile::kThreads) {
+      const int place = pixel / width * 256 + pixel % width;
+      // Pixels that only fill up the last 16 have a gradient of zero, and may look anywhere.
+      const bool exists = pixel < band_.width * band_.height || width != band_.width;
+      places.store(pixel, static_cast<uint16_t>(exists ? place : 0));
+    }
+  }
+
   PRIVIMAGE_DEVICE Shared<Bfloat16> grad_stage(int stage) const {
     return block_.shared<Bfloat16>(kStagesAt + stage * band_.stage_bytes,
                                    band_.pixels * Tile::kOutPitch);
@@ -136,17 +160,6 @@ class ConvWeightGradBlock {
                                    band_.slots * Tile::kInPitch);
   }
 
-  // Where the input of each pixel lies for the upper left tap; the pixels that fill up the last
-  // 16 have a gradient of zero and may look anywhere.
-  PRIVIMAGE_DEVICE void write_slots() const {
-    const Shared<uint16_t> slots = this->slots();
-    for (int pixel = block_.thread(); pixel < band_.pixels; pixel += Tile::kThreads) {
-      const bool exists = pixel < band_.width * band_.height;
-      const int slot = pixel / band_.width * band_.pitch + pixel % band_.width;
-      slots.store(pixel, static_cast<uint16_t>(exists ? slot : 0));
-    }
-  }
-
   // Starts the copies of band `i` into its stage; none are left after the last band, but the
   // groups are counted on.
   PRIVIMAGE_DEVICE void bring(int i, int bands) const {
@@ -154,45 +167,49 @@ class ConvWeightGradBlock {
       const int64_t draw = i / (band_.rows * band_.columns);
       const int top = i / band_.columns % band_.rows * band_.height;
       const int left = i % band_.columns * band_.width;
-      const int64_t image = (block_.x() * job_.draws + draw) * job_.height * job_.width;
-      bring_grad(grad_stage(i % kStages), image, top, left);
-      bring_input(input_stage(i % kStages), image, top - Tile::kHalo, left - Tile::kHalo);
+      const int64_t first = (block_.x() * job_.draws + draw) * job_.height * job_.width;
+      bring_grads(grad_stage(i % kStages), job_.output_grad + first * job_.out_channels, top, left);
+      bring_inputs(input_stage(i % kStages), job_.input + first * job_.in_channels,
+                   top - Tile::kHalo, left - Tile::kHalo);
     }
     block_.commit();
   }
 
-  PRIVIMAGE_DEVICE void bring_grad(const Shared<Bfloat16>& to, int64_t image, int top,
-                                   int left) const {
+  PRIVIMAGE_DEVICE void bring_grads(const Shared<Bfloat16>& to, const Bfloat16* image, int top,
+                                    int left) const {
     constexpr int kChunks = Tile::kOut / 8;
+    const Shared<uint16_t> places = grad_places();
+    const int channels = static_cast<int>(job_.out_channels);
     for (int i = block_.thread(); i < band_.pixels * kChunks; i += Tile::kThreads) {
-      const int pixel = i / kChunks, channel = i % kChunks * 8;
-      const int y = top + pixel / band_.width, x = left + pixel % band_.width;
+      const int pixel = i / kChunks, channel = i % kChunks * 8, place = places.load(pixel);
+      const int y = top + place / 256, x = left + place % 256;
       const bool inside = pixel < band_.width * band_.height && y < job_.height && x < job_.width;
-      bring_channels(block_, to, pixel * Tile::kOutPitch + channel, job_.output_grad,
-                     image + y * job_.width + x, first_out_ + channel, job_.out_channels, inside);
+      const int offset = (y * static_cast<int>(job_.width) + x) * channels + first_out_ + channel;
+      bring_channels(block_, to, pixel * Tile::kOutPitch + channel, image, offset,
+                     inside ? channels - first_out_ - channel : 0, channels % 8 == 0);
     }
   }
 
-  PRIVIMAGE_DEVICE void bring_input(const Shared<Bfloat16>& to, int64_t image, int top,
-                                    int left) const {
+  PRIVIMAGE_DEVICE void bring_inputs(const Shared<Bfloat16>& to, const Bfloat16* image, int top,
+                                     int left) const {
     constexpr int kChunks = Tile::kIn / 8;
-    const int width = band_.width + 2 * Tile::kHalo;
-    const int pixels = (band_.height + 2 * Tile::kHalo) * width;
-    for (int i = block_.thread(); i < pixels * kChunks; i += Tile::kThreads) {
-      const int pixel = i / kChunks, channel = i % kChunks * 8;
-      const int row = pixel / width, column = pixel % width;
-      const int y = top + row, x = left + column;
+    const Shared<uint16_t> places = input_places();
+    const int channels = static_cast<int>(job_.in_channels);
+    for (int i = block_.thread(); i < input_pixels() * kChunks; i += Tile::kThreads) {
+      const int pixel = i / kChunks, channel = i % kChunks * 8, place = places.load(pixel);
+      const int y = top + place / 256, x = left + place % 256;
       const bool inside = 0 <= y && y < job_.height && 0 <= x && x < job_.width;
-      bring_channels(block_, to, (row * band_.pitch + column) * Tile::kInPitch + channel,
-                     job_.input, image + y * job_.width + x, first_in_ + channel, job_.in_channels,
-                     inside);
+      const int offset = (y * static_cast<int>(job_.width) + x) * channels + first_in_ + channel;
+      const int slot = place / 256 * band_.pitch + place % 256;
+      bring_channels(block_, to, slot * Tile::kInPitch + channel, image, offset,
+                     inside ? channels - first_in_ - channel : 0, channels % 8 == 0);
     }
   }
 
   // Adds the products of a band, 16 pixels at a time.
   PRIVIMAGE_DEVICE void multiply(int stage, float (&sums)[Tile::kSide][2][4][4]) const {
     const Shared<Bfloat16> grads = grad_stage(stage), inputs = input_stage(stage);
-    const Shared<uint16_t> slots = this->slots();
+    const Shared<uint16_t> places = grad_places();
     // Which row of the four 8x8 matrices this lane has the address of.
     const int lane = block_.lane();
     const int grad_pixel = lane / 16 * 8 + lane % 8;
@@ -205,7 +222,8 @@ class ConvWeightGradBlock {
         block_.load_transposed(grad[out], grads,
                                (pixel + grad_pixel) * Tile::kOutPitch + grad_channel + 16 * out);
       }
-      const int slot = slots.load(pixel + input_pixel) + tap_row_ * band_.pitch;
+      const int place = places.load(pixel + input_pixel);
+      const int slot = (place / 256 + tap_row_) * band_.pitch + place % 256;
 #pragma unroll
       for (int tap = 0; tap < Tile::kSide; ++tap) {
 #pragma unroll
@@ -223,31 +241,56 @@ class ConvWeightGradBlock {
     }
   }
 
-  // Writes the tile, and the squares of the very values that it writes, in double precision: each
-  // thread its own, then the lanes of a warp, then the warps, in a fixed order.
-  template <bool kStore>
-  PRIVIMAGE_DEVICE void finish(const float (&sums)[Tile::kSide][2][4][4]) const {
+  // The channels that element `i` of a thread's [16 outputs, 8 inputs, fragment] belongs to.
+  PRIVIMAGE_DEVICE int out_channel(int i) const {
+    return first_out_ + warp_out_ + i / 16 * 16 + i / 2 % 2 * 8 + block_.lane() / 4;
+  }
+  PRIVIMAGE_DEVICE int in_channel(int i) const {
+    return first_in_ + warp_in_ + i / 4 % 4 * 8 + block_.lane() % 4 * 2 + i % 2;
+  }
+
+  // Writes what this thread has of the tile, two neighbours at once where they lie aligned.
+  PRIVIMAGE_DEVICE void store(const float (&sums)[Tile::kSide][2][4][4]) const {
+    float* part = job_.parts + block_.x() * job_.part_stride;
+    const int channels = static_cast<int>(job_.in_channels);
+    const bool paired = channels % 2 == 0 && reinterpret_cast<uintptr_t>(part) % 8 == 0;
+#pragma unroll
+    for (int tap = 0; tap < Tile::kSide; ++tap) {
+#pragma unroll
+      for (int i = 0; i < 32; i += 2) {
+        const int out = out_channel(i), in = in_channel(i);
+        if (out >= job_.out_channels || in >= channels) continue;
+        const float* pair = &sums[tap][i / 16][i / 4 % 4][i % 4];
+        const int64_t place = (out * Tile::kSide + tap_row_) * Tile::kSide + tap;
+        float* to = part + place * channels + in;
+        if (paired) {
+          *reinterpret_cast<FloatPair*>(to) = {pair[0], pair[1]};
+        } else {
+          to[0] = pair[0];
+          if (in + 1 < channels) to[1] = pair[1];
+        }
+      }
+    }
+  }
+
+  // The squares of the very values that are stored, in double precision. Channels that don't exist
+  // were brought as zeros and add none, unless a value is infinite, and then so is the norm.
+  PRIVIMAGE_DEVICE double add_squares(const float (&sums)[Tile::kSide][2][4][4]) const {
     double squares = 0.0;
 #pragma unroll
     for (int tap = 0; tap < Tile::kSide; ++tap) {
 #pragma unroll
-      for (int i = 0; i < 2 * 4 * 4; ++i) {
-        const int row = 16 * (i / 16) + i / 2 % 2 * 8, column = 8 * (i / 4 % 4) + i % 2;
-        const int64_t out = first_out_ + warp_out_ + row + block_.lane() / 4;
-        const int64_t in = first_in_ + warp_in_ + column + block_.lane() % 4 * 2;
-        if (out >= job_.out_channels || in >= job_.in_channels) continue;
-        const float value = sums[tap][i / 16][i / 4 % 4][i % 4];
-        squares += static_cast<double>(value) * value;
-        if (!kStore) continue;
-        const int64_t place = (out * Tile::kSide + tap_row_) * Tile::kSide + tap;
-        job_.parts[block_.x() * job_.part_stride + place * job_.in_channels + in] = value;
+      for (int i = 0; i < 32; ++i) {
+        const double value = sums[tap][i / 16][i / 4 % 4][i % 4];
+        squares += value * value;
       }
     }
-    write_squares(squares);
+    return squares;
   }
 
+  // Adds the squares of the lanes of a warp, then of the warps, in a fixed order.
   PRIVIMAGE_DEVICE void write_squares(double squares) const {
-    const Shared<double> partial = block_.shared<double>(kSlotBytes, Tile::kWarps);
+    const Shared<double> partial = block_.shared<double>(kSumsAt, Tile::kWarps);
     for (int mask = 16; mask > 0; mask /= 2) squares += block_.shuffle_xor(squares, mask);
     if (block_.lane() == 0) partial.store(block_.warp(), squares);
     block_.barrier();
@@ -260,8 +303,8 @@ class ConvWeightGradBlock {
   const Block block_;
   const ConvWeightGrad& job_;
   const ConvBand band_;
-  const int64_t in_tiles_;
-  const int64_t first_out_, first_in_;  // channels of the tile
+  const int in_tiles_;
+  const int first_out_, first_in_;  // channels of the tile
   const int tap_row_, warp_out_, warp_in_;
 };
 
