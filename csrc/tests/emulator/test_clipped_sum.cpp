@@ -1,0 +1,73 @@
+// The CUDA kernels of the clipped sum, emulated, against the CPU's: bit by bit.
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "cpu/clipped_sum.h"
+#include "kernels/clipped_sum.cuh"
+#include "tests/emulator/guarded.h"
+
+namespace privimage {
+namespace {
+
+using cuda::Block;
+using emulator::Guarded;
+
+// Multiples of 1/64 whose squares add up exactly, in whatever order: then the scales, which two
+// orders of summation could round apart, are equal to the last bit.
+template <typename Scalar>
+std::vector<Scalar> draw_parts(int64_t examples, int64_t parameters, std::mt19937_64& random) {
+  std::vector<Scalar> parts(examples * parameters);
+  for (Scalar& value : parts) value = Scalar(int(random() % 129) - 64) / 64;
+  if (parameters == 0) return parts;
+  const Scalar infinity = std::numeric_limits<Scalar>::infinity();
+  if (examples > 1) parts[2 * parameters - 1] = infinity;
+  if (examples > 2) parts[2 * parameters] = -std::numeric_limits<Scalar>::quiet_NaN();
+  if (examples > 3) {
+    for (int64_t i = 3 * parameters; i < 4 * parameters; ++i) parts[i] /= 1024;  // not clipped
+  }
+  return parts;
+}
+
+template <typename Scalar>
+void equals_the_cpu(int64_t examples, int64_t parameters, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  const std::vector<Scalar> parts = draw_parts<Scalar>(examples, parameters, random);
+  std::vector<double> scales(examples);
+  std::vector<int64_t> sum(parameters);
+  const double clip = 0.7;
+  const ClippedSum<Scalar> cpu{parts.data(), scales.data(), sum.data(), examples, parameters, clip};
+  cpu::clipped_sum_scales(cpu, 0, examples);
+  cpu::clipped_sum_sums(cpu, 0, parameters);
+
+  Guarded<Scalar> device_parts(parts);
+  Guarded<double> device_scales(examples);
+  Guarded<int64_t> device_sum(parameters);
+  const ClippedSum<Scalar> job{
+      device_parts.data(), device_scales.data(), device_sum.data(), examples, parameters, clip};
+  emulator::run({examples, 1, cuda::kClippedSumThreads, cuda::kScalesSharedBytes, seed},
+                [&](const Block& block) { cuda::write_scales(block, job); });
+  for (int64_t i = 0; i < examples; ++i) CHECK(device_scales[i] == scales[i]);
+  const int64_t blocks = (parameters + cuda::kClippedSumThreads - 1) / cuda::kClippedSumThreads;
+  emulator::run({blocks, 1, cuda::kClippedSumThreads, 0, seed},
+                [&](const Block& block) { cuda::write_sums(block, job); });
+  for (int64_t i = 0; i < parameters; ++i) CHECK(device_sum[i] == sum[i]);
+}
+
+template <typename Scalar>
+void equals_the_cpu_everywhere() {
+  uint64_t seed = 0;
+  for (int64_t examples : {0, 1, 2, 5, 9}) {
+    for (int64_t parameters : {0, 1, 2, 31, 255, 256, 257, 513, 3001}) {
+      equals_the_cpu<Scalar>(examples, parameters, ++seed);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace privimage
+
+int main() {
+  privimage::equals_the_cpu_everywhere<float>();
+  privimage::equals_the_cpu_everywhere<double>();
+}
