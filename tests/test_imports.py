@@ -87,5 +87,6 @@ def test_every_module_says_its_job_and_stays_readable(path):
 def test_nothing_is_unpickled():
     banned = ("torch.load", "pickle", "allow_pickle=True", "extractall")
     for path in SOURCES:
+        text = path.read_text().replace("allow_pickle=False", "")
         for word in banned:
-            assert word not in path.read_text(), f"{word} in {path}"
+            assert word not in text, f"{word} in {path}"
