@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "summary": {"durable", "dp", "evaluate", "stages"},
     "pipeline": GROUND | {"stages", "summary", "run", "recipe", "data", "dp", "semantics"},
     "doctor": {"errors", "ops"},
-    "cli": {"errors", "progress", "recipe", "pipeline", "doctor"},
+    "inspection": {"durable", "data"},
+    "cli": {"errors", "progress", "recipe", "pipeline", "doctor", "inspection", "data"},
     "__init__": set(),
     "__main__": {"cli"},
 }

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -101,6 +102,25 @@ def decode(content: Content, shape: ImageShape) -> np.ndarray | None:
         # Pillow's decoders raise nearly anything for damaged files; for a sensitive set, no file
         # may make itself known by stopping the run.
         return None
+
+
+class Look(NamedTuple):
+    """What the header of an image says; `form` is the file's format, "pixels" if it is no file."""
+
+    width: int
+    height: int
+    mode: str
+    form: str
+
+
+def look(content: Content) -> Look:
+    """The header of an image that could be decoded."""
+    if isinstance(content, np.ndarray):
+        channels = content.shape[2] if content.ndim == 3 else 1
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+        return Look(content.shape[1], content.shape[0], mode, "pixels")
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        return Look(image.width, image.height, image.mode, image.format or "")
 
 
 @contextmanager

@@ -9,7 +9,19 @@ import numpy as np
 
 from privimage.errors import UserError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+SUFFIXES = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+}
+"""What the names of image files end with, and the format that they promise."""
 
 # More than any image set for networks holds; a file that claims more is a decompression bomb.
 MOST_PIXELS = 64 * 2**20
