@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from privimage import audit, doctor, pipeline, recipe
+from privimage import audit, doctor, inspection, pipeline, recipe
 from privimage import budget as budgeting
-from privimage.errors import UserError
+from privimage.data import ImageShape
+from privimage.errors import UserError, check_choice, check_count
 from privimage.progress import Reporter, Stopped
 
 _USER_ERROR = 2
@@ -25,6 +26,8 @@ app = typer.Typer(
 )
 ledger_app = typer.Typer(help="What a run has spent.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
+data_app = typer.Typer(help="Image sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 
 @app.command()
@@ -157,6 +160,28 @@ def compose_ledgers(
 ) -> None:
     """States the joint ε of several runs on the same people; JSON."""
     typer.echo(json.dumps(audit.compose(runs, delta), indent=2, ensure_ascii=False))
+
+
+@data_app.command("inspect")
+def inspect_data(
+    path: Annotated[Path, typer.Argument(help="Image set: file, folder or pattern.")],
+    grid: Annotated[Path | None, typer.Option(help="PNG to write: images of each class.")] = None,
+    image_size: Annotated[int, typer.Option(help="Height and width in the grid, pixels.")] = 32,
+    channels: Annotated[int, typer.Option(help="1 for grey, 3 for RGB.")] = 3,
+) -> None:
+    """Shows format, classes and sizes of a public image set, and its damaged and odd images.
+
+    Of sensitive images, nothing that this command prints or writes may be released: it is not
+    covered by any ε.
+    """
+    check_count("--image-size", image_size)
+    check_choice("--channels", str(channels), ("1", "3"))
+    found = inspection.inspect(path, ImageShape(image_size, channels))
+    for line in inspection.report(found):
+        typer.echo(line)
+    if grid is not None:
+        inspection.write_grid(grid, found)
+        typer.echo(f"grid      {grid}")
 
 
 def _class_names(text: str) -> tuple[str, ...]:

@@ -51,13 +51,18 @@ class Run:
     @cached_property
     def public(self) -> ImageSet:
         """The public images."""
-        return data.load_public(self.recipe.data.public, self.shape, self.reporter.warn)
+        reporter = self.reporter
+        return data.load_public(self.recipe.data.public, self.shape, reporter.warn, reporter.steps)
 
     @cached_property
     def sensitive(self) -> ImageSet:
         """The sensitive images, for `query` and `finetune` alone."""
         settings = self.recipe.data
-        return data.load_sensitive(settings.sensitive, self.shape, settings.classes or None)
+        # A bar would tell the number of images, which is only public if no other was declared.
+        steps = None if settings.public_size else self.reporter.steps
+        return data.load_sensitive(
+            settings.sensitive, self.shape, settings.classes or None, steps=steps
+        )
 
     @cached_property
     def test(self) -> ImageSet:

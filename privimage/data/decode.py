@@ -4,46 +4,123 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from privimage.data.images import ImageShape
+from privimage.data.source import MOST_PIXELS, Content
+from privimage.errors import UserError
 
 GREY = 128
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-_MOST_PIXELS = 64 * 2**20
+_PIECE = 256
+_LEAST_WITH_PROGRESS = 20_000
+
+Steps = Callable[[str, int], Iterable[int]]
+"""Counts the steps of a loop while it shows them: (what is done, number of steps)."""
 
 
-def decode_all(contents: Iterable[bytes], shape: ImageShape) -> list[np.ndarray | None]:
-    """Every image of `contents` on all cores: uint8 [channels, size, size], or None if damaged.
+def decode_all(
+    contents: Iterable[Content], count: int, shape: ImageShape, steps: Steps | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` images of `contents`, decoded on all cores, each once.
 
     Resized so that its shorter side fits (antialiased), cropped to the middle, converted to the
     declared channels; transparency is put on black. Each depends on its own content and on `shape`
     alone, and nothing that a decoder has to say about it reaches anybody.
+
+    Args:
+        contents: image files, or pixels as they are.
+        count: how many they are.
+        shape: the declared form.
+        steps: shows how far a large set is.
+
+    Returns:
+        The images, uint8 [count, channels, size, size], and which of them could be decoded, bool
+        [count]; the others are grey.
+
+    Raises:
+        UserError: the images don't fit into memory.
     """
-    with _silence(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(lambda content: _decode(content, shape), contents))
+    images = _room(count, shape)
+    is_good = np.zeros(count, dtype=bool)
+    pieces = range(-(-count // _PIECE))
+    shown = steps is not None and count >= _LEAST_WITH_PROGRESS
+    waiting: deque[Future[None]] = deque()
+    workers, contents = len(os.sched_getaffinity(0)), iter(contents)
+    with _silence(), ThreadPoolExecutor(workers) as pool:
+        for piece in steps("reading images", len(pieces)) if steps and shown else pieces:
+            rows = slice(piece * _PIECE, min((piece + 1) * _PIECE, count))
+            part = list(islice(contents, _PIECE))
+            waiting.append(pool.submit(_decode_into, images[rows], is_good[rows], part, shape))
+            # Files that wait take up memory too.
+            if len(waiting) > 2 * workers:
+                waiting.popleft().result()
+        for future in waiting:
+            future.result()
+    return images, is_good
 
 
-def grey(shape: ImageShape) -> np.ndarray:
-    """What stands for an image that can't be decoded: uint8 [channels, size, size]."""
-    return np.full((shape.channels, shape.size, shape.size), GREY, dtype=np.uint8)
-
-
-def _decode(content: bytes, shape: ImageShape) -> np.ndarray | None:
+def _room(count: int, shape: ImageShape) -> np.ndarray:
     try:
+        return np.empty((count, shape.channels, shape.size, shape.size), dtype=np.uint8)
+    except (MemoryError, ValueError) as error:
+        size = count * shape.channels * shape.size**2 / 2**30
+        raise UserError(
+            f"{count} images of {shape.size}×{shape.size} pixels need {size:,.0f} GiB of memory, "
+            "more than there is; take fewer images or a smaller --image-size"
+        ) from error
+
+
+def _decode_into(
+    images: np.ndarray, is_good: np.ndarray, contents: list[Content], shape: ImageShape
+) -> None:
+    for row, content in enumerate(contents):
+        image = decode(content, shape)
+        is_good[row] = image is not None
+        images[row] = GREY if image is None else image
+
+
+def decode(content: Content, shape: ImageShape) -> np.ndarray | None:
+    """One image: uint8 [channels, size, size], or None if it is damaged."""
+    try:
+        if isinstance(content, np.ndarray):
+            pixels = content[..., 0] if content.shape[2:] == (1,) else content
+            return _fitted(Image.fromarray(pixels), shape)
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            if image.width * image.height > _MOST_PIXELS:
+            if image.width * image.height > MOST_PIXELS:
                 return None
             return _fitted(image, shape)
     except Exception:
         # Pillow's decoders raise nearly anything for damaged files; for a sensitive set, no file
         # may make itself known by stopping the run.
         return None
+
+
+class Look(NamedTuple):
+    """What the header of an image says; `form` is the file's format, "pixels" if it is no file."""
+
+    width: int
+    height: int
+    mode: str
+    form: str
+
+
+def look(content: Content) -> Look:
+    """The header of an image that could be decoded."""
+    if isinstance(content, np.ndarray):
+        channels = content.shape[2] if content.ndim == 3 else 1
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+        return Look(content.shape[1], content.shape[0], mode, "pixels")
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        return Look(image.width, image.height, image.mode, image.format or "")
 
 
 @contextmanager

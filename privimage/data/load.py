@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from privimage.data import digits, glyphs
-from privimage.data.decode import decode_all, grey
-from privimage.data.files import Source, open_source
+from privimage.data.decode import Steps, decode_all
+from privimage.data.formats import open_source
 from privimage.data.images import ImageSet, ImageShape
+from privimage.data.source import Content, Source, some
 from privimage.errors import UserError, nearest
 
 _PREFIX = "builtin:"
@@ -28,15 +29,19 @@ def check_source(name: str, source: str) -> None:
         open_source(name, Path(source))
 
 
-def load_public(source: str, shape: ImageShape, warn: Callable[[str], None]) -> ImageSet:
+def load_public(
+    source: str, shape: ImageShape, warn: Callable[[str], None], steps: Steps | None = None
+) -> ImageSet:
     """Labelled public images in the declared form.
 
-    Images that can't be decoded are left out, and `warn` hears how many.
+    What is odd about the set is said to `warn`, a line each: images that can't be decoded and
+    classes without images, which are both left out, and what its format has to remark.
 
     Args:
-        source: a path (Parquet file or folder) or the name of a built-in set.
+        source: a path (see `formats`) or the name of a built-in set.
         shape: the declared form.
         warn: takes one line.
+        steps: shows how far the reading of a large set is.
 
     Raises:
         UserError: the set is missing, empty, unlabelled, of one class, or a label has no name.
@@ -44,34 +49,47 @@ def load_public(source: str, shape: ImageShape, warn: Callable[[str], None]) -> 
     if source.startswith(_PREFIX):
         return _builtin(source, shape)
     opened = open_source("--public", Path(source))
+    for remark in opened.remarks:
+        warn(f"--public: '{source}': {remark}")
     if not opened.is_labelled:
         raise UserError(
-            f"--public: '{source}' has no labels; give a Parquet file with a column 'label' or a "
-            "folder with one subfolder a class"
+            f"--public: '{source}' has no labels; give a Parquet file with a column 'label', a "
+            "folder or archive with one subfolder a class, or a flat folder with a labels.csv"
         )
-    images, labels = _decoded(opened, shape)
-    bad = sum(image is None for image in images)
+    images, is_good, labels = _decoded(opened, shape, steps)
+    bad = len(images) - int(is_good.sum())
     if bad:
-        warn(f"--public: {bad} of {len(images)} images in '{source}' can't be decoded; left out")
-    kept = [image for image in images if image is not None]
-    values = [label for image, label in zip(images, labels, strict=True) if image is not None]
+        warn(
+            f"--public: {bad} of {len(images)} images in '{source}' can't be decoded; left out "
+            f"(`privimage data inspect` names them)"
+        )
+    values = [label for label, good in zip(labels, is_good, strict=True) if good]
     names = opened.names or _numerals(values)
-    strange = {label for label in values if label is None or not 0 <= label < len(names)}
-    if strange:
-        label = min(strange, key=lambda label: -1 if label is None else abs(label))
-        wrong = "an image without label" if label is None else f"a label {label} without name"
-        raise UserError(f"--public: '{source}' has {wrong}; name every class, or leave it out")
-    if len(set(values)) < 2:
+    numbers, present = np.unique(_known(source, values, names), return_inverse=True)
+    empty = sorted(set(names) - {names[number] for number in numbers})
+    if len(numbers) < 2:
         raise UserError(
-            f"--public: '{source}' has {len(kept)} images of {len(set(values))} classes; at least "
+            f"--public: '{source}' has {len(values)} images of {len(numbers)} classes; at least "
             "two classes are needed to tell what the sensitive images resemble"
         )
-    pixels = torch.from_numpy(np.stack(kept))
-    return ImageSet(pixels, torch.tensor(values), names)
+    if empty:
+        warn(
+            f"--public: {len(empty)} of {len(names)} classes in '{source}' have no images; left "
+            f"out ({some(empty)})"
+        )
+    return ImageSet(
+        torch.from_numpy(_compacted(images, is_good)),
+        torch.from_numpy(present.reshape(-1)),
+        tuple(names[number] for number in numbers),
+    )
 
 
 def load_sensitive(
-    source: str, shape: ImageShape, names: tuple[str, ...] | None, role: str = "--sensitive"
+    source: str,
+    shape: ImageShape,
+    names: tuple[str, ...] | None,
+    role: str = "--sensitive",
+    steps: Steps | None = None,
 ) -> ImageSet:
     """Sensitive images in the declared form, each mapped by itself.
 
@@ -81,15 +99,16 @@ def load_sensitive(
     (tests/data/test_load.py::test_no_content_can_stop_a_sensitive_set).
 
     Args:
-        source: a path (Parquet file or folder) or the name of a built-in set.
+        source: a path (see `formats`) or the name of a built-in set.
         shape: the declared form.
         names: declared names of the labels; None to take those that the set itself declares, which
-            are then treated as public. With names, a folder's classes are matched by name.
+            are then treated as public. With names, classes are matched by name.
         role: how messages call the set.
+        steps: shows how far the reading of a large set is, and so how large it is.
 
     Raises:
-        UserError: the set is missing, empty or of no known format, or declares no names while it
-            has labels.
+        UserError: the set is missing, empty, of no known format or damaged as a whole (such as an
+            archive cut short), or declares no names while it has labels.
     """
     if source.startswith(_PREFIX):
         return _builtin(source, shape)
@@ -103,33 +122,57 @@ def load_sensitive(
                 "(names, or their number)"
             )
         names = opened.names
-    images, labels = _decoded(opened, shape)
+    images, _, labels = _decoded(opened, shape, steps)
     number_of = _numbers(opened, names)
     values = [number_of.get(label, len(names)) for label in labels]
-    filled = [grey(shape) if image is None else image for image in images]
-    return ImageSet(
-        torch.from_numpy(np.stack(filled)), torch.tensor(values, dtype=torch.int64), names
-    )
+    return ImageSet(torch.from_numpy(images), torch.tensor(values, dtype=torch.int64), names)
 
 
 def _numbers(opened: Source, names: tuple[str, ...]) -> dict[int | None, int]:
-    """The set's own label → its place among the declared names."""
-    if opened.names and set(opened.names) & set(names):
+    """The set's own label → its place among the declared names.
+
+    By number only where nothing that is known of the images decides that it is so.
+    """
+    if opened.names_by_image or set(opened.names) & set(names):
         place = {name: number for number, name in enumerate(names)}
         return {label: place[name] for label, name in enumerate(opened.names) if name in place}
     return {number: number for number in range(len(names))}
 
 
-def _decoded(opened: Source, shape: ImageShape) -> tuple[list[np.ndarray | None], list[int | None]]:
-    """All images, decoded, and their labels."""
+def _decoded(
+    opened: Source, shape: ImageShape, steps: Steps | None
+) -> tuple[np.ndarray, np.ndarray, list[int | None]]:
+    """All images, which of them could be decoded, and their labels."""
     labels: list[int | None] = []
 
-    def contents() -> Iterator[bytes]:
-        for content, label in opened.entries():
+    def contents() -> Iterator[Content]:
+        for content, label, _ in opened.entries():
             labels.append(label)
             yield content
 
-    return decode_all(contents(), shape), labels
+    images, is_good = decode_all(contents(), opened.count, shape, steps)
+    if len(labels) != opened.count:
+        raise UserError(f"'{opened.path}' changed while it was read")
+    return images, is_good, labels
+
+
+def _known(source: str, labels: list[int | None], names: tuple[str, ...]) -> np.ndarray:
+    """`labels` as an array, int64, if each has one of `names`."""
+    strange = {label for label in labels if label is None or not 0 <= label < len(names)}
+    if strange:
+        label = min(strange, key=lambda label: -1 if label is None else abs(label))
+        wrong = "an image without label" if label is None else f"a label {label} without name"
+        raise UserError(f"--public: '{source}' has {wrong}; name every class, or leave it out")
+    return np.array(labels, dtype=np.int64)
+
+
+def _compacted(images: np.ndarray, is_good: np.ndarray) -> np.ndarray:
+    """The good images, moved together in place: a copy would need as much memory again."""
+    good = np.flatnonzero(is_good)
+    if len(good) < len(images):
+        for place, row in enumerate(good):
+            images[place] = images[row]
+    return images[: len(good)]
 
 
 def _builtin(source: str, shape: ImageShape) -> ImageSet:

@@ -2,6 +2,7 @@ import logging
 import random
 import struct
 import sys
+import threading
 import warnings
 import zlib
 
@@ -10,14 +11,16 @@ import pytest
 from pictures import encoded, pixels, png
 from PIL import Image
 
-from privimage.data.decode import decode_all, grey
+from privimage.data import decode as decode_module
+from privimage.data.decode import decode_all
 from privimage.data.images import ImageShape
+from privimage.errors import UserError
 
 RGB, GREY = ImageShape(8, 3), ImageShape(8, 1)
 
 
 def decode(content, shape=RGB):
-    return decode_all([content], shape)[0]
+    return decode_module.decode(content, shape)
 
 
 def _channels_first(values):
@@ -176,17 +179,17 @@ def test_no_damage_raises_warns_logs_or_prints(capfd, caplog):
     ]
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        found = decode_all(contents, RGB)
+        found, is_good = decode_all(contents, len(contents), RGB)
     assert heard == []
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
-    damaged = sum(image is None for image in found)
-    assert 0.2 * len(found) < damaged < len(found)
-    assert all(image.shape == (3, 8, 8) for image in found if image is not None)
+    assert found.shape == (len(contents), 3, 8, 8)
+    assert 0.2 * len(found) < (~is_good).sum() < len(found)
+    assert (found[~is_good] == 128).all()
 
 
 def test_what_was_silenced_is_heard_again_afterwards(capfd, caplog):
-    decode_all([b"", png(0)], RGB)
+    decode_all([b"", png(0)], 2, RGB)
     with pytest.warns(UserWarning, match="still heard"):
         warnings.warn("still heard", stacklevel=1)
     logging.getLogger("PIL").warning("still logged")
@@ -201,11 +204,65 @@ def test_an_image_depends_on_no_other():
     contents += [b"", b"junk", encoded(pixels(channels=4, seed=9))]
     alone = [decode(content) for content in contents]
     order = [3, 6, 0, 4, 1, 5, 2]
-    together = decode_all([contents[index] for index in order], RGB)
-    for index, found in zip(order, together, strict=True):
-        same = found is None if alone[index] is None else np.array_equal(found, alone[index])
-        assert same
+    together, is_good = decode_all([contents[index] for index in order], 7, RGB)
+    for index, found, good in zip(order, together, is_good, strict=True):
+        assert good == (alone[index] is not None)
+        assert np.array_equal(found, alone[index] if good else np.full((3, 8, 8), 128))
 
 
-def test_grey_is_the_middle_of_the_range():
-    assert np.array_equal(grey(RGB), np.full((3, 8, 8), 128, dtype=np.uint8))
+def test_pixels_go_through_the_same_rule_as_files():
+    for values in (pixels(), pixels(13, 29), pixels(channels=1), pixels(9, 9, 4)):
+        for shape in (RGB, GREY, ImageShape(5, 3)):
+            assert np.array_equal(decode(values, shape), decode(encoded(values), shape))
+    values = pixels(channels=1)
+    assert np.array_equal(decode(values[..., None], GREY), values[None])
+    assert decode(np.zeros((8, 8, 7), dtype=np.uint8), RGB) is None
+
+
+def test_a_large_set_shows_how_far_it_is_and_a_small_one_does_not(monkeypatch):
+    monkeypatch.setattr(decode_module, "_PIECE", 2)
+    monkeypatch.setattr(decode_module, "_LEAST_WITH_PROGRESS", 5)
+    seen = []
+
+    def steps(label, total):
+        for step in range(total):
+            seen.append((label, step, total))
+            yield step
+
+    decode_all([png(0)] * 4, 4, RGB, steps)
+    assert seen == []
+    decode_all([png(0)] * 5, 5, RGB, steps)
+    assert seen == [("reading images", step, 3) for step in range(3)]
+
+
+def test_files_are_read_as_they_are_needed(monkeypatch):
+    monkeypatch.setattr(decode_module, "_PIECE", 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(1))
+    done = threading.Event()
+    alive = []
+    decode_one = decode_module.decode
+
+    def slow(content, shape):
+        done.wait(5)
+        return decode_one(content, shape)
+
+    def contents():
+        for number in range(40):
+            alive.append(number)
+            if number == 12:
+                done.set()
+            if not done.is_set():
+                assert number <= 8, "the whole set was read before any of it was decoded"
+            yield png(0)
+
+    monkeypatch.setattr(decode_module, "decode", slow)
+    threading.Timer(0.5, done.set).start()
+    _, is_good = decode_all(contents(), 40, RGB)
+    assert is_good.all()
+    assert len(alive) == 40
+
+
+def test_more_images_than_memory_are_refused_in_one_line():
+    with pytest.raises(UserError, match=r"need [0-9,]+ GiB of memory") as caught:
+        decode_all([], 2**50, RGB)
+    assert "\n" not in str(caught.value)

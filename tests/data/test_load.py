@@ -7,7 +7,6 @@ from pictures import encoded, pixels, png, write_classes, write_hub
 
 from privimage.data import ImageShape, check_source, load_public, load_sensitive
 from privimage.data import decode as decode_module
-from privimage.data.decode import decode_all
 from privimage.errors import UserError
 
 SHAPE = ImageShape(8, 3)
@@ -103,12 +102,17 @@ def test_a_public_image_that_is_damaged_is_left_out_and_counted(tmp_path, warnin
     found = _public(path, warnings_heard)
     assert torch.equal(found.images, _images([0, 2, 4]))
     assert found.labels.tolist() == [0, 1, 1]
-    assert warnings_heard == [f"--public: 2 of 5 images in '{path}' can't be decoded; left out"]
+    assert len(warnings_heard) == 1
+    assert warnings_heard[0].startswith(f"--public: 2 of 5 images in '{path}' can't be decoded")
 
 
 def test_public_classes_without_names_are_numbered(tmp_path, warnings_heard):
     path = write_hub(tmp_path / "x.parquet", map(png, range(3)), [0, 3, 1])
-    assert _public(path, warnings_heard).names == ("0", "1", "2", "3")
+    found = _public(path, warnings_heard)
+    assert (found.names, found.labels.tolist()) == (("0", "1", "3"), [0, 2, 1])
+    assert warnings_heard == [
+        f"--public: 1 of 4 classes in '{path}' have no images; left out ('2')"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -170,14 +174,14 @@ def test_no_content_can_stop_a_sensitive_set(tmp_path, capfd, caplog, recwarn):
     contents, labels = zip(*rows, strict=True)
     path = write_hub(tmp_path / "x.parquet", contents, labels, ["cat", "dog"])
     found = _sensitive(path)
+    assert (capfd.readouterr(), caplog.records, recwarn.list) == (("", ""), [], [])
     assert len(found) == len(rows)
     assert found.labels.tolist() == [label if label in (0, 1) else 2 for label in labels]
     # Each row is what its own image gives by itself, and grey if that is nothing.
     for row, content in enumerate(contents):
-        alone = decode_all([content or b""], SHAPE)[0]
+        alone = decode_module.decode(content or b"", SHAPE)
         expected = np.full((3, 8, 8), 128) if alone is None else alone
         assert np.array_equal(found.images[row], expected)
-    assert (capfd.readouterr(), caplog.records, recwarn.list) == (("", ""), [], [])
 
 
 def test_whatever_a_decoder_raises_makes_a_grey_image(tmp_path, monkeypatch):

@@ -5,23 +5,27 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import png, write_classes, write_hub
 
-from privimage.data import files
-from privimage.data.files import open_source
+from privimage.data import ImageShape, load_sensitive, parquet
+from privimage.data.formats import open_source
 from privimage.errors import UserError
 
 
+def _pairs(source):
+    return [(entry.content, entry.label) for entry in source.entries()]
+
+
 def _entries(path):
-    return list(open_source("--public", path).entries())
+    return _pairs(open_source("--public", path))
 
 
 def test_parquet_comes_in_row_order_with_labels_and_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(parquet, "_BATCH_ROWS", 3)
     contents = [png(seed) for seed in range(8)]
     labels = [0, 1, 1, 0, None, 7, -1, 0]
     path = write_hub(tmp_path / "x.parquet", contents, labels, ["cat", "dog"])
     source = open_source("--public", path)
     assert (source.names, source.is_labelled, source.count) == (("cat", "dog"), True, 8)
-    assert list(source.entries()) == list(zip(contents, labels, strict=True))
+    assert _pairs(source) == list(zip(contents, labels, strict=True))
 
 
 def test_a_null_image_has_no_bytes_and_keeps_its_label(tmp_path):
@@ -33,7 +37,7 @@ def test_parquet_without_labels_or_names(tmp_path):
     path = write_hub(tmp_path / "x.parquet", [png(0)])
     source = open_source("--public", path)
     assert (source.names, source.is_labelled) == ((), False)
-    assert list(source.entries()) == [(png(0), None)]
+    assert _pairs(source) == [(png(0), None)]
     path = write_hub(tmp_path / "y.parquet", [png(0)], [5])
     assert open_source("--public", path).names == ()
 
@@ -106,7 +110,7 @@ def test_damage_inside_a_parquet_file_is_one_line(tmp_path):
 
 def test_another_extension_is_refused(tmp_path):
     (tmp_path / "x.png").write_bytes(png(0))
-    with pytest.raises(UserError, match=r"neither a \.parquet file nor a folder"):
+    with pytest.raises(UserError, match=r"no image set of a known format: \.parquet, \.zip"):
         open_source("--public", tmp_path / "x.png")
 
 
@@ -135,7 +139,7 @@ def test_class_folders_come_in_the_order_of_their_names(tmp_path):
     )
     source = open_source("--public", tmp_path)
     assert (source.names, source.is_labelled, source.count) == (("cat", "dog"), True, 3)
-    assert list(source.entries()) == [(b"3", 0), (b"2", 1), (b"1", 1)]
+    assert _pairs(source) == [(b"3", 0), (b"2", 1), (b"1", 1)]
 
 
 def test_a_flat_folder_has_no_labels(tmp_path):
@@ -143,7 +147,7 @@ def test_a_flat_folder_has_no_labels(tmp_path):
         (tmp_path / name).write_bytes(name.encode())
     source = open_source("--sensitive", tmp_path)
     assert (source.names, source.is_labelled, source.count) == ((), False, 2)
-    assert list(source.entries()) == [(b"a.webp", None), (b"b.png", None)]
+    assert _pairs(source) == [(b"a.webp", None), (b"b.png", None)]
 
 
 def test_nothing_that_a_link_leads_to_is_read(tmp_path):
@@ -153,7 +157,7 @@ def test_nothing_that_a_link_leads_to_is_read(tmp_path):
     (tmp_path / "set/bird").symlink_to(tmp_path / "elsewhere/secret")
     source = open_source("--public", tmp_path / "set")
     assert source.names == ("cat", "dog")
-    assert list(source.entries()) == [(b"1", 0), (b"2", 1)]
+    assert _pairs(source) == [(b"1", 0), (b"2", 1)]
 
 
 def test_what_only_looks_like_an_image_file_is_passed_over(tmp_path):
@@ -162,7 +166,7 @@ def test_what_only_looks_like_an_image_file_is_passed_over(tmp_path):
     (tmp_path / "cat/a.png").write_bytes(b"1")
     source = open_source("--public", tmp_path)
     assert source.count == 1
-    assert list(source.entries()) == [(b"1", 0)]
+    assert _pairs(source) == [(b"1", 0)]
 
 
 @pytest.mark.parametrize("inside", [{}, {"cat": {}}, {"cat": {"x.txt": b"no"}}])
@@ -170,3 +174,84 @@ def test_a_folder_without_images_is_refused(tmp_path, inside):
     write_classes(tmp_path, inside)
     with pytest.raises(UserError, match=r"there are no images in .*looked for \.bmp, \.gif"):
         open_source("--public", tmp_path)
+
+
+# ---------------------------------------------------------------------------------------- shards
+
+
+def test_shards_come_in_the_order_of_their_names(tmp_path):
+    for number in (1, 0, 2):
+        path = tmp_path / f"train-0000{number}-of-00003.parquet"
+        write_hub(path, [png(2 * number), png(2 * number + 1)], [0, 1], ["cat", "dog"])
+    for path in (tmp_path, tmp_path / "train-*.parquet"):
+        source = open_source("--public", path)
+        assert (source.names, source.is_labelled, source.count) == (("cat", "dog"), True, 6)
+        assert _pairs(source) == [(png(number), number % 2) for number in range(6)]
+
+
+def test_shards_of_several_splits_are_refused(tmp_path):
+    for split in ("train", "test"):
+        write_hub(tmp_path / f"{split}-00000-of-00001.parquet", [png(0)], [0], ["cat"])
+    with pytest.raises(UserError, match=r"holds several splits \('test', 'train'\)"):
+        open_source("--sensitive", tmp_path)
+    assert open_source("--sensitive", tmp_path / "train-*.parquet").count == 1
+
+
+@pytest.mark.parametrize("second", [([0], ["dog"]), ([0], None), (None, None)])
+def test_shards_of_different_columns_or_names_are_refused(tmp_path, second):
+    write_hub(tmp_path / "a.parquet", [png(0)], [0], ["cat"])
+    write_hub(tmp_path / "b.parquet", [png(0)], *second)
+    with pytest.raises(UserError, match=r"b\.parquet' has other columns or class names than"):
+        open_source("--public", tmp_path)
+
+
+def test_a_pattern_that_finds_nothing_or_something_else_is_a_missing_path(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(0))
+    for pattern in ("*.parquet", "*"):
+        with pytest.raises(UserError, match="there is no file or folder"):
+            open_source("--public", tmp_path / pattern)
+
+
+# ------------------------------------------------------------------------------------------- CSV
+
+
+def _flat(path, table, names="abc"):
+    for number, name in enumerate(names):
+        (path / f"{name}.png").write_bytes(png(number))
+    (path / "labels.csv").write_text(table)
+    return path
+
+
+def test_a_flat_folder_takes_its_labels_from_the_csv(tmp_path):
+    _flat(tmp_path, '\ufefflabel,file,more\ndog,c.png,1\n"cat, grey",a.png,2\ndog, b.png ,3\n')
+    source = open_source("--public", tmp_path)
+    assert (source.names, source.is_labelled, source.count) == (("cat, grey", "dog"), True, 3)
+    assert _pairs(source) == [(png(0), 0), (png(1), 1), (png(2), 1)]
+    assert source.remarks == ()
+
+
+def test_numbers_as_labels_come_in_their_own_order(tmp_path):
+    _flat(tmp_path, "file,label\na.png,10\nb.png,9\nc.png,2\n")
+    assert open_source("--public", tmp_path).names == ("2", "9", "10")
+
+
+def test_a_csv_that_says_too_much_or_too_little(tmp_path):
+    _flat(tmp_path, "file,label\na.png,dog\nz.png,cat\nb.png\na.png,cat\n\n../a.png,cat\n")
+    source = open_source("--public", tmp_path)
+    assert [entry.label for entry in source.entries()] == [1, None, None]
+    assert source.remarks == ("labels.csv names 2 files that are not there ('../a.png', 'z.png')",)
+    found = load_sensitive(str(tmp_path), ImageShape(8, 3), ("cat", "dog"))
+    assert found.labels.tolist() == [1, 2, 2]
+
+
+@pytest.mark.parametrize("table", ["", "name,label\na.png,cat\n", "a.png\n", "\0\0"])
+def test_a_csv_without_its_columns_is_refused(tmp_path, table):
+    with pytest.raises(UserError, match=r"labels\.csv' needs the columns 'file' and 'label'"):
+        open_source("--public", _flat(tmp_path, table))
+
+
+def test_a_csv_that_is_none_is_refused_in_one_line(tmp_path):
+    huge = "x" * 200_000
+    with pytest.raises(UserError, match=r"labels\.csv' is not readable as CSV") as caught:
+        open_source("--public", _flat(tmp_path, f"file,label\na.png,{huge}\n"))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,93 @@
+"""zip and tar archives of image files: which members are images, by a rule for each alone.
+
+A member is an image if it is a regular file whose name stays inside the archive, ends like that of
+an image file and has no hidden part; its class is the folder right around it. One that can't be
+unpacked within its limits (see `members`) is an image without content. Only what concerns the
+archive as a whole is an error: that it is none, is cut short or has too many members.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from privimage.data.members import DAMAGE, Member, members
+from privimage.data.source import SUFFIXES, Entry, Source, no_images, one_line, some
+from privimage.errors import UserError
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveSource(Source):
+    """The images of an archive, in its own order."""
+
+    form = "archive of images"
+    names_by_image = True
+
+    def entries(self) -> Iterator[Entry]:
+        """Member by member, each unpacked in memory."""
+        number_of = {name: number for number, name in enumerate(self.names)}
+        try:
+            for member in members(self.path):
+                path = _path(member)
+                if _looks_like_an_image(member) and not _fault(member):
+                    yield Entry(member.content(), number_of.get(path.parent.name), str(path))
+        except DAMAGE as error:
+            raise UserError(
+                f"'{self.path}' is damaged as an archive ({one_line(error)})"
+            ) from error
+
+
+def open_archive(name: str, path: Path) -> Source:
+    """The image set in the archive `path`; nothing is unpacked.
+
+    Raises:
+        UserError: it is no archive, is cut short, is too large, or holds no images.
+    """
+    images: set[str] = set()
+    classes: set[str] = set()
+    odd: dict[str, list[str]] = {}
+    count = 0
+    try:
+        for member in filter(_looks_like_an_image, members(path)):
+            fault, place = _fault(member), _path(member)
+            if fault:
+                odd.setdefault(f"are left out, as {fault}", []).append(member.name)
+                continue
+            if str(place) in images:
+                odd.setdefault("occur more than once; each counts", []).append(member.name)
+            count += 1
+            images.add(str(place))
+            classes.add(place.parent.name)
+    except DAMAGE as error:
+        raise UserError(
+            f"{name}: '{path}' is not readable as an archive ({one_line(error)})"
+        ) from error
+    if count == 0:
+        raise no_images(name, path)
+    classes.discard("")
+    return ArchiveSource(
+        path=path,
+        names=tuple(sorted(classes)),
+        is_labelled=bool(classes),
+        count=count,
+        remarks=tuple(f"{len(those)} names {what} ({some(those)})" for what, those in odd.items()),
+    )
+
+
+def _path(member: Member) -> PurePosixPath:
+    return PurePosixPath(member.name.replace("\\", "/"))
+
+
+def _looks_like_an_image(member: Member) -> bool:
+    path = _path(member)
+    is_hidden = any(part[0] == "." and part != ".." for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and not is_hidden and not member.is_folder
+
+
+def _fault(member: Member) -> str:
+    """Why a member with the name of an image is none; empty if it is one."""
+    parts = _path(member).parts
+    if parts[0][0] == "/" or ".." in parts or parts[0].endswith(":"):
+        return "they lead out of the archive"
+    return "" if member.is_file else "they are links or special files"

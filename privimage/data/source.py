@@ -1,0 +1,84 @@
+"""What every format of image sets becomes: a source of entries, one an image."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from privimage.errors import UserError
+
+SUFFIXES = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+}
+"""What the names of image files end with, and the format that they promise."""
+
+# More than any image set for networks holds; a file that claims more is a decompression bomb.
+MOST_PIXELS = 64 * 2**20
+
+Content = bytes | np.ndarray
+"""An image file, empty if it can't be had; or pixels, uint8 [height, width] or [height, width,
+channels]."""
+
+
+class Entry(NamedTuple):
+    """One image: its content, its label (None if it has none), and what to call it."""
+
+    content: Content
+    label: int | None
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An opened image set.
+
+    Attributes:
+        path: where it is.
+        names: of the labels, as the set declares them; empty if it declares none.
+        is_labelled: whether it has labels at all.
+        count: number of images.
+        remarks: what the owner of a public set should hear, a line each.
+        form: what to call the format.
+        names_by_image: whether the names are gathered from the images' own places or rows, so
+            that the place of a name among them is no declared fact.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    is_labelled: bool
+    count: int
+    remarks: tuple[str, ...] = ()
+    form: ClassVar[str]
+    names_by_image: ClassVar[bool] = False
+
+    def entries(self) -> Iterator[Entry]:
+        """`count` images in the order of the set; what one holds does not affect another."""
+        raise NotImplementedError
+
+
+def one_line(error: Exception) -> str:
+    """What a library says of a damaged file, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def some(names: list[str]) -> str:
+    """The first few of `names`, quoted."""
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return f"{shown}, …" if len(names) > 3 else shown
+
+
+def no_images(name: str, path: Path, where: str = "") -> UserError:
+    """The sentence for a set without image files."""
+    suffixes = ", ".join(sorted(SUFFIXES))
+    return UserError(f"{name}: there are no images in '{path}' (looked for {suffixes}{where})")
