@@ -93,7 +93,7 @@ def test_a_place_that_can_not_be_written_is_one_line(tmp_path):
     ],
 )
 def test_epsilon_is_said_rounded_up(epsilon, shown, times):
-    sentence = epsilon_sentence(epsilon, 1e-5)
+    sentence = epsilon_sentence(epsilon, 1e-5, "image")
     assert f"ε = {shown} at δ = 1e-05" in sentence
     assert f"at most {times} times as likely" in sentence
     assert float(shown) >= epsilon
@@ -102,9 +102,14 @@ def test_epsilon_is_said_rounded_up(epsilon, shown, times):
 
 
 def test_no_promise_is_said_to_be_none():
-    sentence = epsilon_sentence(None, 1e-5)
+    sentence = epsilon_sentence(None, 1e-5, "image")
     assert sentence.startswith("NOT PRIVATE")
     assert "ε =" not in sentence
+
+
+def test_the_sentence_says_whose_images_come_and_go():
+    assert "any one sensitive image added" in epsilon_sentence(1.0, 1e-5, "image")
+    assert "all images of any one person added" in epsilon_sentence(1.0, 1e-5, "person")
 
 
 def _shown(table):
