@@ -4,15 +4,25 @@
 
 Both sides work on flat float32 vectors. Ours: an int64 sum, ChaCha20 noise, Adam, average, in one
 pass. The ordinary one: `normal_` into the gradient, Adam(fused=True), `lerp_` into the average; it
-does not even add a sum. A round times one after the other; the figure is the median of the rounds'
-ratios, below 1 where ours is faster. Each case is a process of its own, in which both sides use the
-same number of threads and at most the instruction set named.
+does not even add a sum. `with_sum` does: noise plus the sum, times 1 / batch size, as DP-SGD must.
+
+A round times one after the other; the figures are medians of the rounds' ratios, below 1 where ours
+is faster. Each case is a process of its own, in which all use the same number of threads and at
+most the instruction set named. One thread is timed in CPU seconds, which other processes of a
+shared machine hardly touch, two in seconds of the clock.
 
 Predicted for a 2-GHz core with AVX-512, one thread, in ns a parameter: ChaCha20 480 vector
 instructions at two a cycle for 128 words, 2; Box-Muller 1.5; the update 1, or 5 where memory of
 48 bytes a parameter is slower. Ordinary: `normal_` 5 (its generator is serial), Adam and average 3.
 So about 0.5 with AVX-512, 1.0 with AVX2 (half the width, rotations of three instructions), less
-with two threads, since `normal_` uses one. Seen: benchmarks/results/private_update.json.
+with two threads, since `normal_` uses one.
+
+Seen on a busy 2-core Xeon (benchmarks/results/private_update.json), 2 and 28 million parameters:
+0.83 and 0.86 with AVX-512, 0.55 and 0.59 with two threads; 1.18 and 1.38 with AVX2, 0.73 and 0.89
+with two threads; with_sum 0.77, 0.72, 0.48, 0.50; 1.05, 1.19, 0.58, 0.84. So AVX2 alone misses 1.0
+on one thread: ChaCha20 takes 4 of its 8 ns there, more than `normal_` takes for all. The same
+rounds written with AVX2 byte shuffles were 11 % faster by themselves, 5 % in the whole pass: not
+worth a second copy.
 """
 
 import argparse
@@ -72,19 +82,26 @@ def main() -> None:
 
 
 def measure(parameters: int, threads: int, rounds: int) -> dict[str, float]:
-    """The median ratio of times, and the fastest of each in ns a parameter."""
+    """Median ratios of times, and the fastest of each in ns a parameter."""
     torch.set_num_threads(threads)
-    ours, ordinary = private_step(parameters), ordinary_step(parameters)
-    for _ in range(2):
-        ours()
-        ordinary()
-    times = [(seconds(ours), seconds(ordinary)) for _ in range(rounds)]
+    clock = time.process_time if threads == 1 else time.perf_counter
+    steps = (
+        private_step(parameters),
+        ordinary_step(parameters, with_sum=False),
+        ordinary_step(parameters, with_sum=True),
+    )
+    for step in steps * 2:
+        step()
+    times = [[seconds(step, clock) for step in steps] for _ in range(rounds)]
+    fastest = [min(column) / parameters * 1e9 for column in zip(*times, strict=True)]
     return {
         "parameters": parameters,
         "threads": threads,
-        "ratio": round(statistics.median(one / other for one, other in times), 3),
-        "private_ns": round(min(one for one, _ in times) / parameters * 1e9, 2),
-        "ordinary_ns": round(min(other for _, other in times) / parameters * 1e9, 2),
+        "ratio": round(statistics.median(row[0] / row[1] for row in times), 3),
+        "ratio_with_sum": round(statistics.median(row[0] / row[2] for row in times), 3),
+        "private_ns": round(fastest[0], 2),
+        "ordinary_ns": round(fastest[1], 2),
+        "with_sum_ns": round(fastest[2], 2),
     }
 
 
@@ -96,26 +113,28 @@ def private_step(parameters: int) -> Callable[[], None]:
     return lambda: optimizer.step(total)
 
 
-def ordinary_step(parameters: int) -> Callable[[], None]:
+def ordinary_step(parameters: int, with_sum: bool) -> Callable[[], None]:
     """Noise in the gradient, Adam and average by PyTorch."""
     weights = torch.nn.Parameter(torch.zeros(parameters))
     weights.grad = torch.zeros(parameters)
-    average = torch.zeros(parameters)
+    average, total = torch.zeros(parameters), torch.zeros(parameters)
     optimizer = torch.optim.Adam([weights], 1e-3, fused=True)
 
     def step() -> None:
-        weights.grad.normal_(0.0, 0.01)
+        weights.grad.normal_(0.0, 1.0)
+        if with_sum:
+            weights.grad.add_(total).mul_(0.01)
         optimizer.step()
         average.lerp_(weights.detach(), 0.001)
 
     return step
 
 
-def seconds(run: Callable[[], None]) -> float:
+def seconds(run: Callable[[], None], clock: Callable[[], float]) -> float:
     """How long one call takes."""
-    began = time.perf_counter()
+    began = clock()
     run()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def cpu_name() -> str:

@@ -31,14 +31,14 @@ class Domain(enum.IntEnum):
 
 
 class SecretKey:
-    """A key for one run, in memory only: it has no public bytes, can't be copied or pickled.
+    """A key for one run, in memory only: it has no public bytes, can't be copied or serialised.
 
     Formal guarantee: the key comes from the operating system's cryptographic generator, never from
     a seed, and no two keys or streams share a word
     (tests/dp/test_noise.py::test_two_keys_share_nothing,
     tests/dp/test_noise.py::test_a_domain_has_one_stream); it is in no state, representation or
-    pickle (tests/dp/test_noise.py::test_a_key_cannot_leave_the_process). With the environment
-    variable PRIVIMAGE_TEST_KEY set there is no guarantee, and `is_secret` says so.
+    serialised form (tests/dp/test_noise.py::test_a_key_cannot_leave_the_process). With the
+    environment variable PRIVIMAGE_TEST_KEY set there is no guarantee, and `is_secret` says so.
 
     Attributes:
         is_secret: False for a test key: whatever it touches is not private, and must say so.
@@ -76,22 +76,27 @@ class SecretKey:
         return f"SecretKey(is_secret={self.is_secret})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a secret key stays in its process: it can't be copied or pickled")
+        raise TypeError("a secret key stays in its process: it can't be copied or serialised")
 
 
 class SecretStream:
     """The words of one purpose, a step at a time; each step is drawn once.
 
+    Raises:
+        RuntimeError: from every draw in a forked process, whose parent draws the same words
+            (tests/dp/test_noise.py::test_a_forked_process_draws_nothing).
+
     Attributes:
         is_secret: as the key's.
     """
 
-    __slots__ = ("_counter", "_key", "is_secret")
+    __slots__ = ("_counter", "_key", "_process", "is_secret")
 
     def __init__(self, key: SecretKey, domain: Domain) -> None:
         """For `SecretKey.stream` alone."""
         self._key = key._key
         self._counter = torch.tensor([int(domain) << _STEP_BITS])
+        self._process = os.getpid()
         self.is_secret = key.is_secret
 
     def words(self, count: int) -> torch.Tensor:
@@ -117,6 +122,7 @@ class SecretStream:
         self, clipped_sum: torch.Tensor, state: ops.UpdateState, rule: ops.UpdateRule
     ) -> None:
         """`ops.private_update` with the next step's noise; the step is counted on the device."""
+        self._refuse_fork()
         self._counter = self._counter.to(state.parameters.device)
         ops.private_update(clipped_sum, self._key, self._counter, state, rule)
 
@@ -124,9 +130,14 @@ class SecretStream:
         return f"SecretStream(is_secret={self.is_secret})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a secret stream stays in its process: it can't be copied or pickled")
+        raise TypeError("a secret stream stays in its process: it can't be copied or serialised")
+
+    def _refuse_fork(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError("a forked process would draw its parent's words; it needs a new key")
 
     def _next(self) -> int:
+        self._refuse_fork()
         step = int(self._counter)
         self._counter += 1
         return step

@@ -155,11 +155,8 @@ class Finetuner:
         labels[: len(indices)] = self._sensitive.labels[indices]
         clean = to_unit_range(images).repeat_interleave(settings.draws, dim=0)
         labels = labels.repeat_interleave(settings.draws)
-        sigma, noise, coins = (
-            torch.ones(len(clean)),
-            torch.zeros(clean.shape),
-            torch.ones(len(clean)),
-        )
+        noise = torch.zeros_like(clean)
+        sigma, coins = torch.ones(2, len(clean))
         for i, generator in enumerate(generators(words)):
             rows = slice(i * settings.draws, (i + 1) * settings.draws)
             sigma[rows] = draw_noise_levels(generator, settings.draws)

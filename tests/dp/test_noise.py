@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import torch
 
+from privimage import ops
 from privimage.dp import Domain, SecretKey, generators
 from privimage.dp.noise import TEST_KEY
 
@@ -108,6 +109,23 @@ def test_a_domain_has_one_stream():
     assert len(draws.unique()) == len(draws)
     with pytest.raises(ValueError, match="in use"):
         key.stream(Domain.UPDATE)
+
+
+def test_a_forked_process_draws_nothing(monkeypatch):
+    stream = _stream()
+    state = ops.UpdateState(torch.zeros(3), torch.zeros(3))
+    total, rule = torch.zeros(3, dtype=torch.int64), ops.UpdateRule(noise_std=1.0, scale=1.0)
+    draws = (
+        lambda: stream.words(3),
+        lambda: stream.gaussian_integers(3, 1.0),
+        lambda: stream.private_update(total, state, rule),
+    )
+    for draw in draws:
+        draw()
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    for draw in draws:
+        with pytest.raises(RuntimeError, match="forked"):
+            draw()
 
 
 def test_a_key_cannot_leave_the_process():
