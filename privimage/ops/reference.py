@@ -78,14 +78,18 @@ def private_update(
     momentum: torch.Tensor,
     second_moment: torch.Tensor | None,
     average: torch.Tensor | None,
-    *numbers: float,
+    noise_std: float,
+    scale: float,
+    keep: float,
+    momentum_decay: float,
+    gradient_weight: float,
+    second_decay: float,
+    second_correction: float,
+    epsilon: float,
+    step_size: float,
+    average_weight: float,
 ) -> None:
-    """Changes all but the sum and the key in place; see `privimage.ops.private_update`.
-
-    `numbers` are the fields of `privimage.ops.UpdateRule`, in its order.
-    """
-    noise_std, scale, keep, momentum_decay, gradient_weight, *others = numbers
-    second_decay, second_correction, epsilon, step_size, average_weight = others
+    """Changes all but the sum and the key in place; see `privimage.ops.private_update`."""
     noise = gaussian_integers(key, int(step), first_index, len(parameters), noise_std)
     released = clipped_sum + noise.to(clipped_sum.device)
     gradient = (released.double() * scale).to(parameters.dtype)
