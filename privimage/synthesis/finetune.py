@@ -83,7 +83,7 @@ class Finetuner:
         self._settings = settings
         self._workers = workers
         self._threshold = rate_threshold(settings.sample_rate)
-        self._gradients = ExampleGradients(network)
+        self._gradients = ExampleGradients(network, torch.channels_last)
         self._optimizer = DPAdam(
             [parameter for parameter in network.parameters() if parameter.requires_grad],
             settings.learning_rate,
