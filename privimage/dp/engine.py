@@ -32,6 +32,11 @@ class ExampleGradients:
     `check_independence` tests that condition
     (tests/dp/test_engine.py::test_mixing_without_a_layer_is_found).
 
+    Args:
+        model: any module whose trainable parameters are used through operations with a rule.
+        memory_format: in which convolutions compute. `torch.channels_last` is the fastest on a CPU;
+            a model that calls `view` on what a convolution returns may need the default.
+
     Attributes:
         names: trainable parameters, in the order of `model.named_parameters()`.
         size: P, the number of scalars in them.
@@ -43,7 +48,9 @@ class ExampleGradients:
     names: tuple[str, ...]
     size: int
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, memory_format: torch.memory_format = torch.preserve_format
+    ) -> None:
         check_layers(model)
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trainable:
@@ -52,6 +59,7 @@ class ExampleGradients:
             if nn.parameter.is_lazy(parameter):
                 raise UserError(f"parameter '{name}' has no shape yet; run the model once first")
         self._model = model
+        self._memory_format = memory_format
         self._parameters = tuple(trainable.values())
         self.names = tuple(trainable)
         self.size = sum(parameter.numel() for parameter in self._parameters)
@@ -80,7 +88,7 @@ class ExampleGradients:
         with torch.enable_grad():
             anchor = torch.zeros((), device=arena.device, requires_grad=True)
             slots = dict(self._slots(arena))
-            examples = Examples(count, anchor, slots)
+            examples = Examples(count, anchor, slots, self._memory_format)
             with Exchange(examples, self._names_by_id(), count * draws) as exchange:
                 values = losses(self._model, *batch)
             total = _mean_over_draws(values, count, draws).sum()

@@ -39,7 +39,8 @@ def conv2d(
     if isinstance(padding, str):
         x, padding = pad_by_name(x, padding, weight.shape[2:], pair(dilation))
     geometry = (pair(stride), pair(padding), pair(dilation), groups)
-    return _apply(ExampleConv2d, examples, x, weight, bias, geometry)
+    x = examples.in_format(x)
+    return examples.in_format(_apply(ExampleConv2d, examples, x, weight, bias, geometry))
 
 
 def linear(

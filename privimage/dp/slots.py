@@ -61,11 +61,19 @@ class Examples:
         count: number of examples.
         anchor: an input that makes autograd visit whoever writes into a slot; has no gradient.
         slots: by the `id` of the trainable parameter.
+        memory_format: that of images between convolutions.
     """
 
     count: int
     anchor: torch.Tensor
     slots: Mapping[int, Slot]
+    memory_format: torch.memory_format = torch.preserve_format
+
+    def in_format(self, images: torch.Tensor) -> torch.Tensor:
+        """[rows, channels, height, width] in the wanted memory format."""
+        if self.memory_format is torch.preserve_format:
+            return images
+        return images.contiguous(memory_format=self.memory_format)
 
     def slots_of(self, weight: torch.Tensor | None, bias: torch.Tensor | None) -> Slots:
         """The slots of a layer's parameters."""

@@ -93,7 +93,7 @@ class Finetuner:
         key = SecretKey.from_os()
         self.is_secret = key.is_secret
         self._sampling, self._draws = key.stream(Domain.SAMPLING), key.stream(Domain.EXAMPLES)
-        self._gradients = ExampleGradients(network)
+        self._gradients = ExampleGradients(network, torch.channels_last)
         self._optimizer = DPAdam(
             [parameter for parameter in network.parameters() if parameter.requires_grad],
             settings.learning_rate,

@@ -85,6 +85,12 @@ def test_channels_last():
     torch.testing.assert_close(gradients, alone(model, denoising, batch, 2))
 
 
+def test_the_memory_format_changes_nothing_else():
+    model, batch = Block().double(), images(6, torch.float64)
+    asked = ExampleGradients(model, torch.channels_last)(denoising, *batch, draws=2)
+    torch.testing.assert_close(asked, ExampleGradients(model)(denoising, *batch, draws=2))
+
+
 def test_losses_may_be_means_over_the_draws_already():
     model, batch = Block(), images(6)
     engine = ExampleGradients(model)

@@ -1,0 +1,296 @@
+"""What does a private step cost beside an ordinary one, and beside what else there is?
+
+    python benchmarks/dp_step.py [--quick] [--json FILE] [--threads N] [--rounds N]
+
+Every method does one whole optimiser step on the same micro-batch: forward, backward, Adam and an
+average of the weights; the private ones also the norm of each image's gradient, clipping, the sum
+and noise. All run in this process, in turns; a ratio is the median over the rounds of a method's
+time to that of the faster ordinary step in the same round. Peers run only where they are installed.
+Prediction: `privimage` at most 1.10, 1.05 and 1.02 at 1, 4 and 8 draws on the CIFAR-10 network.
+"""
+
+import argparse
+import copy
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+from privimage.diffusion.compact_unet import CompactUNet
+from privimage.diffusion.denoiser import Denoiser, losses
+from privimage.diffusion.ema import Ema
+from privimage.diffusion.unet import UNet, UNetShape
+from privimage.dp import DPAdam, ExampleGradients, clipped_sum
+
+MAX_GRAD_NORM = 1.0
+NOISE_MULTIPLIER = 1.0
+LEARNING_RATE = 1e-4
+EMA_DECAY = 0.999
+ORDINARY = ("ordinary channels-first", "ordinary channels-last")
+# Otherwise glibc returns large blocks at each free and gets them again, at a tenth of every step.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+
+Batch = tuple[torch.Tensor, ...]
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network and a micro-batch of examples x draws."""
+
+    name: str
+    shape: UNetShape
+    build: Callable[[UNetShape], nn.Module]
+    examples: int
+    draws: int
+
+    def network(self) -> nn.Module:
+        """The same weights every time."""
+        torch.manual_seed(0)
+        return self.build(self.shape)
+
+    def batch(self) -> Batch:
+        """Images, noise levels, noise, labels; an example's draws consecutive."""
+        rows, size = self.examples * self.draws, self.shape.image_size
+        torch.manual_seed(1)
+        images = torch.rand(self.examples, self.shape.image_channels, size, size) * 2 - 1
+        images = images.repeat_interleave(self.draws, dim=0)
+        labels = torch.randint(0, 10, (self.examples,)).repeat_interleave(self.draws)
+        return images, torch.rand(rows) + 0.2, torch.randn(images.shape), labels
+
+
+CIFAR = UNetShape(32, 3, 32, (1, 2, 2), (16,), 10)
+DIGITS = UNetShape(8, 1, 16, (1, 2), (), 10, blocks_per_level=1)
+QUICK = [Setting("cifar10", CIFAR, UNet, 16, 1), Setting("cifar10", CIFAR, UNet, 4, 8)]
+ALL = [
+    QUICK[0],
+    Setting("cifar10", CIFAR, UNet, 8, 4),
+    QUICK[1],
+    Setting("digits", DIGITS, CompactUNet, 64, 1),
+    Setting("digits", DIGITS, CompactUNet, 64, 4),
+    Setting("digits", DIGITS, CompactUNet, 32, 8),
+]
+
+
+def denoising(network: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
+    """One loss a row."""
+    return losses(Denoiser(network), *batch)
+
+
+class Update:
+    """Fused Adam and the average of the weights, as every method but ours uses them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.parameters = list(network.parameters())
+        self._adam = torch.optim.Adam(self.parameters, LEARNING_RATE, fused=True)
+        self._average = [parameter.detach().clone() for parameter in self.parameters]
+
+    def __call__(self) -> None:
+        """From the parameters' `grad`, which is forgotten afterwards."""
+        self._adam.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self._average, self.parameters, 1 - EMA_DECAY)
+        self._adam.zero_grad()
+
+
+def add_noise(parameters: list[nn.Parameter], sums: list[torch.Tensor], examples: int) -> None:
+    """Sets `grad` to the noisy mean."""
+    for parameter, total in zip(parameters, sums, strict=True):
+        noise = torch.randn_like(total) * (NOISE_MULTIPLIER * MAX_GRAD_NORM)
+        parameter.grad = (total + noise) / examples
+
+
+def ordinary(setting: Setting, memory_format: torch.memory_format) -> Step:
+    """The step of a training without privacy."""
+    network = setting.network().to(memory_format=memory_format)
+    update = Update(network)
+    batch = [
+        t.contiguous(memory_format=memory_format) if t.dim() == 4 else t for t in setting.batch()
+    ]
+
+    def step() -> None:
+        denoising(network, *batch).mean().backward()
+        update()
+
+    return step
+
+
+def privimage(setting: Setting) -> Step:
+    """Ours."""
+    network, batch = setting.network(), setting.batch()
+    gradients = ExampleGradients(network, torch.channels_last)
+    adam = DPAdam(network.parameters(), LEARNING_RATE, NOISE_MULTIPLIER, setting.examples)
+    average = Ema({"parameters": adam.flat}, EMA_DECAY)
+
+    def step() -> None:
+        parts = gradients(denoising, *batch, draws=setting.draws)
+        adam.step(clipped_sum(parts, MAX_GRAD_NORM))
+        average.update({"parameters": adam.flat})
+
+    return step
+
+
+def opacus_hooks(setting: Setting) -> Step:
+    """Opacus' hooks: one gradient a row, averaged over an image's draws before clipping."""
+    from opacus import GradSampleModule
+
+    network, batch = GradSampleModule(setting.network(), loss_reduction="sum"), setting.batch()
+    update = Update(network)
+
+    def step() -> None:
+        denoising(network, *batch).sum().backward()
+        parts = [
+            p.grad_sample.unflatten(0, (setting.examples, -1)).mean(1) for p in update.parameters
+        ]
+        add_noise(update.parameters, clip_and_sum(parts), setting.examples)
+        update()
+        for parameter in update.parameters:
+            parameter.grad_sample = None
+
+    return step
+
+
+def vmap_grad(setting: Setting) -> Step:
+    """torch.func: the gradient of one image's loss, vectorised over the images."""
+    network = setting.network()
+    update = Update(network)
+    parameters = dict(network.named_parameters())
+    batch = [tensor.unflatten(0, (setting.examples, -1)) for tensor in setting.batch()]
+
+    def loss(weights: dict[str, torch.Tensor], *example: torch.Tensor) -> torch.Tensor:
+        return denoising(lambda *inputs: functional_call(network, weights, inputs), *example).mean()
+
+    each = vmap(grad(loss), in_dims=(None, *[0] * len(batch)))
+
+    def step() -> None:
+        parts = each({name: p.detach() for name, p in parameters.items()}, *batch)
+        add_noise(update.parameters, clip_and_sum(list(parts.values())), setting.examples)
+        update()
+
+    return step
+
+
+def loop(setting: Setting) -> Step:
+    """Ordinary autograd, an image at a time."""
+    network = setting.network().to(memory_format=torch.channels_last)
+    update = Update(network)
+    batch = setting.batch()
+
+    def step() -> None:
+        sums = [torch.zeros_like(parameter) for parameter in update.parameters]
+        for example in zip(*(tensor.split(setting.draws) for tensor in batch), strict=True):
+            parts = torch.autograd.grad(denoising(network, *example).mean(), update.parameters)
+            norm = torch.stack(torch._foreach_norm(parts)).norm()
+            scale = (MAX_GRAD_NORM / norm).clamp(max=1).item()
+            torch._foreach_add_(sums, parts, alpha=scale)
+        add_noise(update.parameters, sums, setting.examples)
+        update()
+
+    return step
+
+
+def clip_and_sum(parts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """[examples, *shape] each -> [*shape] each."""
+    norms = torch.stack([part.flatten(1).norm(dim=1) for part in parts]).norm(dim=0)
+    scales = (MAX_GRAD_NORM / norms).clamp(max=1)
+    return [torch.tensordot(scales, part, 1) for part in parts]
+
+
+def methods(setting: Setting) -> dict[str, Step]:
+    """All that can run here, by name."""
+    found = {
+        ORDINARY[0]: ordinary(setting, torch.contiguous_format),
+        ORDINARY[1]: ordinary(setting, torch.channels_last),
+        "privimage": privimage(setting),
+        "vmap(grad)": vmap_grad(setting),
+        "loop over images": loop(setting),
+    }
+    if importlib.util.find_spec("opacus") is not None:
+        found["opacus hooks"] = opacus_hooks(setting)
+    return found
+
+
+def measure(setting: Setting, rounds: int) -> list[dict[str, float | int | str]]:
+    """One record a method."""
+    steps = methods(setting)
+    wall: dict[str, list[float]] = {name: [] for name in steps}
+    cpu = copy.deepcopy(wall)
+    for turn in range(rounds + 1):
+        for name, step in steps.items():
+            began = time.perf_counter(), time.process_time()
+            step()
+            if turn > 0:  # the first one warms up
+                wall[name].append(time.perf_counter() - began[0])
+                cpu[name].append(time.process_time() - began[1])
+    reference = min(ORDINARY, key=lambda name: statistics.median(wall[name]))
+    rows = []
+    for name in steps:
+        ratios = [a / b for a, b in zip(wall[name], wall[reference], strict=True)]
+        cpu_ratios = [a / b for a, b in zip(cpu[name], cpu[reference], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        rows.append(
+            {
+                "model": setting.name,
+                "examples": setting.examples,
+                "draws": setting.draws,
+                "method": name,
+                "ratio": round(middle, 3),
+                "ratio_low": round(low, 3),
+                "ratio_high": round(high, 3),
+                "cpu_ratio": round(statistics.median(cpu_ratios), 3),
+                "reference": reference,
+                "reference_ms": round(1e3 * statistics.median(wall[reference]), 1),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="the CIFAR-10 network at 1 and 8 draws"
+    )
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    if not ALLOCATOR.items() <= os.environ.items():
+        command = [sys.executable, *sys.argv]
+        sys.exit(subprocess.run(command, env=os.environ | ALLOCATOR).returncode)
+    torch.set_num_threads(options.threads)
+    rows = []
+    for setting in QUICK if options.quick else ALL:
+        for row in measure(setting, options.rounds):
+            rows.append(row)
+            print(
+                f"{row['model']:<8} K={row['draws']} {row['method']:<24} {row['ratio']:6.3f} "
+                f"({row['ratio_low']:.3f} to {row['ratio_high']:.3f}), CPU {row['cpu_ratio']:.3f}, "
+                f"of {row['reference_ms']} ms",
+                flush=True,
+            )
+    if options.json:
+        machine = f"{platform.machine()}, {cpu_name()}, {options.threads} threads"
+        figures = {"machine": machine, "torch": torch.__version__, "rows": rows}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def cpu_name() -> str:
+    """As Linux has it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "CPU")
+
+
+if __name__ == "__main__":
+    main()
