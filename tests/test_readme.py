@@ -1,0 +1,53 @@
+"""What the README shows runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.main import get_command
+
+from privimage import cli
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_example_in_python_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    before = model.weight.detach().clone()
+
+    def losses(model, x, y):
+        return nn.functional.cross_entropy(model(x), y, reduction="none")
+
+    # The loop is shortened; everything else is the reader's own text.
+    names = {
+        "model": model,
+        "losses": losses,
+        "x": torch.randn(600, 4),
+        "y": torch.randint(3, (600,)),
+    }
+    exec(code.replace("range(1000)", "range(3)"), names)  # noqa: S102
+    assert not torch.equal(model.weight, before)
+
+
+def _commands():
+    lines = [
+        line
+        for block in re.findall(r"```\n(.*?)```", README, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    return [line for line in lines if line.startswith("privimage ")]
+
+
+@pytest.mark.parametrize("line", _commands())
+def test_every_option_of_a_command_exists(line):
+    command = get_command(cli.app)
+    for word in line.split()[1:]:
+        if word in getattr(command, "commands", {}):
+            command = command.commands[word]
+    options = {option for parameter in command.params for option in parameter.opts}
+    used = [word for word in line.split() if word.startswith("--")]
+    assert set(used) <= options
