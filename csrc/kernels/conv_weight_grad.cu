@@ -14,10 +14,23 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) conv_weight_grad_kernel(Con
   conv_weight_grad<Tile, kStore>(Block{}, job);
 }
 
+// The kernel counts within an image, and bands of an example, in 32 bits; a grid has 65,535 rows.
+template <typename Tile>
+bool fits(const ConvWeightGrad& job) {
+  constexpr int64_t kMost = int64_t{1} << 31;
+  const int64_t channels = job.in_channels > job.out_channels ? job.in_channels : job.out_channels;
+  const ConvBand band = conv_band<Tile>(job);
+  return job.height < kMost && job.width < kMost && channels < kMost && job.examples < kMost &&
+         job.height * job.width < kMost && job.height * job.width * channels < kMost &&
+         job.draws < kMost && job.draws * band.rows * band.columns < kMost &&
+         conv_slots<Tile>(job) < 65536;
+}
+
 template <typename Tile, bool kStore>
 int launch(const ConvWeightGrad& job, void* stream) {
   const int64_t slots = conv_slots<Tile>(job);
   if (job.examples == 0 || slots == 0) return 0;
+  if (!fits<Tile>(job)) return static_cast<int>(cudaErrorInvalidValue);
   const int bytes = conv_band<Tile>(job).shared_bytes;
   const auto kernel = conv_weight_grad_kernel<Tile, kStore>;
   const cudaError_t error =
