@@ -79,7 +79,7 @@ def report(found: Inspection) -> Iterator[str]:
     yield f"colours   {', '.join(f'{mode} {n}' for mode, n in found.modes.most_common()) or 'none'}"
     yield f"labels    {len(source.names) or 'without names' if source.is_labelled else 'none'}"
     if source.is_labelled:
-        yield from _some([f"{name}: {number}" for name, number in found.count_of.items()])
+        yield from _some([f"{name}: {number}" for name, number in _by_class(found)])
     empty = [name for name, number in found.count_of.items() if number == 0]
     for title, lines in (
         ("classes without images", empty),
@@ -141,6 +141,12 @@ def _class_of(source: Source, entry: Entry) -> str:
     if not source.names:
         return str(label)
     return source.names[label] if 0 <= label < len(source.names) else f"{_STRANGE[1]} ({label})"
+
+
+def _by_class(found: Inspection) -> list[tuple[str, int]]:
+    """Classes and numbers of images, in the order of the names or, without them, of the labels."""
+    pairs = list(found.count_of.items())
+    return pairs if found.source.names else sorted(pairs, key=lambda pair: (len(pair[0]), pair[0]))
 
 
 def _spread(values: list[int]) -> str:

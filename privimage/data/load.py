@@ -96,7 +96,9 @@ def load_sensitive(
     Formal guarantee: an image's row in the result is a function of that image and of the arguments
     alone, and no image can raise, warn or leave itself out: one that can't be decoded becomes grey,
     a label that is missing or not declared becomes "no label"
-    (tests/data/test_load.py::test_no_content_can_stop_a_sensitive_set).
+    (tests/data/test_load.py::test_no_content_can_stop_a_sensitive_set,
+    tests/data/test_archive.py::test_removing_one_member_removes_its_row_and_nothing_else). Layout,
+    format and, unless `names` declares others, the names of the labels are facts of the set.
 
     Args:
         source: a path (see `formats`) or the name of a built-in set.

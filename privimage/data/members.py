@@ -35,7 +35,8 @@ _BLOCK = 512
 class Member:
     """One member: its own facts, and how to read a number of bytes from its beginning.
 
-    `most` is what it may unpack to: a bound on bytes and on their ratio to what it takes up.
+    `size` is what it claims to unpack to, and neither format ever gives more; `most` is what it may
+    unpack to: a bound on bytes and on their ratio to what it takes up.
     """
 
     name: str
@@ -47,8 +48,7 @@ class Member:
 
     def content(self) -> bytes:
         """All bytes of the member; none if they can't be had or are more than `most`."""
-        content = self.read(self.most + 1) if self.size <= self.most else b""
-        return content if len(content) <= self.most else b""
+        return self.read(self.size) if self.size <= self.most else b""
 
 
 def members(path: Path) -> Iterator[Member]:

@@ -79,6 +79,9 @@ def test_pixels_and_strange_labels(tmp_path, channels):
     ]
     assert found.modes == {"L" if channels == 1 else "RGB": 4}
     inspection.write_grid(tmp_path / "x.png", found)
+    np.savez(tmp_path / "x.npz", images=images, labels=[10, 9, 2, 9])
+    lines = list(inspection.report(inspection.inspect(tmp_path / "x.npz", ImageShape(8, 3))))
+    assert lines[-4:] == ["labels    without names", "  2: 1", "  9: 2", "  10: 1"]
     np.savez(tmp_path / "x.npz", images=images)
     lines = list(inspection.report(inspection.inspect(tmp_path / "x.npz", ImageShape(8, 3))))
     assert lines == [

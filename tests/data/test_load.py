@@ -225,6 +225,15 @@ def test_declared_names_are_matched_by_name(tmp_path):
     assert _sensitive(folder, ("emu", "cat")).labels.tolist() == [2, 0]
 
 
+def test_folders_are_never_matched_by_number(tmp_path):
+    # One more image in a folder "zero" would otherwise change the labels of all the others.
+    names = ("zero", "one")
+    folder = write_classes(tmp_path, {"a": {"0.png": png(0)}, "b": {"1.png": png(1)}})
+    assert _sensitive(folder, names).labels.tolist() == [2, 2]
+    write_classes(tmp_path, {"zero": {"2.png": png(2)}})
+    assert _sensitive(folder, names).labels.tolist() == [2, 2, 0]
+
+
 def test_labels_without_names_are_matched_by_number(tmp_path):
     path = write_hub(tmp_path / "x.parquet", map(png, range(4)), [0, 1, 2, None])
     assert _sensitive(path, ("zero", "one")).labels.tolist() == [0, 1, 2, 2]
