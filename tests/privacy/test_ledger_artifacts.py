@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+from toy_accountant import adding_up
 
 from privimage import durable, recipe, spending
-from privimage.dp import Epsilon, Ledger, Plan, SubsampledGaussian, accounting
+from privimage.dp import Ledger, Plan, SubsampledGaussian, accounting
 from privimage.errors import UserError
 from privimage.progress import Reporter
 from privimage.run import RunFolder
@@ -17,14 +18,10 @@ PLAN = Plan(10.0, 1e-4, 5.0, SubsampledGaussian(0.02, 1.0, 6))
 
 
 @pytest.fixture(autouse=True)
-def quick_accountant(monkeypatch):
+def quick_accountant():
     """A query or step of noise multiplier σ costs 1/σ: these tests are not about accounting."""
-
-    def epsilon(mechanisms, delta):
-        costs = [getattr(part, "steps", 1) / part.noise_multiplier for part in mechanisms]
-        return Epsilon(sum(costs), sum(costs), sum(costs))
-
-    monkeypatch.setattr(accounting, "epsilon", epsilon)
+    with adding_up(lambda part: getattr(part, "steps", 1) / part.noise_multiplier):
+        yield
 
 
 @pytest.fixture

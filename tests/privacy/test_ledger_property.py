@@ -6,8 +6,9 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_accountant import adding_up
 
-from privimage.dp import Epsilon, History, Ledger, Plan, SubsampledGaussian, accounting
+from privimage.dp import History, Ledger, Plan, SubsampledGaussian
 from privimage.errors import UserError
 
 # A toy accountant, so that thousands of cases are quick: a step costs 1, a query costs 3.
@@ -26,9 +27,8 @@ ACTIONS = st.lists(
 )
 
 
-def _toy_epsilon(mechanisms, delta):
-    total = float(sum(getattr(part, "steps", 3) for part in mechanisms))
-    return Epsilon(total, total, total)
+def _cost(mechanism):
+    return getattr(mechanism, "steps", 3)
 
 
 class Run:
@@ -87,29 +87,24 @@ class Run:
 @given(actions=ACTIONS)
 @settings(max_examples=60, deadline=None)
 def test_no_interleaving_understates_or_exceeds_the_budget(actions):
-    real = accounting.epsilon
-    accounting.epsilon = _toy_epsilon
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            run = Run(Path(folder) / "ledger.jsonl")
-            for action, number in actions:
-                with contextlib.suppress(UserError):
-                    run.do(action, number)
-                spent = run.ledger.epsilon(1e-4).upper
-                assert run.released + run.ready <= spent
-                assert spent <= run.ledger.plan.epsilon
-            run.ledger.__exit__()
-    finally:
-        accounting.epsilon = real
+    with adding_up(_cost), tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder) / "ledger.jsonl")
+        for action, number in actions:
+            with contextlib.suppress(UserError):
+                run.do(action, number)
+            spent = run.ledger.epsilon(1e-4).upper
+            assert run.released + run.ready <= spent
+            assert spent <= run.ledger.plan.epsilon
+        run.ledger.__exit__()
 
 
 def test_the_property_finds_a_ledger_that_refunds(tmp_path, monkeypatch):
-    monkeypatch.setattr(accounting, "epsilon", _toy_epsilon)
-    run = Run(tmp_path / "ledger.jsonl")
-    for action in (("reserve", 4), ("step", 4), ("crash", 0)):
-        run.do(*action)
-    assert run.released == run.ledger.epsilon(1e-4).upper == 4
     real = History.spent
-    monkeypatch.setattr(History, "spent", lambda history: real(history)[:-1])
-    assert run.released > run.ledger.epsilon(1e-4).upper
-    run.ledger.__exit__()
+    with adding_up(_cost):
+        run = Run(tmp_path / "ledger.jsonl")
+        for action in (("reserve", 4), ("step", 4), ("crash", 0)):
+            run.do(*action)
+        assert run.released == run.ledger.epsilon(1e-4).upper == 4
+        monkeypatch.setattr(History, "spent", lambda history: real(history)[:-1])
+        assert run.released > run.ledger.epsilon(1e-4).upper
+        run.ledger.__exit__()
