@@ -198,7 +198,8 @@ def sha256(path: Path) -> str:
 def cannot_write(path: Path, error: OSError) -> UserError:
     """The sentence for a path that can't be written."""
     return UserError(
-        f"{path}: can't write it ({error.strerror or error}); what was there before still is"
+        f"{path}: can't write it ({error.strerror or error}); what was there before still is: "
+        "mend that and run the same command again"
     )
 
 
