@@ -1,5 +1,7 @@
 """What several test files share: runs of a recipe that takes seconds."""
 
+import math
+
 import pytest
 from tiny import TINY
 
@@ -16,12 +18,24 @@ def tiny():
     )
 
 
+class Impatient(Reporter):
+    """Asks the running loop to stop when it is asked for the `patience`-th time."""
+
+    def __init__(self, patience):
+        super().__init__(quiet=True)
+        self._patience = patience
+
+    @property
+    def must_stop(self):
+        self._patience -= 1
+        return self._patience <= 0
+
+
 @pytest.fixture
 def train():
     """Runs a recipe quietly on two threads."""
 
-    def run(chosen, path, from_stage=None, max_seconds=None):
-        reporter = Reporter(quiet=True, max_seconds=max_seconds)
-        pipeline.train(chosen, path, Machine("cpu", 2), reporter, from_stage)
+    def run(chosen, path, from_stage=None, patience=math.inf):
+        pipeline.train(chosen, path, Machine("cpu", 2), Impatient(patience), from_stage)
 
     return run

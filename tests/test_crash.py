@@ -84,20 +84,31 @@ def _again(path):
     pipeline.train(RECIPE, path, Machine("cpu", 2), Reporter(quiet=True))
 
 
-@pytest.mark.parametrize("name", ["selection", "synthetic"])
-def test_a_stage_folder_that_is_not_whole_is_made_again(survived, name):
+def test_a_stage_folder_that_is_not_whole_is_made_again(survived):
     path, _ = survived
-    ledger = (path / "ledger.jsonl").read_bytes()
-    before = {file.name: file.read_bytes() for file in (path / name).iterdir()}
-    (path / name / "stage.json").unlink()
-    for file in (path / name).iterdir():
+    folder, ledger = path / "selection", (path / "ledger.jsonl").read_bytes()
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    (folder / "stage.json").unlink()
+    for file in folder.iterdir():
         file.write_bytes(file.read_bytes()[:10])
-    (path / name / "stray").write_text("left over")
+    (folder / "stray").write_text("left over")
     _again(path)
-    after = {file.name: file.read_bytes() for file in (path / name).iterdir()}
+    after = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert before.keys() == after.keys()
     assert all(before[file] == after[file] for file in before if file != "stage.json")
     assert (path / "ledger.jsonl").read_bytes() == ledger
+
+
+def test_a_released_file_that_was_cut_is_refused(survived):
+    path, _ = survived
+    released = path / "synthetic/images.parquet"
+    whole = released.read_bytes()
+    released.write_bytes(whole[:-10])
+    try:
+        with pytest.raises(UserError, match=r"is not what .* says was released"):
+            _again(path)
+    finally:
+        released.write_bytes(whole)
 
 
 def test_a_private_stage_that_is_not_whole_is_not_made_again_for_free(survived):

@@ -164,16 +164,17 @@ def unlabelled(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("seconds", [0.0, 3.0])
-def test_a_stopped_run_goes_on_to_the_same_result(finished, tiny, train, tmp_path, seconds):
+# In the first stage, in pre-training, in fine-tuning.
+@pytest.mark.parametrize("patience", [1, 65, 70])
+def test_a_stopped_run_goes_on_to_the_same_result(finished, tiny, train, tmp_path, patience):
     with pytest.raises(Stopped):
-        train(tiny(), tmp_path / "run", max_seconds=seconds)
+        train(tiny(), tmp_path / "run", patience=patience)
     train(tiny(), tmp_path / "run")
     assert audit.verify(tmp_path / "run")["problems"] == []
     assert audit.verify(tmp_path / "run")["steps_reserved"] == 6
     _, whole = finished
-    for name in ("classifier/model.safetensors",):
-        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+    name = "classifier/model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
 
 
 @pytest.mark.parametrize(
