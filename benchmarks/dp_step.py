@@ -130,13 +130,17 @@ def privimage(setting: Setting) -> Step:
     """Ours."""
     network, batch = setting.network(), setting.batch()
     gradients = ExampleGradients(network, torch.channels_last)
-    adam = DPAdam(network.parameters(), LEARNING_RATE, NOISE_MULTIPLIER, setting.examples)
-    average = Ema({"parameters": adam.flat}, EMA_DECAY)
+    adam = DPAdam(
+        network.parameters(),
+        LEARNING_RATE,
+        NOISE_MULTIPLIER,
+        setting.examples,
+        ema_decay=lambda update: EMA_DECAY,
+    )
 
     def step() -> None:
         parts = gradients(denoising, *batch, draws=setting.draws)
         adam.step(clipped_sum(parts, MAX_GRAD_NORM))
-        average.update({"parameters": adam.flat})
 
     return step
 

@@ -21,7 +21,7 @@ Seen on a busy 2-core Xeon (benchmarks/results/private_update.json), 2 and 28 mi
 0.83 and 0.86 with AVX-512, 0.55 and 0.59 with two threads; 1.18 and 1.38 with AVX2, 0.73 and 0.89
 with two threads; with_sum 0.77, 0.72, 0.48, 0.50; 1.05, 1.19, 0.58, 0.84. So AVX2 alone misses 1.0
 on one thread: ChaCha20 takes 4 of its 8 ns there, more than `normal_` takes for all. The same
-rounds written with AVX2 byte shuffles were 11 % faster by themselves, 5 % in the whole pass: not
+rounds written with AVX2 byte shuffles were 11 % faster by themselves, some 5 % of the pass: not
 worth a second copy.
 """
 
