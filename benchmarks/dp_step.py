@@ -29,7 +29,6 @@ from torch.func import functional_call, grad, vmap
 
 from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.denoiser import Denoiser, losses
-from privimage.diffusion.ema import Ema
 from privimage.diffusion.unet import UNet, UNetShape
 from privimage.dp import DPAdam, ExampleGradients, clipped_sum
 
