@@ -115,9 +115,9 @@ def train(
             summary.describe(run, ledger)
         for number, stage in enumerate(order, start=1):
             if stage not in missing:
-                reporter.say(f"[bold]{number}/{len(order)} {stage.name}[/bold]: done before")
+                reporter.say(f"{number}/{len(order)} {stage.name}: done before")
                 continue
-            reporter.say(f"[bold]{number}/{len(order)} {stage.name}[/bold]")
+            reporter.say(f"{number}/{len(order)} {stage.name}", style="bold")
             with folder.work(stage.name, recipe, stage.reads) as partial:
                 stage.work(run, partial, ledger)
         summary.conclude(run, ledger)

@@ -34,10 +34,10 @@ class Reporter:
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self._stop_requested = False
 
-    def say(self, text: object = "") -> None:
-        """Prints a line (or a rich table) unless quiet."""
+    def say(self, text: object = "", style: str | None = None) -> None:
+        """Prints a line (or a rich table) unless quiet; brackets in it are brackets."""
         if not self.quiet:
-            self._console.print(text)
+            self._console.print(text, style=style, markup=False)
 
     def warn(self, text: str) -> None:
         """Prints a line to standard error, quiet or not."""

@@ -22,7 +22,7 @@ def describe(run: Run, ledger: Ledger) -> None:
         return
     if ledger.not_private_because:
         reasons = "; ".join(ledger.not_private_because)
-        say(f"privacy      [bold red]NOT PRIVATE[/bold red]: {reasons}")
+        say(f"privacy      NOT PRIVATE: {reasons}", style="bold red")
         return
     steps, noise = plan.finetune, plan.query_noise_multiplier
     query = "" if noise is None else f"query σ {noise:g}; "
