@@ -17,9 +17,9 @@ instructions at two a cycle for 128 words, 2; Box-Muller 1.5; the update 1, or 5
 So about 0.5 with AVX-512, 1.0 with AVX2 (half the width, rotations of three instructions), less
 with two threads, since `normal_` uses one.
 
-Seen on a busy 2-core Xeon (benchmarks/results/private_update.json), 2 and 28 million parameters:
-0.83 and 0.86 with AVX-512, 0.55 and 0.59 with two threads; 1.18 and 1.38 with AVX2, 0.73 and 0.89
-with two threads; with_sum 0.77, 0.72, 0.48, 0.50; 1.05, 1.19, 0.58, 0.84. So AVX2 alone misses 1.0
+Seen on a 2-core Xeon (benchmarks/results/private_update.json), 2 and 28 million parameters: 0.87
+and 0.82 with AVX-512, 0.55 and 0.49 with two threads; 1.45 and 1.40 with AVX2, 0.92 and 0.84 with
+two threads; with_sum 0.78, 0.71, 0.51, 0.46; 1.29, 1.21, 0.84, 0.78. So AVX2 alone misses 1.0
 on one thread: ChaCha20 takes 4 of its 8 ns there, more than `normal_` takes for all. The same
 rounds written with AVX2 byte shuffles were 11 % faster by themselves, some 5 % of the pass: not
 worth a second copy.
