@@ -22,7 +22,7 @@ class Listener(Reporter):
         super().__init__(quiet=True)
         self.lines = []
 
-    def say(self, text=""):
+    def say(self, text="", style=None):
         self.lines.append(str(text))
 
     def warn(self, text):
