@@ -3,7 +3,6 @@
 import difflib
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 
 class UserError(Exception):
@@ -50,9 +49,3 @@ def check_probability(name: str, value: float) -> None:
     """Raises UserError unless 0 < `value` <= 1."""
     if not 0 < value <= 1:
         raise UserError(f"{name} must lie in (0, 1], got {value}")
-
-
-def check_exists(name: str, path: Path) -> None:
-    """Raises UserError unless `path` exists."""
-    if not path.exists():
-        raise UserError(f"{name}: there is no file or folder '{path}'")

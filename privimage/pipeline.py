@@ -1,4 +1,4 @@
-"""The seven stages in order: what is skipped, resumed or refused, and what a run may spend."""
+"""The seven stages in order: what is skipped, resumed or refused."""
 
 import math
 import os
