@@ -14,7 +14,7 @@ from privimage.errors import check_choice, check_count, check_positive
 from privimage.loop import resumable_steps
 from privimage.progress import Reporter
 from privimage.seeds import generator
-from privimage.semantics.networks import NETWORKS, build_network
+from privimage.networks import NETWORKS, build_network
 
 _HELD_OUT = 0.05
 _WARMUP = 0.05
