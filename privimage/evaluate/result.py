@@ -165,7 +165,8 @@ class Evaluation:
 
     Attributes:
         seed: decides every random choice.
-        repeats: trainings of a classifier, and splits of the test set.
+        repeats: trainings of each classifier.
+        splits: of the test set, for the floors.
         features: of the scores.
         caveats: sentences that belong beside the numbers wherever they are shown.
         synthetic: the synthetic images.
@@ -178,6 +179,7 @@ class Evaluation:
 
     seed: int
     repeats: int
+    splits: int
     features: FeatureFacts | None
     caveats: tuple[str, ...]
     synthetic: SetScores

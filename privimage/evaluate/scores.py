@@ -1,6 +1,5 @@
 """Scores of synthetic images on features, beside what real images score at the same N."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
