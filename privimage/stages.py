@@ -190,7 +190,7 @@ def pretrain_network(run: Run, folder: Path, ledger: Ledger) -> None:
     run.reporter.say(f"  {int(kept.sum())} of {len(kept)} public images")
     weights = pretrain(
         run.network(),
-        run.public.images[kept],
+        run.public.images if kept.all() else run.public.images[kept],
         labels[kept],
         run.recipe.pretrain,
         run.recipe.seed,
