@@ -40,7 +40,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Resources:
     """Where and how fast classifiers are trained, and whom to tell."""
 
     device: torch.device
@@ -53,7 +53,7 @@ def accuracies(
     test: ImageSet,
     settings: EvaluationSettings,
     seed: int,
-    machine: Machine,
+    resources: Resources,
 ) -> list[dict[str, Accuracy]]:
     """The fraction of `test` that each classifier gets right after training on one set alone.
 
@@ -66,7 +66,7 @@ def accuracies(
         test: real images, declared public.
         settings: which classifiers, how often.
         seed: decides every random choice.
-        machine: trains on several sets at a time.
+        resources: train on several sets at a time.
 
     Returns:
         For each training set an accuracy by kind of classifier.
@@ -83,9 +83,9 @@ def accuracies(
         repeats = 1 if kind == "logistic" else settings.repeats
         trials = [(images, repeat) for images in sets for repeat in range(repeats)]
         if kind in NETWORKS:
-            found = _networks(kind, trials, test, settings, seed, machine)
+            found = _networks(kind, trials, test, settings, seed, resources)
         else:
-            found = _by_sklearn(kind, trials, test, seed, machine)
+            found = _by_sklearn(kind, trials, test, seed, resources)
         for index, images in enumerate(sets):
             mine = found[index * repeats : (index + 1) * repeats]
             results[index][kind] = _accuracy(kind, mine, images, test)
@@ -110,7 +110,7 @@ def _networks(
     test: ImageSet,
     settings: EvaluationSettings,
     seed: int,
-    machine: Machine,
+    resources: Resources,
 ) -> list[Prediction]:
     """All trials of one network, epoch by epoch side by side."""
 
@@ -121,10 +121,10 @@ def _networks(
             torch.manual_seed(seed + repeat)
             model = build_network(kind, images.images.shape[1], len(images.names))
         random = generator(seed, "evaluation", kind, repeat)
-        return Training(model.to(machine.device), images, settings.epochs, settings.flip, random)
+        return Training(model.to(resources.device), images, settings.epochs, settings.flip, random)
 
     trainings = [begun(trial) for trial in trials]
-    reporter, workers = machine.reporter, machine.workers
+    reporter, workers = resources.reporter, resources.workers
     for _ in reporter.stoppable_steps(f"training {LABELS[kind]}", settings.epochs):
         workers.map(lambda training: training.epoch(reporter), trainings)
     return workers.map(
@@ -134,7 +134,7 @@ def _networks(
 
 
 def _by_sklearn(
-    kind: str, trials: list[Trial], test: ImageSet, seed: int, machine: Machine
+    kind: str, trials: list[Trial], test: ImageSet, seed: int, resources: Resources
 ) -> list[Prediction]:
     """All trials of one of scikit-learn's classifiers, as many at a time as there are workers."""
 
@@ -142,14 +142,14 @@ def _by_sklearn(
         images, repeat = trial
         return _fitted(kind, images, test, seed + repeat)
 
-    size = machine.workers.threads
+    size = resources.workers.threads
     groups = [trials[start : start + size] for start in range(0, len(trials), size)]
     found: list[Prediction] = []
     with warnings.catch_warnings():
         # A limit of iterations bounds the time; what it costs shows in the accuracy.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for index in machine.reporter.stoppable_steps(f"training {LABELS[kind]}", len(groups)):
-            found += machine.workers.map(trained, groups[index])
+        for index in resources.reporter.stoppable_steps(f"training {LABELS[kind]}", len(groups)):
+            found += resources.workers.map(trained, groups[index])
     return found
 
 

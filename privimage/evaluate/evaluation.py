@@ -1,17 +1,17 @@
 """Measures synthetic images by everything that the settings ask for."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from privimage.data import ImageSet
 from privimage.evaluate import scores as scoring
-from privimage.evaluate.classifiers import Machine, accuracies
+from privimage.evaluate.classifiers import Resources, accuracies
 from privimage.evaluate.duplicates import near_duplicates
-from privimage.evaluate.features import extract, load_features
+from privimage.evaluate.features import FeatureNetwork, extract
 from privimage.evaluate.result import Accuracy, Evaluation, FeatureFacts, Score, SetScores
 from privimage.evaluate.settings import EvaluationSettings
+from privimage.progress import Reporter
 from privimage.seeds import generator
 
 _OUTSIDE_EPSILON = (
@@ -31,6 +31,7 @@ class Material:
         public: the public images, for near duplicates.
         sensitive: the sensitive images, only where the settings ask for what lies outside ε; the
             caller has recorded it.
+        features: what the scores are on; None for no scores.
     """
 
     synthetic: ImageSet
@@ -38,10 +39,11 @@ class Material:
     pretrained: ImageSet | None = None
     public: ImageSet | None = None
     sensitive: ImageSet | None = None
+    features: FeatureNetwork | None = None
 
 
 def evaluate(
-    material: Material, settings: EvaluationSettings, seed: int, machine: Machine
+    material: Material, settings: EvaluationSettings, seed: int, resources: Resources
 ) -> Evaluation:
     """Accuracies, scores and near duplicates, and null for what can't be had.
 
@@ -53,8 +55,8 @@ def evaluate(
     if material.pretrained is not None:
         sets.append(material.pretrained)
     caveats: list[str] = []
-    found, facts = _scores(sets, material.test, settings, seed, machine, caveats)
-    trained = _accuracies(sets, material.test, settings, seed, machine, caveats)
+    found, facts = _scores(sets, material, settings, seed, resources.reporter, caveats)
+    trained = _accuracies(sets, material.test, settings, seed, resources, caveats)
     public = material.public if settings.near_duplicates else None
     parts = [
         SetScores(
@@ -70,7 +72,7 @@ def evaluate(
     if sensitive is not None:
         caveats.append(_OUTSIDE_EPSILON)
         if settings.ceiling:
-            (ceiling,) = _accuracies([sensitive], material.test, settings, seed, machine, [])
+            (ceiling,) = _accuracies([sensitive], material.test, settings, seed, resources, [])
         if settings.sensitive_duplicates:
             duplicates = near_duplicates(
                 material.synthetic, material.test, sensitive, "sensitive", seed
@@ -93,7 +95,7 @@ def _accuracies(
     test: ImageSet | None,
     settings: EvaluationSettings,
     seed: int,
-    machine: Machine,
+    resources: Resources,
     caveats: list[str],
 ) -> list[dict[str, Accuracy]] | list[None]:
     if test is None:
@@ -101,20 +103,21 @@ def _accuracies(
     elif not sets[0].names:
         caveats.append("the images have no labels: no accuracy")
     elif settings.classifiers:
-        return accuracies(sets, test, settings, seed, machine)
+        return accuracies(sets, test, settings, seed, resources)
     return [None for _ in sets]
 
 
 def _scores(
     sets: list[ImageSet],
-    test: ImageSet | None,
+    material: Material,
     settings: EvaluationSettings,
     seed: int,
-    machine: Machine,
+    reporter: Reporter,
     caveats: list[str],
 ) -> tuple[list[dict[str, Score]] | list[None], FeatureFacts | None]:
     """The scores of each set, and on which features."""
-    if test is None or not settings.features:
+    test, network = material.test, material.features
+    if test is None or network is None:
         return [None for _ in sets], None
     real = _some(test, settings.most_images, seed)
     chosen = [_some(images, settings.most_images, seed) for images in sets]
@@ -124,17 +127,13 @@ def _scores(
             f"scores need at least {scoring.LEAST_IMAGES} images on either side, there are {fewest}"
         )
         return [None for _ in sets], None
-    weights = Path(settings.weights) if settings.weights else None
-    network = load_features(settings.features, weights, settings.input_size, machine.device)
-    reference = extract(network, real.images, "test images", machine.reporter)
+    reference = extract(network, real.images, "test images", reporter)
     titles = ("synthetic images", "images before fine-tuning")
     found = []
     for images, title in zip(chosen, titles, strict=False):
-        outputs = extract(network, images.images, title, machine.reporter)
+        outputs = extract(network, images.images, title, reporter)
         found.append(
-            scoring.scores(
-                outputs, reference, network.facts, settings.splits, seed, machine.reporter
-            )
+            scoring.scores(outputs, reference, network.facts, settings.splits, seed, reporter)
         )
     caveats += scoring.caveats(len(chosen[0]), len(real), network.facts)
     return found, network.facts

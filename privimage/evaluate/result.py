@@ -9,6 +9,10 @@ why. Fractions are not per cent.
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from privimage.errors import UserError
+
 SCHEMA = "privimage-evaluation/2"
 
 
@@ -192,3 +196,17 @@ class Evaluation:
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
     """The JSON object of an evaluation."""
     return asdict(evaluation)
+
+
+def from_json(values: dict[str, Any]) -> Evaluation:
+    """The inverse of `as_json`; what else is in `values` is left aside.
+
+    Raises:
+        UserError: the values are of another schema.
+    """
+    try:
+        if values.get("schema") == SCHEMA:
+            return TypeAdapter(Evaluation).validate_python(values)
+    except ValidationError:
+        pass
+    raise UserError(f"an evaluation is not of the schema {SCHEMA}; evaluate again")
