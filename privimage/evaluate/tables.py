@@ -29,7 +29,9 @@ def accuracy_table(found: Evaluation) -> Table:
         cells = []
         for column in shown.values():
             of_images = column[kind].over_test_images
-            cells.append(f"{of_images.value:.1%} ({of_images.low:.1%} to {of_images.high:.1%})")
+            cells.append(
+                f"{of_images.value:.1%} ({100 * of_images.low:.1f}–{100 * of_images.high:.1f})"
+            )
         table.add_row(accuracies[kind].label, *cells)
     return table
 
