@@ -20,7 +20,7 @@ NO_SCORES = {"evaluation.features": "", "evaluation.classifiers": ("logistic",)}
 
 @pytest.fixture
 def run(tmp_path):
-    """What the evaluation reads of a run; its synthetic images are mirrored digits, labelled wrong."""
+    """What is read of a run; its synthetic images are mirrored digits, mislabelled."""
     folder = RunFolder(tmp_path / "run")
     folder.stage("synthetic").mkdir(parents=True)
     folder.write_recipe(recipe.preset("digits", NO_SCORES | {"data.public": ""}))
