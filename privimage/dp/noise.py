@@ -10,6 +10,7 @@ import enum
 import hashlib
 import hmac
 import os
+import weakref
 from typing import NoReturn
 
 import torch
@@ -37,7 +38,9 @@ class SecretKey:
     a seed, and no two keys or streams share a word
     (tests/dp/test_noise.py::test_two_keys_share_nothing,
     tests/dp/test_noise.py::test_a_domain_has_one_stream); it is in no state, representation or
-    serialised form (tests/dp/test_noise.py::test_a_key_cannot_leave_the_process). With the
+    serialised form (tests/dp/test_noise.py::test_a_key_cannot_leave_the_process), and its memory is
+    overwritten after its last use
+    (tests/dp/test_noise.py::test_a_key_is_overwritten_when_its_last_stream_is_gone). With the
     environment variable PRIVIMAGE_TEST_KEY set there is no guarantee, and `is_secret` says so.
 
     Attributes:
@@ -48,8 +51,10 @@ class SecretKey:
 
     def __init__(self, secret: bytes, nonce: bytes, is_secret: bool) -> None:
         """For `from_os` alone."""
-        digest = hmac.digest(secret, nonce, hashlib.sha256)
-        self._key = torch.tensor(list(digest), dtype=torch.uint8)
+        memory = bytearray(hmac.digest(secret, nonce, hashlib.sha256))
+        self._key = torch.frombuffer(memory, dtype=torch.uint8)
+        # When the last stream is gone, or the process ends.
+        weakref.finalize(self._key, _overwrite, memory)
         self._taken: set[Domain] = set()
         self.is_secret = is_secret
 
@@ -84,7 +89,8 @@ class SecretStream:
 
     Raises:
         RuntimeError: from every draw in a forked process, whose parent draws the same words
-            (tests/dp/test_noise.py::test_a_forked_process_draws_nothing).
+            (tests/dp/test_noise.py::test_a_forked_process_draws_nothing), and after the key was
+            overwritten.
 
     Attributes:
         is_secret: as the key's.
@@ -122,7 +128,7 @@ class SecretStream:
         self, clipped_sum: torch.Tensor, state: ops.UpdateState, rule: ops.UpdateRule
     ) -> None:
         """`ops.private_update` with the next step's noise; the step is counted on the device."""
-        self._refuse_fork()
+        self._check_key()
         self._counter = self._counter.to(state.parameters.device)
         ops.private_update(clipped_sum, self._key, self._counter, state, rule)
 
@@ -132,15 +138,21 @@ class SecretStream:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a secret stream stays in its process: it can't be copied or serialised")
 
-    def _refuse_fork(self) -> None:
+    def _check_key(self) -> None:
         if os.getpid() != self._process:
             raise RuntimeError("a forked process would draw its parent's words; it needs a new key")
+        if not self._key.any():
+            raise RuntimeError("the key was overwritten, as the process is ending")
 
     def _next(self) -> int:
-        self._refuse_fork()
+        self._check_key()
         step = int(self._counter)
         self._counter += 1
         return step
+
+
+def _overwrite(memory: bytearray) -> None:
+    memory[:] = bytes(len(memory))
 
 
 def generators(words: torch.Tensor) -> list[torch.Generator]:
