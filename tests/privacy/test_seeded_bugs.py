@@ -3,6 +3,8 @@
 A bug that survives is a hole in the checks; the code as it is passes all of them.
 """
 
+from pathlib import Path
+
 import privacy_checks
 import pytest
 import torch
@@ -22,8 +24,28 @@ def _run(check, folder):
     check(CPU if check in SELFTESTS else folder)
 
 
-def test_no_bug_is_named_twice():
+# Those that every implementation of DP-SGD should be tried with.
+THIRTY = [
+    *("no noise", "noise divided by the batch size", "half the noise", "root of the noise"),
+    *("noise without the grid's units", "5 % less noise", "no noise on the last bias"),
+    *("the same noise for two halves", "one value for all", "uniform noise"),
+    *("the same noise in every step", "noise from the user's seed"),
+    *("noise of an average over ranks", "the same mask on two ranks"),
+    *("no clipping", "clipping by layer", "clipping the batch mean"),
+    *("draws clipped apart and summed", "a loss that sees the batch"),
+    *("a bias left out of the norm", "a norm in half precision", "one bad example poisons the sum"),
+    *("divided by the real batch size", "an average of weights without noise"),
+    *("flipped copies as images of their own", "empty batches skipped"),
+    *("shuffled batches", "batches of a fixed size", "truncated batches", "drawn again if empty"),
+]
+
+
+def test_the_registry_is_as_large_as_is_said():
     assert len(BUGS) == len(finetuning.BUGS) + len(bookkeeping.BUGS)
+    assert len(set(THIRTY)) == 30
+    assert set(THIRTY) <= BUGS.keys()
+    page = Path(__file__).parents[2] / "PRIVACY.md"
+    assert f": {len(BUGS)} privacy bugs" in page.read_text()
 
 
 @pytest.mark.parametrize("check", [*SELFTESTS, *CHECKS], ids=lambda check: check.__name__)
