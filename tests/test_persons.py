@@ -9,6 +9,7 @@ import pytest
 from tiny import TINY
 
 from privimage import audit, pipeline, recipe
+from privimage.dp import Ledger, Plan, SubsampledGaussian
 from privimage.errors import UserError
 from privimage.pipeline import Machine
 from privimage.progress import Reporter
@@ -94,10 +95,12 @@ def test_every_statement_says_person(finished):
     assert "all images of any one person" in composed["sentence"]
 
 
-def test_runs_by_person_and_by_image_are_not_composed(values, finished, tmp_path):
-    _train(values, tmp_path / "run", **{"data.person": "", "privacy.unit": "image"})
+def test_runs_by_person_and_by_image_are_not_composed(finished, copied):
+    (copied / "ledger.jsonl").unlink()
+    with Ledger(copied / "ledger.jsonl") as ledger:
+        ledger.set_plan(Plan(10.0, 1e-3, None, SubsampledGaussian(0.2, 3.0, 6)))
     with pytest.raises(UserError, match=r"different units \(image, person\)"):
-        audit.compose([finished[0], tmp_path / "run"])
+        audit.compose([finished[0], copied])
 
 
 BY_IMAGE = {"data__person": "", "privacy__unit": "image"}
