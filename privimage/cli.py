@@ -41,12 +41,16 @@ def train(
         str | None, typer.Option(help="Sensitive labels: a,b,c or a number.")
     ] = None,
     public_size: Annotated[
-        int | None, typer.Option(help="Number of sensitive images, as a public number.")
+        int | None, typer.Option(help="Number of sensitive images or persons, made public.")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="Whom ε protects: image or person.")] = None,
+    person: Annotated[
+        str | None, typer.Option(help="Names an image's person: column:NAME or folder:LEVEL.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Height and width, pixels.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="Privacy budget; inf for none.")] = None,
-    delta: Annotated[float | None, typer.Option(help="Below 1 / number of images.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Below 1 / number of units.")] = None,
     selection: Annotated[str | None, typer.Option(help="semantic, all or none.")] = None,
     seed: Annotated[int | None, typer.Option(help="For everything but privacy.")] = None,
     set_: Annotated[
@@ -67,6 +71,8 @@ def train(
         "data.test": test,
         "data.classes": None if classes is None else _class_names(classes),
         "data.public_size": public_size,
+        "data.person": person,
+        "privacy.unit": unit,
         "data.image_size": image_size,
         "data.channels": channels,
         "privacy.epsilon": epsilon,

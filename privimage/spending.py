@@ -14,6 +14,7 @@ from privimage.dp import (
     SubsampledGaussian,
 )
 from privimage.errors import UserError
+from privimage.recipe import Recipe
 from privimage.run import RunFolder
 from privimage.stages import RELEASES, Run
 
@@ -60,6 +61,22 @@ def refuse_foreign_files(folder: RunFolder, ledger: Ledger) -> None:
                 f"{path} is not what {ledger.path} says was released: the ledger is older or the "
                 "file was changed; restore it from a backup, or begin a new run with --out"
             )
+
+
+def refuse_other_persons(folder: RunFolder, recipe: Recipe, ledger: Ledger) -> None:
+    """Refuses to spend for persons that are named in another way than those already spent for.
+
+    Raises:
+        UserError: one ε would be stated for two meanings of "person".
+    """
+    if not ledger.spent():
+        return
+    before, now = folder.recipe().data.person, recipe.data.person
+    if before != now:
+        raise UserError(
+            f"{folder.path}: this run was begun for the persons of --person {before}, not {now}; "
+            "begin a new run with --out"
+        )
 
 
 def releases(folder: RunFolder) -> dict[str, Path]:

@@ -57,11 +57,12 @@ class Run:
     @cached_property
     def sensitive(self) -> ImageSet:
         """The sensitive images, for `query` and `finetune` alone."""
-        settings = self.recipe.data
-        # A bar would tell the number of images, which is only public if no other was declared.
-        steps = None if settings.public_size else self.reporter.steps
+        settings, person = self.recipe.data, self.recipe.data.person_key
+        # A bar would tell the number of images, which is public only where images are counted and
+        # no other number was declared.
+        steps = None if settings.public_size or person else self.reporter.steps
         return data.load_sensitive(
-            settings.sensitive, self.shape, settings.classes or None, steps=steps
+            settings.sensitive, self.shape, settings.classes or None, steps=steps, person=person
         )
 
     @cached_property
@@ -73,7 +74,7 @@ class Run:
 
     @cached_property
     def declared(self) -> dict[str, Any]:
-        """What is public about the sensitive set: label names and number of images."""
+        """What is public about the sensitive set: label names, number of images or persons."""
         return self.folder.declared()
 
     @property
@@ -83,7 +84,7 @@ class Run:
 
     @property
     def public_size(self) -> int:
-        """The number of sensitive images, as a public number."""
+        """The number of sensitive images, or of persons, as a public number."""
         return int(self.declared["public_size"])
 
     @property

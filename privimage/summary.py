@@ -15,7 +15,8 @@ def describe(run: Run, ledger: Ledger) -> None:
     size = "as declared" if run.declared["public_size_was_declared"] else "treated as public"
     say(f"run folder   {run.folder.path}   (preset {run.recipe.preset}, {run.device})")
     say(f"sensitive    {settings.sensitive}: {len(run.names) or 'no'} labels")
-    say(f"             {run.public_size} images, a number {size}")
+    named = f" ({settings.person})" if settings.person else ""
+    say(f"             {run.public_size} {ledger.unit}s{named}, a number {size}")
     say(f"public       {settings.public or 'none'}   (selection: {run.recipe.selection.mode})")
     say(f"test         {settings.test + ', declared public' if settings.test else 'none'}")
     if plan is None:

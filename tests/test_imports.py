@@ -23,12 +23,12 @@ MAY_IMPORT = {
     "diffusion": GROUND | {"data"},
     "synthesis": GROUND | {"data", "dp", "diffusion"},
     "evaluate": GROUND | {"data"},
-    "recipe": {"errors", "dp", "semantics", "diffusion", "synthesis"},
+    "recipe": {"errors", "data", "dp", "semantics", "diffusion", "synthesis"},
     "run": {"errors", "durable", "recipe"},
     "stages": GROUND
     | {"run", "recipe", "data", "dp", "semantics", "diffusion", "synthesis", "evaluate"},
     "summary": {"durable", "dp", "evaluate", "stages"},
-    "spending": {"errors", "durable", "dp", "run", "stages"},
+    "spending": {"errors", "durable", "dp", "recipe", "run", "stages"},
     "audit": {"durable", "dp", "evaluate", "run", "spending"},
     "pipeline": GROUND
     | {"spending", "stages", "summary", "run", "recipe", "data", "dp", "semantics"},

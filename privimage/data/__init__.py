@@ -2,11 +2,13 @@
 
 from privimage.data.images import ImageSet, ImageShape, to_bytes, to_unit_range
 from privimage.data.load import check_source, load_public, load_sensitive
+from privimage.data.persons import PersonKey
 from privimage.data.write import write_parquet
 
 __all__ = [
     "ImageSet",
     "ImageShape",
+    "PersonKey",
     "check_source",
     "load_public",
     "load_sensitive",

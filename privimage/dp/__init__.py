@@ -27,7 +27,7 @@ from privimage.dp.ledger import Ledger
 from privimage.dp.narrative import narrate
 from privimage.dp.noise import Domain, SecretKey, SecretStream, generators
 from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
-from privimage.dp.records import Plan, QueryReservation, StepReservation
+from privimage.dp.records import UNITS, Plan, QueryReservation, StepReservation
 from privimage.dp.sampling import poisson_sample, rate_threshold
 from privimage.dp.verification import Made, Verification, verify
 
@@ -36,6 +36,7 @@ __all__ = [
     "DELTA_RANGE",
     "DPSGD",
     "GRID_UNITS",
+    "UNITS",
     "DPAdam",
     "DPAdamW",
     "Domain",
