@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -12,11 +13,12 @@ from typer.exceptions import TyperException
 
 from privimage import audit, doctor, inspection, pipeline, recipe
 from privimage import budget as budgeting
+from privimage import selftest as testing
 from privimage.data import ImageShape
 from privimage.errors import UserError, check_choice, check_count
 from privimage.progress import Reporter, Stopped
 
-_USER_ERROR = 2
+_USER_ERROR, _FOUND_WRONG = 2, 1
 
 app = typer.Typer(
     help="Labelled synthetic image data sets under differential privacy.",
@@ -138,6 +140,37 @@ def show_doctor() -> None:
         typer.echo(line)
 
 
+@app.command()
+def selftest(
+    privacy: Annotated[
+        bool, typer.Option("--privacy", help="Check noise, sampling and clipping.")
+    ] = False,
+    run: Annotated[Path | None, typer.Option(help="Run whose ledger shall say so.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default what is there.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")] = False,
+) -> None:
+    """Checks what privacy rests on, on this machine and build; status 1 if anything is wrong."""
+    if not privacy:
+        raise UserError("what shall be tested? give --privacy")
+    where = pipeline.device(device)
+    if run is not None:
+        audit.check_run(run)
+    outcomes = []
+    for outcome in testing.run(where):
+        outcomes.append(outcome)
+        if not json_:
+            verdict = f"FAILED  {outcome.problem}" if outcome.problem else outcome.promise
+            typer.echo(f"{outcome.name:<14} {outcome.seconds:4.1f} s  {verdict}")
+    found = testing.record(outcomes, where)
+    if run is not None:
+        audit.record_selftest(run, found)
+    if json_:
+        checks = [asdict(outcome) for outcome in outcomes]
+        typer.echo(json.dumps({**asdict(found), "checks": checks}, indent=2, ensure_ascii=False))
+    if found.failed:
+        raise SystemExit(_FOUND_WRONG)
+
+
 RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
 
 
@@ -154,7 +187,7 @@ def verify_ledger(run: RunArgument) -> None:
     result = audit.verify(run)
     typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
     if result["problems"]:
-        raise SystemExit(1)
+        raise SystemExit(_FOUND_WRONG)
 
 
 @ledger_app.command("compose")

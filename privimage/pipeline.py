@@ -99,7 +99,7 @@ def train(
         if stage not in repeated:
             folder.refuse_changes(stage.name, recipe, stage.reads)
     spending.refuse_without_ledger(folder)
-    run = Run(recipe, folder, reporter, _workers(machine), _device(machine))
+    run = Run(recipe, folder, reporter, _workers(machine), device(machine.device))
     missing = [stage for stage in order if stage in repeated or not folder.is_done(stage.name)]
     _check_before_touching(run, missing)
     durable.make_folder(path)
@@ -139,8 +139,13 @@ def _workers(machine: Machine) -> Workers:
     return Workers(machine.threads)
 
 
-def _device(machine: Machine) -> torch.device:
-    wanted = machine.device or ("cuda" if torch.cuda.is_available() else "cpu")
+def device(name: str | None) -> torch.device:
+    """The device called `name`, or the best that there is.
+
+    Raises:
+        UserError: the name is unknown, or torch sees no such device.
+    """
+    wanted = name or ("cuda" if torch.cuda.is_available() else "cpu")
     check_choice("--device", wanted, ("cpu", "cuda"))
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this torch sees no GPU; use --device cpu")

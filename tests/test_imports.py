@@ -33,10 +33,11 @@ MAY_IMPORT = {
     "pipeline": GROUND
     | {"spending", "stages", "summary", "run", "recipe", "data", "dp", "semantics"},
     "doctor": {"errors", "ops"},
+    "selftest": {"ops", "dp", "data", "synthesis", "threads"},
     "budget": {"errors", "durable", "dp"},
     "inspection": {"durable", "data"},
     "cli": {"errors", "progress", "recipe", "data", "pipeline", "audit", "doctor", "budget"}
-    | {"inspection"},
+    | {"inspection", "selftest"},
     "__init__": set(),
     "__main__": {"cli"},
 }

@@ -27,7 +27,13 @@ from privimage.dp.ledger import Ledger
 from privimage.dp.narrative import narrate
 from privimage.dp.noise import Domain, SecretKey, SecretStream, generators
 from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
-from privimage.dp.records import UNITS, Plan, QueryReservation, StepReservation
+from privimage.dp.records import (
+    UNITS,
+    Plan,
+    QueryReservation,
+    Selftest,
+    StepReservation,
+)
 from privimage.dp.sampling import poisson_sample, rate_threshold
 from privimage.dp.verification import Made, Verification, verify
 
@@ -52,6 +58,7 @@ __all__ = [
     "QueryReservation",
     "SecretKey",
     "SecretStream",
+    "Selftest",
     "StepBudget",
     "StepReservation",
     "SubsampledGaussian",

@@ -23,6 +23,7 @@ from privimage.dp.records import (
     NotPrivate,
     Plan,
     QueryReservation,
+    Selftest,
     StepReservation,
     adjacency,
 )
@@ -162,8 +163,16 @@ class Ledger(History):
             self._append(NotPrivate(reason))
 
     def record_nonprivate(self, what: str) -> None:
-        """Records that `what` was computed on sensitive data without noise: ε does not cover it."""
-        self._append(Nonprivate(what))
+        """Records that `what` was computed on sensitive data without noise: ε does not cover it.
+
+        To be called before it is computed, so that no crash can lose it; once is enough.
+        """
+        if what not in self.nonprivate:
+            self._append(Nonprivate(what))
+
+    def record_selftest(self, selftest: Selftest) -> None:
+        """Records that this machine and build were checked, and what failed; costs nothing."""
+        self._append(selftest)
 
     def _reserve_steps(self, budget: StepBudget, first_step: int, steps: int) -> None:
         if budget is not self._budget:
