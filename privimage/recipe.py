@@ -15,6 +15,7 @@ from privimage.diffusion.pretrain import PretrainSettings
 from privimage.diffusion.samplers import SamplerSettings
 from privimage.dp import UNITS, check_delta
 from privimage.errors import UserError, check_choice, check_count, nearest
+from privimage.evaluate import EvaluationSettings
 from privimage.semantics.classifier import ClassifierSettings
 from privimage.semantics.query import QuerySettings
 from privimage.semantics.selection import SelectionSettings
@@ -28,7 +29,7 @@ class DataSettings:
     Attributes:
         public: labelled public images; empty only where `selection.mode` is none.
         sensitive: the images to protect.
-        test: images that their owner declares public, for accuracy and FID; empty for neither.
+        test: images that their owner declares public, for the evaluation; empty for none.
         image_size: height and width that every image is brought to, pixels.
         channels: 1 for grey, 3 for RGB.
         classes: names of the sensitive labels; empty to take those that the set itself declares.
@@ -128,6 +129,7 @@ class Recipe:
     pretrain: PretrainSettings = field(default_factory=PretrainSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def __post_init__(self) -> None:
         if self.privacy.unit == "person" and not self.data.person:
@@ -169,12 +171,16 @@ def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
         raise UserError(f"there is no preset '{name}'; {nearest(name, preset_names())}")
     text = resources.files("privimage").joinpath("presets", f"{name}.toml").read_text()
     values = {"preset": name, **tomllib.loads(text)}
-    known = Recipe("").flat()
-    for key, value in (overrides or {}).items():
-        if key not in known:
-            raise UserError(f"'{key}' is no value of a recipe; {nearest(key, known)}")
-        _put(values, key.split("."), value)
-    return _checked(values, f"preset '{name}'")
+    return _overridden(values, overrides or {}, f"preset '{name}'")
+
+
+def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """`recipe` with some values replaced, as in `preset`.
+
+    Raises:
+        UserError: a name or a value is wrong; offers the nearest name.
+    """
+    return _overridden(asdict(recipe), overrides, f"preset '{recipe.preset}'")
 
 
 def from_toml(text: str, origin: str) -> Recipe:
@@ -212,6 +218,15 @@ def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
+
+
+def _overridden(values: dict[str, Any], overrides: Mapping[str, Any], origin: str) -> Recipe:
+    known = Recipe("").flat()
+    for key, value in overrides.items():
+        if key not in known:
+            raise UserError(f"'{key}' is no value of a recipe; {nearest(key, known)}")
+        _put(values, key.split("."), value)
+    return _checked(values, origin)
 
 
 def _checked(values: Mapping[str, Any], origin: str) -> Recipe:
