@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 
 from privimage import audit, doctor, inspection, pipeline, recipe
 from privimage import budget as budgeting
+from privimage import export as exporting
 from privimage.data import ImageShape
 from privimage.errors import UserError, check_choice, check_count
 from privimage.progress import Reporter, Stopped
@@ -133,6 +134,18 @@ def show_doctor() -> None:
 
 
 RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
+
+
+@app.command("export")
+def export_images(
+    run: RunArgument,
+    to: Annotated[str, typer.Option(help="folder, zip, parquet or npz.")],
+    out: Annotated[Path, typer.Option(help="File (zip) or folder to make.")],
+    count: Annotated[int | None, typer.Option(help="The first so many; default all.")] = None,
+    quiet: Annotated[bool, typer.Option(help="Warnings and errors only.")] = False,
+) -> None:
+    """Writes a run's synthetic images, with a data card that says what is promised."""
+    exporting.export(run, to, out, Reporter(quiet), count)
 
 
 @ledger_app.command("show")

@@ -1,5 +1,6 @@
 """The recipe of a run as frozen dataclasses: read, overridden and checked in one place."""
 
+import hashlib
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -119,6 +120,11 @@ class Recipe:
     def toml(self) -> str:
         """The recipe as a TOML file that `from_toml` reads back."""
         return tomli_w.dumps(asdict(self))
+
+    @property
+    def sha256(self) -> str:
+        """What names this recipe, and no other, in a statement: the hash of its TOML file."""
+        return hashlib.sha256(self.toml().encode()).hexdigest()
 
 
 def preset_names() -> list[str]:

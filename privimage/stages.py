@@ -1,5 +1,6 @@
 """What each of the seven stages reads and writes; their order is `pipeline`'s."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from privimage.diffusion.unet import UNet, UNetShape
 from privimage.dp import Ledger
 from privimage.progress import Reporter
 from privimage.recipe import Recipe
+from privimage.release import Contents, data_card, privacy_statement
 from privimage.run import RunFolder
 from privimage.semantics import classifier
 from privimage.semantics.query import noisy_histogram
@@ -226,10 +228,15 @@ def finetune_network(run: Run, folder: Path, ledger: Ledger) -> None:
 
 
 def synthesise_images(run: Run, folder: Path, ledger: Ledger) -> None:
-    """Stage 6: fine-tuned weights → synthetic/images.parquet."""
-    images = _sample(run, "finetune", folder / "checkpoints", "synthesis")
-    path = folder / RELEASES["synthetic"]
-    data.write_parquet(path, images, privacy_statement(ledger))
+    """Stage 6: fine-tuned weights → synthetic/images.parquet and its data card."""
+    pieces = _sample(run, "finetune", folder / "checkpoints", "synthesis")
+    path, statement = folder / RELEASES["synthetic"], privacy_statement(ledger)
+    statement["recipe_sha256"] = run.recipe.sha256
+    files = (file for piece in pieces for file in data.image_files(piece))
+    data.write_parquet(path, files, run.names, statement)
+    count = max(len(run.names), 1) * run.recipe.synthesis.images_per_label
+    contents = Contents("parquet", path.name, count, path.stat().st_size, run.names)
+    durable.write_text(folder / "README.md", data_card(contents, statement))
     ledger.complete("synthetic", durable.sha256(path))
 
 
@@ -239,7 +246,8 @@ def evaluate_images(run: Run, folder: Path, ledger: Ledger) -> None:
     synthetic = data.load_sensitive(str(made), run.shape, run.names, "synthetic images")
     before = None
     if run.folder.is_done("pretrain"):
-        before = _sample(run, "pretrain", folder / "checkpoints", "before fine-tuning")
+        pieces = _sample(run, "pretrain", folder / "checkpoints", "before fine-tuning")
+        before = _joined(pieces)
     scores = _scores(run, [synthetic] if before is None else [synthetic, before])
     metrics = {
         **privacy_statement(ledger),
@@ -248,24 +256,6 @@ def evaluate_images(run: Run, folder: Path, ledger: Ledger) -> None:
     }
     evaluate.comparison_picture(folder / "comparison.png", synthetic, before)
     durable.write_json(folder / "metrics.json", metrics)
-
-
-def privacy_statement(ledger: Ledger) -> dict[str, Any]:
-    """What is promised for everything that this run's private stages have released.
-
-    ε is null where nothing is promised; `nonprivate` is what lies outside it.
-    """
-    plan, reasons = ledger.plan_in_force(), ledger.not_private_because
-    return {
-        "epsilon": None if reasons else ledger.epsilon(plan.delta).upper,
-        "delta": plan.delta,
-        "unit": ledger.unit,
-        "adjacency": ledger.adjacency,
-        "private": not reasons,
-        "not_private_because": reasons,
-        "nonprivate": ledger.nonprivate,
-        "ledger_head": ledger.head,
-    }
 
 
 def public_names(run: Run) -> tuple[str, ...]:
@@ -283,8 +273,8 @@ def load_classifier(run: Run) -> torch.nn.Module:
     return model.eval().to(run.device)
 
 
-def _sample(run: Run, stage: str, folder: Path, label: str) -> ImageSet:
-    """Images from the network of `stage`, as many of each label as the recipe says."""
+def _sample(run: Run, stage: str, folder: Path, label: str) -> Iterator[ImageSet]:
+    """Images from the network of `stage`, as many of each label as the recipe says, in pieces."""
     settings, size = run.recipe.synthesis, run.shape.size
     network = run.network(run.folder.stage(stage) / "network.safetensors").eval()
     order = Order(
@@ -295,10 +285,18 @@ def _sample(run: Run, stage: str, folder: Path, label: str) -> ImageSet:
         seed=run.recipe.seed,
         device=run.device,
     )
-    images = synthesise(
+    pieces = synthesise(
         Denoiser(network), order, settings.sampler, folder, run.workers, run.reporter, label
     )
-    return ImageSet(images, order.labels, run.names)
+    labels = order.labels.split(order.piece)
+    return (ImageSet(*piece, run.names) for piece in zip(pieces, labels, strict=True))
+
+
+def _joined(pieces: Iterator[ImageSet]) -> ImageSet:
+    """The pieces as one set, all in memory."""
+    parts = list(pieces)
+    images = torch.cat([part.images for part in parts])
+    return ImageSet(images, torch.cat([part.labels for part in parts]), parts[0].names)
 
 
 def _scores(run: Run, sets: list[ImageSet]) -> list[dict[str, Any]]:

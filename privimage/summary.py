@@ -4,7 +4,8 @@ from typing import Any
 
 from privimage import durable, evaluate
 from privimage.dp import Ledger
-from privimage.stages import Run, privacy_statement
+from privimage.release import privacy_statement
+from privimage.stages import Run
 
 _MOST_ROWS = 30
 

@@ -25,18 +25,21 @@ MAY_IMPORT = {
     "evaluate": GROUND | {"data"},
     "recipe": {"errors", "dp", "semantics", "diffusion", "synthesis"},
     "run": {"errors", "durable", "recipe"},
+    "release": {"errors", "durable", "data", "dp", "evaluate"},
     "stages": GROUND
-    | {"run", "recipe", "data", "dp", "semantics", "diffusion", "synthesis", "evaluate"},
-    "summary": {"durable", "dp", "evaluate", "stages"},
+    | {"run", "recipe", "data", "dp", "semantics", "diffusion", "synthesis", "evaluate"}
+    | {"release"},
+    "summary": {"durable", "dp", "evaluate", "release", "stages"},
     "spending": {"errors", "durable", "dp", "run", "stages"},
     "audit": {"durable", "dp", "evaluate", "run", "spending"},
     "pipeline": GROUND
     | {"spending", "stages", "summary", "run", "recipe", "data", "dp", "semantics"},
     "doctor": {"errors", "ops"},
+    "export": {"errors", "durable", "progress", "data", "dp", "release", "run", "spending"},
     "budget": {"errors", "durable", "dp"},
     "inspection": {"durable", "data"},
     "cli": {"errors", "progress", "recipe", "data", "pipeline", "audit", "doctor", "budget"}
-    | {"inspection"},
+    | {"inspection", "export"},
     "__init__": set(),
     "__main__": {"cli"},
 }

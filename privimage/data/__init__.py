@@ -2,14 +2,18 @@
 
 from privimage.data.images import ImageSet, ImageShape, to_bytes, to_unit_range
 from privimage.data.load import check_source, load_public, load_sensitive
-from privimage.data.write import write_parquet
+from privimage.data.write import ImageFile, file_name, image_files, png, write_parquet
 
 __all__ = [
+    "ImageFile",
     "ImageSet",
     "ImageShape",
     "check_source",
+    "file_name",
+    "image_files",
     "load_public",
     "load_sensitive",
+    "png",
     "to_bytes",
     "to_unit_range",
     "write_parquet",

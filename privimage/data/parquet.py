@@ -37,7 +37,8 @@ class ParquetSource(Source):
     def _entries_of(self, shard: Path) -> Iterator[Entry]:
         columns = ["image.bytes", "label"] if self.is_labelled else ["image.bytes"]
         row = 0
-        with pq.ParquetFile(shard) as file:
+        # With buffers Arrow keeps all row groups that it has read: the whole file in the end.
+        with pq.ParquetFile(shard, pre_buffer=False) as file:
             for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
                 images = batch.column("image").field("bytes").to_pylist()
                 is_null = batch.column("image").is_null().to_pylist()
