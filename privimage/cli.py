@@ -139,12 +139,14 @@ RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
 @app.command("export")
 def export_images(
     run: RunArgument,
-    to: Annotated[str, typer.Option(help="folder, zip, parquet or npz.")],
+    to: Annotated[
+        str, typer.Option(help="folder, zip, parquet or npz; diffusers for the network.")
+    ],
     out: Annotated[Path, typer.Option(help="File (zip) or folder to make.")],
     count: Annotated[int | None, typer.Option(help="The first so many; default all.")] = None,
     quiet: Annotated[bool, typer.Option(help="Warnings and errors only.")] = False,
 ) -> None:
-    """Writes a run's synthetic images, with a data card that says what is promised."""
+    """Writes a run's synthetic images, or its network, with a card that says what is promised."""
     exporting.export(run, to, out, Reporter(quiet), count)
 
 

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from privimage.diffusion.pretrain import PretrainSettings
 from privimage.diffusion.samplers import SamplerSettings
+from privimage.diffusion.unet import UNetShape
 from privimage.dp import check_delta
 from privimage.errors import UserError, check_choice, check_count, nearest
 from privimage.semantics.classifier import ClassifierSettings
@@ -112,6 +113,23 @@ class Recipe:
     pretrain: PretrainSettings = field(default_factory=PretrainSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
+
+    def network_shape(self, classes: int) -> UNetShape:
+        """The UNet's shape for images with so many labels; 0 for unlabelled ones.
+
+        Raises:
+            UserError: the network does not fit the images.
+        """
+        settings = self.network
+        return UNetShape(
+            image_size=self.data.image_size,
+            image_channels=self.data.channels,
+            channels=settings.channels,
+            multipliers=settings.multipliers,
+            attention=settings.attention,
+            classes=classes,
+            blocks_per_level=settings.blocks_per_level,
+        )
 
     def flat(self) -> dict[str, Any]:
         """Every value under its dotted name, such as `finetune.steps`."""

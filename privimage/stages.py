@@ -91,16 +91,7 @@ class Run:
     @property
     def network_shape(self) -> UNetShape:
         """The UNet's shape: the recipe's network for the declared images and labels."""
-        settings = self.recipe.network
-        return UNetShape(
-            image_size=self.shape.size,
-            image_channels=self.shape.channels,
-            channels=settings.channels,
-            multipliers=settings.multipliers,
-            attention=settings.attention,
-            classes=len(self.names),
-            blocks_per_level=settings.blocks_per_level,
-        )
+        return self.recipe.network_shape(len(self.names))
 
     def network(self, weights: Path | None = None) -> Network:
         """The UNet on the run's device; from `weights`, or as the seed makes it."""

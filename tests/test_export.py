@@ -15,9 +15,10 @@ from PIL import Image
 from privimage.data import ImageShape, load_sensitive
 from privimage.dp import History, Ledger
 from privimage.errors import UserError
-from privimage.export import FORMS, export
+from privimage.export import export
 from privimage.progress import Reporter
 
+FORMS = ("folder", "zip", "parquet", "npz")
 SHAPE = ImageShape(8, 1)
 
 

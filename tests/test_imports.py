@@ -35,12 +35,15 @@ MAY_IMPORT = {
     "pipeline": GROUND
     | {"spending", "stages", "summary", "run", "recipe", "data", "dp", "semantics"},
     "doctor": {"errors", "ops"},
-    "export": {"errors", "durable", "progress", "data", "dp", "release", "run", "spending"},
+    "export": GROUND | {"data", "dp", "hub", "recipe", "release", "run", "spending"},
+    "hub": {"errors", "durable", "diffusion"},
+    "synthesizer": GROUND
+    | {"data", "diffusion", "dp", "evaluate", "release", "run", "spending", "stages"},
     "budget": {"errors", "durable", "dp"},
     "inspection": {"durable", "data"},
     "cli": {"errors", "progress", "recipe", "data", "pipeline", "audit", "doctor", "budget"}
     | {"inspection", "export"},
-    "__init__": set(),
+    "__init__": {"synthesizer"},
     "__main__": {"cli"},
 }
 ERRORS_ONLY = [

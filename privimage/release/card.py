@@ -41,25 +41,30 @@ def data_card(contents: Contents, statement: Mapping[str, Any]) -> str:
         contents: what it is about.
         statement: `privacy_statement` with `recipe_sha256`.
     """
-    template = _environment().get_template("card.md.j2")
-    return template.render(
-        header=yaml.safe_dump(_header(contents), allow_unicode=True, sort_keys=False, width=100),
-        contents=contents,
-        statement=statement,
-        promise=epsilon_sentence(statement["epsilon"], statement["delta"], statement["unit"]),
-        not_covered=not_covered(statement),
-        version=version("privimage"),
-    )
+    header = yaml.safe_dump(_header(contents), allow_unicode=True, sort_keys=False, width=100)
+    return _render("card.md.j2", statement, header=header, contents=contents)
 
 
-def _environment() -> Environment:
+def model_card(statement: Mapping[str, Any]) -> str:
+    """The card of the network's folder; `statement` as in `data_card`."""
+    return _render("model_card.md.j2", statement)
+
+
+def _render(template: str, statement: Mapping[str, Any], **more: Any) -> str:
     # Markdown, not HTML; what is put in are numbers, hashes and sentences of ours.
-    return Environment(  # noqa: S701
+    environment = Environment(  # noqa: S701
         loader=PackageLoader("privimage.release", "."),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(
+        statement=statement,
+        promise=epsilon_sentence(statement["epsilon"], statement["delta"], statement["unit"]),
+        not_covered=not_covered(statement),
+        version=version("privimage"),
+        **more,
     )
 
 
