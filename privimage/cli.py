@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 from privimage import assessment, audit, doctor, inspection, pipeline, recipe
 from privimage import budget as budgeting
+from privimage import export as exporting
 from privimage import selftest as testing
 from privimage.data import ImageShape
 from privimage.errors import UserError, check_choice, check_count
@@ -230,6 +231,20 @@ def selftest(
 
 
 RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
+
+
+@app.command("export")
+def export_images(
+    run: RunArgument,
+    to: Annotated[
+        str, typer.Option(help="folder, zip, parquet or npz; diffusers for the network.")
+    ],
+    out: Annotated[Path, typer.Option(help="File (zip) or folder to make.")],
+    count: Annotated[int | None, typer.Option(help="The first so many; default all.")] = None,
+    quiet: Annotated[bool, typer.Option(help="Warnings and errors only.")] = False,
+) -> None:
+    """Writes a run's synthetic images, or its network, with a card that says what is promised."""
+    exporting.export(run, to, out, Reporter(quiet), count)
 
 
 @ledger_app.command("show")

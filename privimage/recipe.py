@@ -1,5 +1,6 @@
 """The recipe of a run as frozen dataclasses: read, overridden and checked in one place."""
 
+import hashlib
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from privimage.data import PersonKey
 from privimage.diffusion.pretrain import PretrainSettings
 from privimage.diffusion.samplers import SamplerSettings
+from privimage.diffusion.unet import UNetShape
 from privimage.dp import UNITS, check_delta
 from privimage.errors import UserError, check_choice, check_count, nearest
 from privimage.evaluate import EvaluationSettings
@@ -142,6 +144,23 @@ class Recipe:
                 f"--person {self.data.person} has no effect by image; add --unit person"
             )
 
+    def network_shape(self, classes: int) -> UNetShape:
+        """The UNet's shape for images with so many labels; 0 for unlabelled ones.
+
+        Raises:
+            UserError: the network does not fit the images.
+        """
+        settings = self.network
+        return UNetShape(
+            image_size=self.data.image_size,
+            image_channels=self.data.channels,
+            channels=settings.channels,
+            multipliers=settings.multipliers,
+            attention=settings.attention,
+            classes=classes,
+            blocks_per_level=settings.blocks_per_level,
+        )
+
     def flat(self) -> dict[str, Any]:
         """Every value under its dotted name, such as `finetune.steps`."""
         return dict(_flatten(asdict(self)))
@@ -149,6 +168,11 @@ class Recipe:
     def toml(self) -> str:
         """The recipe as a TOML file that `from_toml` reads back."""
         return tomli_w.dumps(asdict(self))
+
+    @property
+    def sha256(self) -> str:
+        """What names this recipe, and no other, in a statement: the hash of its TOML file."""
+        return hashlib.sha256(self.toml().encode()).hexdigest()
 
 
 def preset_names() -> list[str]:

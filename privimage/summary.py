@@ -6,7 +6,8 @@ from privimage import durable, evaluate
 from privimage.dp import Ledger
 from privimage.evaluate import Evaluation
 from privimage.progress import Reporter
-from privimage.stages import Run, privacy_statement
+from privimage.release import privacy_statement
+from privimage.stages import Run
 
 _MOST_ROWS = 30
 

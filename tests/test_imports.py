@@ -27,22 +27,28 @@ MAY_IMPORT = {
     "evaluate": GROUND | {"networks", "data"},
     "recipe": {"errors", "data", "dp", "semantics", "diffusion", "synthesis", "evaluate"},
     "run": {"errors", "durable", "recipe"},
+    "release": {"errors", "durable", "data", "dp", "evaluate"},
     "stages": GROUND
-    | {"run", "recipe", "data", "dp", "semantics", "diffusion", "synthesis", "evaluate"},
-    "summary": {"durable", "progress", "dp", "evaluate", "stages"},
+    | {"run", "recipe", "data", "dp", "semantics", "diffusion", "synthesis", "evaluate"}
+    | {"release"},
+    "summary": {"durable", "progress", "dp", "evaluate", "release", "stages"},
     "spending": {"errors", "durable", "dp", "recipe", "run", "stages"},
     "audit": {"durable", "dp", "evaluate", "run", "spending"},
     "pipeline": GROUND
     | {"spending", "stages", "summary", "run", "recipe", "data", "dp", "semantics"},
     "assessment": GROUND
-    | {"pipeline", "summary", "stages", "run", "recipe", "data", "dp", "evaluate"},
+    | {"pipeline", "summary", "stages", "run", "recipe", "data", "dp", "evaluate", "release"},
     "doctor": {"errors", "ops"},
     "selftest": {"ops", "dp", "data", "synthesis", "threads"},
+    "export": GROUND | {"data", "dp", "hub", "recipe", "release", "run", "spending"},
+    "hub": {"errors", "durable", "diffusion"},
+    "synthesizer": GROUND
+    | {"data", "diffusion", "dp", "evaluate", "release", "run", "spending", "stages"},
     "budget": {"errors", "durable", "dp"},
     "inspection": {"durable", "data"},
     "cli": {"errors", "progress", "recipe", "data", "pipeline", "audit", "doctor", "budget"}
-    | {"assessment", "inspection", "selftest"},
-    "__init__": set(),
+    | {"assessment", "inspection", "selftest", "export"},
+    "__init__": {"synthesizer"},
     "__main__": {"cli"},
 }
 ERRORS_ONLY = [
