@@ -108,4 +108,4 @@ class Exchange(TorchFunctionMode):
 
 def _called(func: Callable[..., Any]) -> str:
     """What its caller calls an operation."""
-    return resolve_name(func) or getattr(func, "__name__", str(func))
+    return str(resolve_name(func) or getattr(func, "__name__", func))
