@@ -36,6 +36,8 @@ def verify(path: Path) -> dict[str, Any]:
     votes = recipe.query.votes_per_image if recipe.selection.mode == "semantic" else None
     result = dp.verify(folder.ledger, Made(_optimizer_steps(folder), hashes, votes))
     changed = [f"{file} is not what its stage wrote" for file in folder.changed_files()]
+    if recipe.privacy.unit != result.unit:
+        changed.append(f"the run is by {recipe.privacy.unit}, its ledger by {result.unit}")
     bounds = result.epsilon
     fields = asdict(result) | {
         "epsilon": bounds.upper,

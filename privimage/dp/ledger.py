@@ -27,7 +27,7 @@ from privimage.dp.records import (
     StepReservation,
     adjacency,
 )
-from privimage.errors import UserError, check_choice
+from privimage.errors import UserError
 
 
 class Ledger(History):
@@ -66,7 +66,7 @@ class Ledger(History):
             super().__init__(path, self._recovered(path))
             if not self.entries:
                 self._append(genesis)
-            check_choice(f"{path}: unit", unit, [self.unit])
+            self.check_unit(unit)
         except BaseException:
             self._log.close()
             raise
@@ -83,6 +83,14 @@ class Ledger(History):
         if self._failure:
             raise UserError(f"{self.path}: {self._failure}; start again from what the disk holds")
         return self._entries
+
+    def check_unit(self, unit: str) -> None:
+        """Raises UserError unless `unit` is whom this ledger protects."""
+        if unit != self.unit:
+            raise UserError(
+                f"{self.path}: unit: this ledger is by {self.unit}, so nothing can be spent by "
+                f"{unit}; begin a new run with --out"
+            )
 
     def set_plan(self, plan: Plan) -> None:
         """Records what may be spent from here on; the plan in force is not recorded again."""

@@ -32,7 +32,7 @@ def narrate(history: History) -> Iterator[str]:
     plan, so_far = history.plan, list[Mechanism]()
     for _, group in groupby(history.entries, key=_is_step_reservation_or_number):
         entries = list(group)
-        text = _steps(entries) if len(entries) > 1 else _sentence(entries[0].content)
+        text = _steps(entries) if len(entries) > 1 else _sentence(entries[0].content, history.unit)
         spends = [
             entry.content.mechanism
             for entry in entries
@@ -82,14 +82,15 @@ def _steps(entries: list[Entry]) -> str:
     )
 
 
-def _sentence(content: Content) -> str:
+def _sentence(content: Content, unit: str) -> str:
     match content:
         case Genesis():
             return f"begun     {content.schema}, unit {content.unit}, {content.adjacency}"
         case Plan():
-            return f"planned   {_plan(content)}"
+            return f"planned   {_plan(content, unit)}"
         case QueryReservation():
             votes = f"{content.votes_per_image} vote{'s' * (content.votes_per_image > 1)} an image"
+            votes += ", clipped by person" if unit == "person" else ""
             return (
                 f"reserved  query: σ {content.mechanism.noise_multiplier:g}, {votes}, "
                 f"std {content.noise_std:g} on each count"
@@ -116,12 +117,12 @@ def _sentence(content: Content) -> str:
             )
 
 
-def _plan(plan: Plan) -> str:
+def _plan(plan: Plan, unit: str) -> str:
     if not plan.is_private:
         return "no privacy: ε is infinite"
     noise, steps = plan.query_noise_multiplier, plan.finetune
     query = "" if noise is None else f"query σ {noise:g}; "
     return (
-        f"ε ≤ {plan.epsilon:g} at δ = {plan.delta:g}: {query}{steps.steps} steps at rate "
-        f"{steps.sample_rate:.4g}, σ {steps.noise_multiplier:g}"
+        f"ε ≤ {plan.epsilon:g} at δ = {plan.delta:g} for one {unit}: {query}{steps.steps} steps "
+        f"at rate {steps.sample_rate:.4g}, σ {steps.noise_multiplier:g}"
     )

@@ -9,6 +9,7 @@ steps of its domain up and never back, so no two uses can ever see the same word
 import enum
 import hashlib
 import hmac
+import math
 import os
 import weakref
 from typing import NoReturn
@@ -96,12 +97,13 @@ class SecretStream:
         is_secret: as the key's.
     """
 
-    __slots__ = ("_counter", "_key", "_process", "is_secret")
+    __slots__ = ("_counter", "_drawn_to", "_key", "_process", "is_secret")
 
     def __init__(self, key: SecretKey, domain: Domain) -> None:
         """For `SecretKey.stream` alone."""
         self._key = key._key
         self._counter = torch.tensor([int(domain) << _STEP_BITS])
+        self._drawn_to = math.inf
         self._process = os.getpid()
         self.is_secret = key.is_secret
 
@@ -125,12 +127,25 @@ class SecretStream:
         return ops.gaussian_integers(self._key, self._next(), 0, count, std)
 
     def private_update(
-        self, clipped_sum: torch.Tensor, state: ops.UpdateState, rule: ops.UpdateRule
+        self,
+        clipped_sum: torch.Tensor,
+        state: ops.UpdateState,
+        rule: ops.UpdateRule,
+        first_index: int = 0,
     ) -> None:
-        """`ops.private_update` with the next step's noise; the step is counted on the device."""
+        """`ops.private_update` with the next step's noise; the step is counted on the device.
+
+        A call for parameters that lie behind those of the last call goes on with its step, so that
+        the noise is the same however the parameters are divided. Every other call begins a new
+        step: no word is ever drawn twice
+        (tests/dp/test_noise.py::test_no_two_updates_draw_the_same_noise).
+        """
         self._check_key()
         self._counter = self._counter.to(state.parameters.device)
-        ops.private_update(clipped_sum, self._key, self._counter, state, rule)
+        goes_on = first_index >= self._drawn_to
+        counter = self._counter - 1 if goes_on else self._counter
+        ops.private_update(clipped_sum, self._key, counter, state, rule, first_index)
+        self._drawn_to = first_index + len(clipped_sum)
 
     def __repr__(self) -> str:
         return f"SecretStream(is_secret={self.is_secret})"
@@ -148,6 +163,7 @@ class SecretStream:
         self._check_key()
         step = int(self._counter)
         self._counter += 1
+        self._drawn_to = math.inf
         return step
 
 

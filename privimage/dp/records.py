@@ -81,7 +81,8 @@ class QueryReservation:
 
     Attributes:
         mechanism: σ_q = noise std / L2 sensitivity.
-        votes_per_image: k1; one image changes k1 counts by 1, so the sensitivity is √k1.
+        votes_per_image: k1; one image changes k1 counts by 1, and a person's votes are clipped to
+            the norm of that, so the sensitivity is √k1 for either unit.
         noise_std: standard deviation of the noise on each count: σ_q · √k1.
         nonce: 64 random bits: no two reservations, and so no two heads after one, are ever equal,
             not even in a ledger that was rolled back and went on.

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from privimage import ops
 from privimage.dp import Domain, SecretKey, generators, noise
@@ -187,6 +189,32 @@ def test_dp_code_uses_no_other_randomness(monkeypatch):
     key = SecretKey.from_os()
     key.stream(Domain.UPDATE).gaussian_integers(1000, 1.0)
     key.stream(Domain.SAMPLING).words(1000)
+
+
+def _updates(*calls):
+    """The noise [size] that each call of `private_update`, as (first index, size), draws."""
+    stream, drawn = _stream(), []
+    for first, size in calls:
+        state = ops.UpdateState(torch.zeros(size), torch.zeros(size))
+        rule = ops.UpdateRule(noise_std=2.0**30, scale=2.0**-30)
+        stream.private_update(torch.zeros(size, dtype=torch.int64), state, rule, first)
+        drawn.append(state.momentum)
+    return drawn
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 150)), min_size=2, max_size=8))
+@settings(max_examples=30, deadline=None)
+def test_no_two_updates_draw_the_same_noise(calls):
+    drawn = torch.cat(_updates(*calls))
+    assert len(drawn.unique()) >= len(drawn) - 1
+
+
+def test_pieces_one_behind_the_other_draw_one_step_s_noise(monkeypatch):
+    monkeypatch.setenv(TEST_KEY, "one")
+    whole, next_step = _updates((0, 300), (0, 300))
+    pieces = _updates((0, 7), (7, 0), (7, 250), (257, 43), (0, 300))
+    assert torch.equal(torch.cat(pieces[:4]), whole)
+    assert torch.equal(pieces[4], next_step)
 
 
 def test_generators_follow_their_words():

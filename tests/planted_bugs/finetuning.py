@@ -38,8 +38,9 @@ _begin = finetune.Finetuner.__init__
 def _noise_std(change):
     """A bug that draws the update's noise with another standard deviation."""
 
-    def update(stream, total, state, rule):
-        _update(stream, total, state, dataclasses.replace(rule, noise_std=change(rule.noise_std)))
+    def update(stream, total, state, rule, first):
+        changed = dataclasses.replace(rule, noise_std=change(rule.noise_std))
+        _update(stream, total, state, changed, first)
 
     return SecretStream, "private_update", update
 
@@ -52,25 +53,25 @@ def fraction_of_the_noise(share):
 def _own_noise(draw):
     """A bug that adds noise of its own making: `draw(count, std)` grid steps."""
 
-    def update(stream, total, state, rule):
+    def update(stream, total, state, rule, first):
         noise = draw(total.numel(), rule.noise_std).round().long()
-        _update(stream, total + noise, state, dataclasses.replace(rule, noise_std=0.0))
+        _update(stream, total + noise, state, dataclasses.replace(rule, noise_std=0.0), first)
 
     return SecretStream, "private_update", update
 
 
-def _same_noise_in_every_step(stream, total, state, rule):
+def _same_noise_in_every_step(stream, total, state, rule, first):
     stream._counter = torch.tensor([1 << 56])
-    _update(stream, total, state, rule)
+    _update(stream, total, state, rule, first)
 
 
-def _no_noise_on_the_last_bias(stream, total, state, rule):
+def _no_noise_on_the_last_bias(stream, total, state, rule, first):
     bare = dataclasses.replace(rule, noise_std=0.0)
     tensors = state.parameters, state.momentum, state.second_moment, state.average
     last = [tensor.detach()[-1:] for tensor in tensors]
     before = [tensor.clone() for tensor in last]
     counter = stream._counter.clone()
-    _update(stream, total, state, rule)
+    _update(stream, total, state, rule, first)
     for tensor, old in zip(last, before, strict=True):
         tensor.copy_(old)
     ops.private_update(total[-1:], stream._key, counter, ops.UpdateState(*last), bare)
@@ -124,7 +125,8 @@ def _mean_of_the_micro_batch(parts, max_grad_norm):
 def _real_batch_size(tuner):
     def sample(*arguments):
         chosen = _sample(*arguments)
-        tuner._optimizer._scale = 1.0 / (GRID_UNITS * max(len(chosen), 1))
+        scale = 1.0 / (GRID_UNITS * max(len(chosen), 1))
+        tuner._optimizer._noise = dataclasses.replace(tuner._optimizer._noise, scale=scale)
         return chosen
 
     finetune.poisson_sample = sample
