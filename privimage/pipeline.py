@@ -169,6 +169,11 @@ def _check_before_touching(run: Run, missing: list[Stage]) -> None:
             "no public images given; name them with --public PATH, or use --selection none"
         )
     _check_disk(run.folder.path)
+    if kind := durable.network_file_system(run.folder.path):
+        run.reporter.warn(
+            f"{run.folder.path} is on a network file system ({kind}), where the ledger's lock and "
+            "its writes may not hold; start the run on one machine only, or use a local disk"
+        )
     data.check_source("--sensitive", settings.sensitive, settings.person_key)
     data.check_source("--public", settings.public)
     data.check_source("--test", settings.test)

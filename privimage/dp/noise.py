@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import math
 import os
+import weakref
 from typing import NoReturn
 
 import torch
@@ -38,7 +39,9 @@ class SecretKey:
     a seed, and no two keys or streams share a word
     (tests/dp/test_noise.py::test_two_keys_share_nothing,
     tests/dp/test_noise.py::test_a_domain_has_one_stream); it is in no state, representation or
-    serialised form (tests/dp/test_noise.py::test_a_key_cannot_leave_the_process). With the
+    serialised form (tests/dp/test_noise.py::test_a_key_cannot_leave_the_process), and its memory is
+    overwritten after its last use
+    (tests/dp/test_noise.py::test_a_key_is_overwritten_when_its_last_stream_is_gone). With the
     environment variable PRIVIMAGE_TEST_KEY set there is no guarantee, and `is_secret` says so.
 
     Attributes:
@@ -49,8 +52,10 @@ class SecretKey:
 
     def __init__(self, secret: bytes, nonce: bytes, is_secret: bool) -> None:
         """For `from_os` alone."""
-        digest = hmac.digest(secret, nonce, hashlib.sha256)
-        self._key = torch.tensor(list(digest), dtype=torch.uint8)
+        memory = bytearray(hmac.digest(secret, nonce, hashlib.sha256))
+        self._key = torch.frombuffer(memory, dtype=torch.uint8)
+        # When the last stream is gone, or the process ends.
+        weakref.finalize(self._key, _overwrite, memory)
         self._taken: set[Domain] = set()
         self.is_secret = is_secret
 
@@ -85,7 +90,8 @@ class SecretStream:
 
     Raises:
         RuntimeError: from every draw in a forked process, whose parent draws the same words
-            (tests/dp/test_noise.py::test_a_forked_process_draws_nothing).
+            (tests/dp/test_noise.py::test_a_forked_process_draws_nothing), and after the key was
+            overwritten.
 
     Attributes:
         is_secret: as the key's.
@@ -134,7 +140,7 @@ class SecretStream:
         step: no word is ever drawn twice
         (tests/dp/test_noise.py::test_no_two_updates_draw_the_same_noise).
         """
-        self._refuse_fork()
+        self._check_key()
         self._counter = self._counter.to(state.parameters.device)
         goes_on = first_index >= self._drawn_to
         counter = self._counter - 1 if goes_on else self._counter
@@ -147,16 +153,22 @@ class SecretStream:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a secret stream stays in its process: it can't be copied or serialised")
 
-    def _refuse_fork(self) -> None:
+    def _check_key(self) -> None:
         if os.getpid() != self._process:
             raise RuntimeError("a forked process would draw its parent's words; it needs a new key")
+        if not self._key.any():
+            raise RuntimeError("the key was overwritten, as the process is ending")
 
     def _next(self) -> int:
-        self._refuse_fork()
+        self._check_key()
         step = int(self._counter)
         self._counter += 1
         self._drawn_to = math.inf
         return step
+
+
+def _overwrite(memory: bytearray) -> None:
+    memory[:] = bytes(len(memory))
 
 
 def generators(words: torch.Tensor) -> list[torch.Generator]:

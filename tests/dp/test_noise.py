@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privimage import ops
-from privimage.dp import Domain, SecretKey, generators
+from privimage.dp import Domain, SecretKey, generators, noise
 from privimage.dp.noise import TEST_KEY
 
 _FALSE_ALARM = 1e-6
@@ -224,3 +224,41 @@ def test_generators_follow_their_words():
     assert torch.equal(draws[1], again[0])
     assert not torch.equal(draws[0], draws[1])
     assert generators(words[:0]) == []
+
+
+def test_a_key_is_overwritten_when_its_last_stream_is_gone(monkeypatch):
+    overwritten = []
+    monkeypatch.setattr(noise, "_overwrite", overwritten.append)
+    key = SecretKey.from_os()
+    stream = key.stream(Domain.UPDATE)
+    del key
+    stream.words(5)
+    assert overwritten == []
+    del stream
+    (memory,) = overwritten
+    assert any(memory)
+    monkeypatch.undo()
+    noise._overwrite(memory)
+    assert memory == bytearray(32)
+
+
+def test_a_key_that_was_overwritten_draws_nothing():
+    stream = _stream()
+    stream._key.zero_()
+    with pytest.raises(RuntimeError, match="was overwritten"):
+        stream.words(5)
+
+
+def test_a_key_is_overwritten_when_the_process_ends():
+    code = (
+        "import atexit\n"
+        "atexit.register(lambda: print(bytes(view) == bytes(32)))\n"
+        "from privimage.dp import SecretKey\n"
+        "key = SecretKey.from_os()\n"
+        "view = key._key.numpy()\n"
+        "print(bytes(view) == bytes(32))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["False", "True"]
