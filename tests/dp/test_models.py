@@ -132,8 +132,7 @@ def case(name, rows, dtype=torch.float32, seed=0):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("draws", [1, 3, 8])
-@pytest.mark.parametrize("examples", [0, 1, 3])
+@pytest.mark.parametrize(("draws", "examples"), [(1, 3), (3, 1), (3, 0), (8, 3), (8, 1)])
 def test_a_model_gives_what_autograd_gives_for_each_example(name, draws, examples):
     model, losses, batch = case(name, examples * draws, torch.float64)
     expected = one_at_a_time(model, losses, batch, draws)
@@ -156,7 +155,7 @@ def test_norms_in_float32_are_close(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_example_is_bitwise_the_same_in_any_company_order_and_thread_count(name):
+def test_an_example_is_bitwise_the_same_in_any_company_and_order(name):
     model, losses, batch = case(name, 8)
     engine = ExampleGradients(model)
     gradients = engine(losses, *batch, draws=2)
@@ -169,11 +168,27 @@ def test_an_example_is_bitwise_the_same_in_any_company_order_and_thread_count(na
     changed = engine(losses, *mixed, draws=2)
     assert torch.equal(changed[0], gradients[0])
     assert not torch.equal(changed[1], gradients[1])
-    before = torch.get_num_threads()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_example_is_bitwise_the_same_on_two_threads(name):
+    model, losses, batch = case(name, 8)
+    engine, before = ExampleGradients(model), torch.get_num_threads()
+
+    def run(threads):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            return losses(model, *batch), engine(losses, *batch, draws=2)
+
     try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            assert torch.equal(engine(losses, *batch, draws=2), gradients)
+        plain, gradients = run(1)
+        other, found = run(2)
+        if torch.equal(other, plain):
+            assert torch.equal(found, gradients)
+        else:
+            # oneDNN's own 1x1 convolution rounds by the number of threads: the UNet's alone.
+            assert name == "UNet"
+            torch.testing.assert_close(found, gradients, rtol=1e-5, atol=1e-6)
     finally:
         torch.set_num_threads(before)
 
