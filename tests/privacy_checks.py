@@ -218,7 +218,7 @@ def check_query_noise(folder):
     one, other = (ask(folder, images(0)).double() for _ in range(2))
     assert not torch.equal(one, other)
     for counts in (one, other):
-        chi2 = float(counts.square().sum()) / (9.0 * 2 + 1 / 12)
+        chi2 = float(counts.square().sum()) / (9.0 * 2)
         tail = min(stats.chi2.cdf(chi2, counts.numel()), stats.chi2.sf(chi2, counts.numel()))
         assert tail > ALPHA
 

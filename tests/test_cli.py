@@ -133,6 +133,13 @@ def test_a_limit_stops_cleanly_and_says_how_to_go_on(tmp_path):
     assert "Run the same command again to go on" in result.stdout
 
 
+def wait_for(path, process):
+    """Returns when `path` is there; fails when the process that makes it ended without it."""
+    while not path.exists():
+        assert process.poll() is None, f"status {process.returncode} before {path.name}"
+        time.sleep(0.1)
+
+
 def test_a_signal_stops_at_a_step_boundary(tmp_path):
     long = ["--set=classifier.steps=100000"]
     process = subprocess.Popen(
@@ -141,8 +148,7 @@ def test_a_signal_stops_at_a_step_boundary(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (tmp_path / "run/.classifier.partial/stage.json").exists():
-        time.sleep(0.1)
+    wait_for(tmp_path / "run/.classifier.partial/stage.json", process)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -155,8 +161,7 @@ def test_a_run_folder_cannot_be_shared_by_two(tmp_path):
     arguments = ["train", "--quiet", "--out", str(tmp_path / "run"), *CUT]
     first = subprocess.Popen([*PRIVIMAGE, *arguments, "--set=classifier.steps=100000"])
     try:
-        while not (tmp_path / "run/.classifier.partial").exists():
-            time.sleep(0.1)
+        wait_for(tmp_path / "run/.classifier.partial", first)
         second = run(*arguments, "--set=classifier.steps=100000")
         assert second.returncode == 2
         assert "another process is working on this run" in second.stderr

@@ -29,7 +29,7 @@ from privimage.dp.noise import Domain, SecretKey, SecretStream, generators
 from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
 from privimage.dp.privacy import Privacy
 from privimage.dp.private_engine import PrivateEngine
-from privimage.dp.records import Plan, QueryReservation, StepReservation
+from privimage.dp.records import UNITS, Plan, QueryReservation, Selftest, StepReservation
 from privimage.dp.rules import register_rule, watched
 from privimage.dp.sampling import PoissonLoader, poisson_sample, rate_threshold
 from privimage.dp.verification import Made, Verification, verify
@@ -39,6 +39,7 @@ __all__ = [
     "DELTA_RANGE",
     "DPSGD",
     "GRID_UNITS",
+    "UNITS",
     "DPAdam",
     "DPAdamW",
     "Domain",
@@ -57,6 +58,7 @@ __all__ = [
     "QueryReservation",
     "SecretKey",
     "SecretStream",
+    "Selftest",
     "StepBudget",
     "StepReservation",
     "SubsampledGaussian",

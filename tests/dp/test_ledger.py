@@ -225,7 +225,9 @@ def test_a_promise_that_was_taken_back_stays_so(path):
 def test_the_unit_is_recorded_and_can_not_be_changed(path):
     with Ledger(path, unit="person") as ledger:
         assert (ledger.unit, ledger.adjacency) == ("person", "add_remove_one_person")
-    with pytest.raises(UserError, match="unit: 'image' is not known"):
+    with pytest.raises(
+        UserError, match="this ledger is by person, so nothing can be spent by image"
+    ):
         Ledger(path)
     with pytest.raises(UserError, match="unit: 'family' is not known"):
         Ledger(path.with_name("other"), unit="family")
@@ -451,7 +453,7 @@ def test_a_person_can_read_it(path):
     digest = "abababababababab…"
     assert lines == [
         "begun     privimage-ledger/2, unit image, add_remove_one_image",
-        "planned   ε ≤ 10 at δ = 0.0001: query σ 5; 300 steps at rate 0.2, σ 1.7464",
+        "planned   ε ≤ 10 at δ = 0.0001 for one image: query σ 5; 300 steps at rate 0.2, σ 1.7464",
         f"reserved  query: σ 5, 1 vote an image, std 5 on each count; ε so far {upper[0]:.4f}",
         f"released  query: sha256 {digest}",
         "reserved  fine-tuning: 18 steps in 3 records (step 0 to 11, 6 of them again after a "

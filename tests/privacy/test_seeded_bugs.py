@@ -107,7 +107,7 @@ def _mean_of_the_micro_batch(parts, max_grad_norm):
 
 
 def _real_batch_size(tuner):
-    chosen = finetune.poisson_sample(len(tuner._sensitive), tuner._threshold, tuner._sampling)
+    chosen = finetune.poisson_sample(len(tuner._units), tuner._threshold, tuner._sampling)
     scale = 1.0 / (GRID_UNITS * max(len(chosen), 1))
     tuner._optimizer._noise = dataclasses.replace(tuner._optimizer._noise, scale=scale)
     _finetuner_step(tuner)
@@ -167,8 +167,8 @@ def _duplicate_votes(logits, votes_per_image):
 _top, _count = query.top_classes, query.count_votes
 
 
-def _every_row(votes, labels, rows, columns):
-    return _count(votes, labels, rows, columns).sum(0, keepdim=True).expand(rows, columns)
+def _every_row(votes, labels, units, shape):
+    return _count(votes, labels, units, shape).sum(0, keepdim=True).expand(shape)
 
 
 def _dropped_if_not_finite(logits, votes_per_image):
