@@ -104,7 +104,7 @@ class ExampleGradients:
         if not total.requires_grad:
             raise UserError("the losses don't depend on any trainable parameter")
         watched = [anchor, *exchange.stand_ins, *self._parameters]
-        _, *unseen = torch.autograd.grad(total, watched, allow_unused=True)
+        _, *unseen = _gradients(total, watched)
         results = ["a normalised result"] * len(exchange.stand_ins)
         for name, gradient in zip(results + self._described, unseen, strict=True):
             if gradient is not None:
@@ -177,6 +177,21 @@ class ExampleGradients:
             torch.manual_seed(0)
             gradients = self(recorded, *batch, draws=draws)
         return _mean_over_draws(seen[0].detach(), len(gradients), draws), gradients
+
+
+def _gradients(
+    total: torch.Tensor, watched: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor | None, ...]:
+    """`torch.autograd.grad`, with a sentence for what was overwritten."""
+    try:
+        return torch.autograd.grad(total, watched, allow_unused=True)
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise UserError(
+            "a parameter, or what a layer takes in or puts out, was changed in place after it was "
+            "used; look for +=, inplace=True and functions that end in _, and write to a new tensor"
+        ) from error
 
 
 def _described(model: nn.Module, name: str) -> str:

@@ -1,6 +1,6 @@
 """Poisson sampling: each example enters a step by itself, by comparing 64 secret random bits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -57,7 +57,8 @@ class PoissonLoader:
 
     Shapes and types of an example, the same for all, are taken for public, and so is their number
     where `Privacy` says so. A data set whose examples differ in shape, or that raises for some of
-    them, gives that away: it must map each example to that shape by itself, and never raise.
+    them, gives that away: it must map each example to that shape by itself, and never raise. Nor
+    may it draw from a generator that anything else uses, for then that shows how many were drawn.
 
     Formal guarantee: a step's examples are those of one `poisson_sample`, each once and in as many
     micro-batches as it takes
@@ -105,7 +106,7 @@ class PoissonLoader:
         """
         if self._tensors is None and len(self) == 0:
             raise UserError("data: the data set is empty, so nobody knows the shape of an example")
-        rows = self._rows([0] if self._tensors is None else [])
+        rows = self._rows(torch.arange(0 if self._tensors is not None else 1))
         return tuple(_made_up(tensor.dtype, tensor.shape[1:]) for tensor in rows)
 
     def micro_batches(
@@ -125,15 +126,15 @@ class PoissonLoader:
         chosen = poisson_sample(len(self), self._threshold, stream)
         for indices in chosen.split(size) if len(chosen) else ():
             rows = tuple(empty.new_zeros(size, *empty.shape[1:]) for empty in template)
-            for whole, part in zip(rows, self._rows(indices.tolist()), strict=True):
+            for whole, part in zip(rows, self._rows(indices), strict=True):
                 whole[: len(indices)] = part
             yield rows, len(indices)
 
-    def _rows(self, indices: Sequence[int]) -> Rows:
+    def _rows(self, indices: torch.Tensor) -> Rows:
         """These examples, [len(indices), ...] each."""
         if self._tensors is not None:
-            return tuple(tensor[list(indices)] for tensor in self._tensors)
-        rows = default_collate([self._data[index] for index in indices])
+            return tuple(tensor[indices] for tensor in self._tensors)
+        rows = default_collate([self._data[index] for index in indices.tolist()])
         rows = (rows,) if isinstance(rows, torch.Tensor) else rows
         if not (isinstance(rows, tuple | list) and all(isinstance(r, torch.Tensor) for r in rows)):
             raise UserError(

@@ -269,6 +269,30 @@ def test_a_use_without_gradients_is_refused(use):
         engine(lambda m, x: (m(x) + use(m, x)).sum(1), torch.randn(2, 3))
 
 
+def test_an_activation_that_is_changed_in_place_is_refused():
+    def overwriting(model, x):
+        h = model[0](x)
+        y = model[1](h)
+        h += 1
+        return (y + h).sum(1)
+
+    engine = ExampleGradients(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)))
+    with pytest.raises(UserError, match=r"changed in place after it was used; look for \+="):
+        engine(overwriting, torch.randn(2, 3))
+
+
+def test_a_parameter_that_is_changed_in_place_is_refused_with_its_module():
+    class Restless(nn.Linear):
+        def forward(self, x):
+            with torch.no_grad():
+                self.weight.mul_(0.9)
+            return super().forward(x)
+
+    engine = ExampleGradients(nn.Sequential(Restless(3, 3)))
+    with pytest.raises(UserError, match=r"module '0' \(Restless\): parameter '0\.weight' .*mul_"):
+        engine(row_sums, torch.randn(2, 3))
+
+
 def test_a_refused_call_leaves_nothing_behind():
     model, x = nn.Linear(3, 3), torch.randn(2, 3)
     engine = ExampleGradients(model)

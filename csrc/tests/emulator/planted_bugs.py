@@ -123,6 +123,12 @@ BUGS = [
     ),
     clip("a quarter of the threads added", "kClippedSumThreads / 2", "kClippedSumThreads / 4"),
     clip("examples that are not finite added", "if (scale != 0.0) sum", "sum"),
+    clip(
+        "norms over the gap",
+        "block.x() * job.row_stride",
+        "block.x() * job.parameters",
+    ),
+    clip("sums over the gap", "[example * job.row_stride", "[example * job.parameters"),
     clip("scale in the wrong slot", "job.scales[block.x()]", "job.scales[0]"),
 ]
 

@@ -44,7 +44,7 @@ void equals_the_cpu(int64_t examples, int64_t parameters, const ClipRule& rule, 
 
   Guarded<Scalar> device_parts(parts);
   Guarded<double> device_scales(examples);
-  Guarded<int64_t> device_sum(parameters);
+  Guarded<int64_t> device_sum(own);
   const ClippedSum<Scalar> job{
       device_parts.data(), device_scales.data(), device_sum.data(), examples, own, stride, rule};
   emulator::run({examples, 1, cuda::kClippedSumThreads, cuda::kScalesSharedBytes, seed},
