@@ -12,15 +12,17 @@ from privimage.evaluate.result import FeatureFacts, Floor, Score
 from privimage.progress import Reporter
 from privimage.seeds import generator
 
-_NAMES = {
+NAMES = {
     "fid": "FID",
     "kid": "KID",
-    "inception_score": "Inception Score",
+    "inception_score": "IS",
     "precision": "precision",
     "recall": "recall",
     "density": "density",
     "coverage": "coverage",
 }
+"""Every score, and what to call it (IS is the Inception Score)."""
+
 _LOWER_IS_BETTER = ("fid", "kid")
 LEAST_IMAGES = COVERAGE_NEIGHBOURS + 1
 
@@ -77,7 +79,7 @@ def scores(
             n_real=len(real[0]),
             floor=floor(name),
         )
-        for name, title in _NAMES.items()
+        for name, title in NAMES.items()
     }
 
 

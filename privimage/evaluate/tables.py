@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from privimage.evaluate.result import Evaluation, NearDuplicates, Score
+from privimage.evaluate.result import Evaluation, NearDuplicates
+from privimage.evaluate.scores import NAMES
+from privimage.evaluate.settings import LABELS
 
 _OUTSIDE = "sensitive images (OUTSIDE ε)"
 
@@ -18,16 +21,18 @@ def accuracy_table(found: Evaluation) -> Table:
         _OUTSIDE: found.ceiling,
     }
     shown = {title: column for title, column in columns.items() if column is not None}
-    table = Table(title="accuracy on real test images, by what was trained on (95 % interval)")
-    table.add_column("classifier")
+    table = _table("accuracy on real test images, by what was trained on (95 % interval)")
     for title in shown:
         table.add_column(title, justify="right")
-    for kind, accuracy in (found.synthetic.accuracy or {}).items():
+    accuracies = found.synthetic.accuracy or {}
+    for kind in filter(accuracies.__contains__, LABELS):
         cells = []
         for column in shown.values():
             of_images = column[kind].over_test_images
-            cells.append(f"{of_images.value:.1%} ({of_images.low:.1%} to {of_images.high:.1%})")
-        table.add_row(accuracy.label, *cells)
+            cells.append(
+                f"{of_images.value:.1%} ({100 * of_images.low:.1f}–{100 * of_images.high:.1f})"
+            )
+        table.add_row(accuracies[kind].label, *cells)
     return table
 
 
@@ -35,21 +40,24 @@ def score_table(found: Evaluation) -> Table:
     """Scores of all images, and beside real images at the same N."""
     scores = found.synthetic.scores or {}
     before = found.pretrained.scores if found.pretrained else None
-    first = next(iter(scores.values()))
-    table = Table(title=f"{first.n_synthetic} synthetic and {first.n_real} real images")
-    table.add_column("score")
+    first = scores["fid"]
+    title = f"scores of {first.n_synthetic} synthetic on {first.n_real} real images"
+    if first.floor is not None:
+        title += f"; on the right those at N = {first.floor.n}, with the floor"
+    table = _table(title)
     if before is not None:
-        table.add_column("before DP fine-tuning", justify="right")
+        table.add_column("before", justify="right")
     table.add_column("synthetic", justify="right")
     if first.floor is not None:
-        table.add_column(f"synthetic, N = {first.floor.n}", justify="right")
-        table.add_column(f"real/real, N = {first.floor.n}", justify="right")
-    for name, score in scores.items():
+        table.add_column("synthetic", justify="right")
+        table.add_column("real/real", justify="right")
+    for name in NAMES:
+        score = scores[name]
         cells = [] if before is None else [_number(before[name].value)]
         cells.append(_number(score.value))
         if score.floor is not None:
             cells += [_number(score.floor.synthetic.value), _number(score.floor.real.value)]
-        table.add_row(f"{score.label} {_arrow(score)}", *cells)
+        table.add_row(f"{score.label} {'↓' if score.lower_is_better else '↑'}", *cells)
     return table
 
 
@@ -80,5 +88,8 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _arrow(score: Score) -> str:
-    return "↓" if score.lower_is_better else "↑"
+def _table(title: str) -> Table:
+    """A table whose first column says what a row is; as narrow as can be."""
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("", no_wrap=True)
+    return table
