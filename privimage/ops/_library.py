@@ -39,7 +39,6 @@ _SCHEMAS = {
         "-> Tensor"
     ),
 }
-_NATIVE_ON_CPU_ALONE = ("group_norm_silu", "group_norm_silu_backward")
 _NAMESPACE = "privimage"
 
 _native = importlib.util.find_spec("privimage.ops._native")
@@ -60,7 +59,8 @@ if _native is not None and _native.origin is not None:
     from privimage import _host
 
     build: str = _host.build
-    _register_reference(_NATIVE_ON_CPU_ALONE if build == "cuda" else _SCHEMAS, ("CUDA",))
+    if build != "cuda":
+        _register_reference(_SCHEMAS, ("CUDA",))
 else:
     build = "none"
     for _schema in _SCHEMAS.values():
