@@ -14,6 +14,7 @@ from privimage.errors import UserError
 from privimage.pipeline import Machine
 from privimage.progress import Reporter
 from privimage.recipe import Recipe
+from privimage.release import privacy_statement
 from privimage.run import RunFolder
 from privimage.stages import Run
 
@@ -63,7 +64,7 @@ def assess(
             ledger = stack.enter_context(Ledger(folder.ledger, unit))
         found = stages.assess(run, synthetic, None, ledger)
     if result is not None:
-        promise = stages.privacy_statement(History.read(folder.ledger)) if is_run else {}
+        promise = privacy_statement(History.read(folder.ledger)) if is_run else {}
         durable.write_json(result, promise | evaluate.as_json(found))
     summary.say_evaluation(found, reporter)
 

@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -12,11 +13,13 @@ from typer.exceptions import TyperException
 
 from privimage import assessment, audit, doctor, inspection, pipeline, recipe
 from privimage import budget as budgeting
+from privimage import export as exporting
+from privimage import selftest as testing
 from privimage.data import ImageShape
 from privimage.errors import UserError, check_choice, check_count
 from privimage.progress import Reporter, Stopped
 
-_USER_ERROR = 2
+_USER_ERROR, _FOUND_WRONG = 2, 1
 
 app = typer.Typer(
     help="Labelled synthetic image data sets under differential privacy.",
@@ -41,12 +44,16 @@ def train(
         str | None, typer.Option(help="Sensitive labels: a,b,c or a number.")
     ] = None,
     public_size: Annotated[
-        int | None, typer.Option(help="Number of sensitive images, as a public number.")
+        int | None, typer.Option(help="Number of sensitive images or persons, made public.")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="Whom ε protects: image or person.")] = None,
+    person: Annotated[
+        str | None, typer.Option(help="Names an image's person: column:NAME or folder:LEVEL.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Height and width, pixels.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="Privacy budget; inf for none.")] = None,
-    delta: Annotated[float | None, typer.Option(help="Below 1 / number of images.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Below 1 / number of units.")] = None,
     selection: Annotated[str | None, typer.Option(help="semantic, all or none.")] = None,
     seed: Annotated[int | None, typer.Option(help="For everything but privacy.")] = None,
     set_: Annotated[
@@ -68,6 +75,8 @@ def train(
             "data.test": test,
             "data.classes": None if classes is None else _class_names(classes),
             "data.public_size": public_size,
+            "data.person": person,
+            "privacy.unit": unit,
             "data.image_size": image_size,
             "data.channels": channels,
             "privacy.epsilon": epsilon,
@@ -190,7 +199,52 @@ def show_doctor() -> None:
         typer.echo(line)
 
 
+@app.command()
+def selftest(
+    privacy: Annotated[
+        bool, typer.Option("--privacy", help="Check noise, sampling and clipping.")
+    ] = False,
+    run: Annotated[Path | None, typer.Option(help="Run whose ledger shall say so.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default what is there.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")] = False,
+) -> None:
+    """Checks what privacy rests on, on this machine and build; status 1 if anything is wrong."""
+    if not privacy:
+        raise UserError("what shall be tested? give --privacy")
+    where = pipeline.Machine(device=device).torch_device()
+    if run is not None:
+        audit.check_run(run)
+    outcomes = []
+    for outcome in testing.run(where):
+        outcomes.append(outcome)
+        if not json_:
+            verdict = f"FAILED  {outcome.problem}" if outcome.problem else outcome.promise
+            typer.echo(f"{outcome.name:<14} {outcome.seconds:4.1f} s  {verdict}")
+    found = testing.record(outcomes, where)
+    if run is not None:
+        audit.record_selftest(run, found)
+    if json_:
+        checks = [asdict(outcome) for outcome in outcomes]
+        typer.echo(json.dumps({**asdict(found), "checks": checks}, indent=2, ensure_ascii=False))
+    if found.failed:
+        raise SystemExit(_FOUND_WRONG)
+
+
 RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
+
+
+@app.command("export")
+def export_images(
+    run: RunArgument,
+    to: Annotated[
+        str, typer.Option(help="folder, zip, parquet or npz; diffusers for the network.")
+    ],
+    out: Annotated[Path, typer.Option(help="File (zip) or folder to make.")],
+    count: Annotated[int | None, typer.Option(help="The first so many; default all.")] = None,
+    quiet: Annotated[bool, typer.Option(help="Warnings and errors only.")] = False,
+) -> None:
+    """Writes a run's synthetic images, or its network, with a card that says what is promised."""
+    exporting.export(run, to, out, Reporter(quiet), count)
 
 
 @ledger_app.command("show")
@@ -206,7 +260,7 @@ def verify_ledger(run: RunArgument) -> None:
     result = audit.verify(run)
     typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
     if result["problems"]:
-        raise SystemExit(1)
+        raise SystemExit(_FOUND_WRONG)
 
 
 @ledger_app.command("compose")

@@ -22,7 +22,7 @@ from privimage.threads import Workers
 
 _SHAPE = ("data.image_size", "data.channels")
 _PUBLIC = ("data.public", *_SHAPE, "seed")
-_SENSITIVE = ("data.sensitive", "data.classes", "data.public_size")
+_SENSITIVE = ("data.sensitive", "data.classes", "data.public_size", "data.person", "privacy.unit")
 _LEAST_FREE_BYTES = 200 * 2**20
 
 
@@ -125,7 +125,8 @@ def train(
     missing = [stage for stage in order if stage in repeated or not folder.is_done(stage.name)]
     _check_before_touching(run, missing)
     durable.make_folder(path)
-    with Ledger(folder.ledger) as ledger:
+    with Ledger(folder.ledger, recipe.privacy.unit) as ledger:
+        spending.refuse_other_persons(folder, recipe, ledger)
         spending.refuse_foreign_files(folder, ledger)
         names = [stage.name for stage in missing]
         if {"query", "finetune"} & {*names}:
@@ -168,8 +169,14 @@ def _check_before_touching(run: Run, missing: list[Stage]) -> None:
             "no public images given; name them with --public PATH, or use --selection none"
         )
     _check_disk(run.folder.path)
-    for option in ("sensitive", "public", "test"):
-        data.check_source(f"--{option}", getattr(settings, option))
+    if kind := durable.network_file_system(run.folder.path):
+        run.reporter.warn(
+            f"{run.folder.path} is on a network file system ({kind}), where the ledger's lock and "
+            "its writes may not hold; start the run on one machine only, or use a local disk"
+        )
+    data.check_source("--sensitive", settings.sensitive, settings.person_key)
+    data.check_source("--public", settings.public)
+    data.check_source("--test", settings.test)
     if {"query", "finetune"} & names:
         _declare(run)
         # Building the shape is the check.
@@ -198,18 +205,19 @@ def _check_evaluation(run: Run) -> None:
 
 def _declare(run: Run) -> None:
     """Writes down what is public about the sensitive set, and checks δ against its size."""
-    settings = run.recipe.data
-    size = settings.public_size or len(run.sensitive)
-    delta = run.recipe.privacy.delta
+    settings, privacy = run.recipe.data, run.recipe.privacy
+    size, delta = settings.public_size or len(run.sensitive.by_unit()), privacy.delta
     if delta >= 1 / size:
         raise UserError(
             f"delta is {delta:g}, but must lie below 1 / {size} (one over the number of sensitive "
-            f"images): give --delta, such as {1 / (size * math.log(max(size, 3))):.0e}"
+            f"{privacy.unit}s): give --delta, such as {1 / (size * math.log(max(size, 3))):.0e}"
         )
     run.declared = {
         "names": list(run.sensitive.names),
         "public_size": size,
         "public_size_was_declared": settings.public_size > 0,
+        "unit": privacy.unit,
+        "person": settings.person,
     }
 
 

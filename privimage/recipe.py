@@ -1,5 +1,6 @@
 """The recipe of a run as frozen dataclasses: read, overridden and checked in one place."""
 
+import hashlib
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -10,9 +11,11 @@ from typing import Any
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
+from privimage.data import PersonKey
 from privimage.diffusion.pretrain import PretrainSettings
 from privimage.diffusion.samplers import SamplerSettings
-from privimage.dp import check_delta
+from privimage.diffusion.unet import UNetShape
+from privimage.dp import UNITS, check_delta
 from privimage.errors import UserError, check_choice, check_count, nearest
 from privimage.evaluate import EvaluationSettings
 from privimage.semantics.classifier import ClassifierSettings
@@ -32,7 +35,10 @@ class DataSettings:
         image_size: height and width that every image is brought to, pixels.
         channels: 1 for grey, 3 for RGB.
         classes: names of the sensitive labels; empty to take those that the set itself declares.
-        public_size: number of sensitive images, as a public number; 0 to use the count.
+        public_size: number of sensitive images, or of persons where they are the unit of privacy,
+            as a public number; 0 to use the count.
+        person: what names the person of a sensitive image: column:NAME or folder:LEVEL; empty if
+            images are the unit of privacy.
     """
 
     public: str = ""
@@ -42,23 +48,36 @@ class DataSettings:
     channels: int = 3
     classes: tuple[str, ...] = ()
     public_size: int = 0
+    person: str = ""
 
     def __post_init__(self) -> None:
+        # Parsing is the check.
+        _ = self.person_key
         check_count("data.image_size", self.image_size)
         if self.channels not in (1, 3):
             raise UserError(f"data.channels must be 1 (grey) or 3 (RGB), got {self.channels}")
         if self.public_size < 0:
             raise UserError(f"data.public_size must be at least 0, got {self.public_size}")
 
+    @property
+    def person_key(self) -> PersonKey | None:
+        """`person`, parsed."""
+        return PersonKey.parse(self.person) if self.person else None
+
 
 @dataclass(frozen=True)
 class PrivacySettings:
-    """The promise: (ε, δ) for one image, add/remove-one adjacency; ε = inf promises nothing."""
+    """The promise: (ε, δ) for one `unit`, add/remove-one adjacency; ε = inf promises nothing.
+
+    `unit` is image, or person: all images of a person together.
+    """
 
     epsilon: float = 10.0
     delta: float = 1e-5
+    unit: str = "image"
 
     def __post_init__(self) -> None:
+        check_choice("privacy.unit", self.unit, UNITS)
         if not self.epsilon > 0:
             raise UserError(f"privacy.epsilon must be above 0, got {self.epsilon:g}")
         check_delta(self.delta)
@@ -114,6 +133,34 @@ class Recipe:
     synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
+    def __post_init__(self) -> None:
+        if self.privacy.unit == "person" and not self.data.person:
+            raise UserError(
+                "--unit person: say what names the person of an image, with --person column:NAME "
+                "or --person folder:LEVEL"
+            )
+        if self.data.person and self.privacy.unit != "person":
+            raise UserError(
+                f"--person {self.data.person} has no effect by image; add --unit person"
+            )
+
+    def network_shape(self, classes: int) -> UNetShape:
+        """The UNet's shape for images with so many labels; 0 for unlabelled ones.
+
+        Raises:
+            UserError: the network does not fit the images.
+        """
+        settings = self.network
+        return UNetShape(
+            image_size=self.data.image_size,
+            image_channels=self.data.channels,
+            channels=settings.channels,
+            multipliers=settings.multipliers,
+            attention=settings.attention,
+            classes=classes,
+            blocks_per_level=settings.blocks_per_level,
+        )
+
     def flat(self) -> dict[str, Any]:
         """Every value under its dotted name, such as `finetune.steps`."""
         return dict(_flatten(asdict(self)))
@@ -121,6 +168,11 @@ class Recipe:
     def toml(self) -> str:
         """The recipe as a TOML file that `from_toml` reads back."""
         return tomli_w.dumps(asdict(self))
+
+    @property
+    def sha256(self) -> str:
+        """What names this recipe, and no other, in a statement: the hash of its TOML file."""
+        return hashlib.sha256(self.toml().encode()).hexdigest()
 
 
 def preset_names() -> list[str]:

@@ -1,5 +1,6 @@
 """What each of the seven stages reads and writes; their order is `pipeline`'s."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +14,12 @@ from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.denoiser import Denoiser
 from privimage.diffusion.pretrain import Network, pretrain
 from privimage.diffusion.unet import UNet, UNetShape
-from privimage.dp import History, Ledger
+from privimage.dp import Ledger
 from privimage.errors import UserError
 from privimage.evaluate import Evaluation, FeatureNetwork
 from privimage.progress import Reporter
 from privimage.recipe import Recipe
+from privimage.release import Contents, data_card, privacy_statement
 from privimage.run import RunFolder
 from privimage.semantics import classifier
 from privimage.semantics.query import noisy_histogram
@@ -58,11 +60,12 @@ class Run:
     @cached_property
     def sensitive(self) -> ImageSet:
         """The sensitive images, for `query` and `finetune` alone."""
-        settings = self.recipe.data
-        # A bar would tell the number of images, which is only public if no other was declared.
-        steps = None if settings.public_size else self.reporter.steps
+        settings, person = self.recipe.data, self.recipe.data.person_key
+        # A bar would tell the number of images, which is public only where images are counted and
+        # no other number was declared.
+        steps = None if settings.public_size or person else self.reporter.steps
         return data.load_sensitive(
-            settings.sensitive, self.shape, settings.classes or None, steps=steps
+            settings.sensitive, self.shape, settings.classes or None, steps=steps, person=person
         )
 
     @cached_property
@@ -74,7 +77,7 @@ class Run:
 
     @cached_property
     def declared(self) -> dict[str, Any]:
-        """What is public about the sensitive set: label names and number of images."""
+        """What is public about the sensitive set: label names, number of images or persons."""
         return self.folder.declared()
 
     @property
@@ -84,22 +87,13 @@ class Run:
 
     @property
     def public_size(self) -> int:
-        """The number of sensitive images, as a public number."""
+        """The number of sensitive images, or of persons, as a public number."""
         return int(self.declared["public_size"])
 
     @property
     def network_shape(self) -> UNetShape:
         """The UNet's shape: the recipe's network for the declared images and labels."""
-        settings = self.recipe.network
-        return UNetShape(
-            image_size=self.shape.size,
-            image_channels=self.shape.channels,
-            channels=settings.channels,
-            multipliers=settings.multipliers,
-            attention=settings.attention,
-            classes=len(self.names),
-            blocks_per_level=settings.blocks_per_level,
-        )
+        return self.recipe.network_shape(len(self.names))
 
     def network(self, weights: Path | None = None) -> Network:
         """The UNet on the run's device; from `weights`, or as the seed makes it."""
@@ -227,10 +221,15 @@ def finetune_network(run: Run, folder: Path, ledger: Ledger) -> None:
 
 
 def synthesise_images(run: Run, folder: Path, ledger: Ledger) -> None:
-    """Stage 6: fine-tuned weights → synthetic/images.parquet."""
-    images = _sample(run, "finetune", folder / "checkpoints", "synthesis")
-    path = folder / RELEASES["synthetic"]
-    data.write_parquet(path, images, privacy_statement(ledger))
+    """Stage 6: fine-tuned weights → synthetic/images.parquet and its data card."""
+    pieces = _sample(run, "finetune", folder / "checkpoints", "synthesis")
+    path, statement = folder / RELEASES["synthetic"], privacy_statement(ledger)
+    statement["recipe_sha256"] = run.recipe.sha256
+    files = (file for piece in pieces for file in data.image_files(piece))
+    data.write_parquet(path, files, run.names, statement)
+    count = max(len(run.names), 1) * run.recipe.synthesis.images_per_label
+    contents = Contents("parquet", path.name, count, path.stat().st_size, run.names)
+    durable.write_text(folder / "README.md", data_card(contents, statement))
     ledger.complete("synthetic", durable.sha256(path))
 
 
@@ -240,7 +239,8 @@ def evaluate_images(run: Run, folder: Path, ledger: Ledger) -> None:
     synthetic = data.load_sensitive(str(made), run.shape, run.names, "synthetic images")
     before = None
     if run.folder.is_done("pretrain"):
-        before = _sample(run, "pretrain", folder / "checkpoints", "before fine-tuning")
+        pieces = _sample(run, "pretrain", folder / "checkpoints", "before fine-tuning")
+        before = _joined(pieces)
     found = assess(run, synthetic, before, ledger)
     metrics = privacy_statement(ledger) | evaluate.as_json(found)
     evaluate.comparison_picture(folder / "comparison.png", synthetic, before)
@@ -285,24 +285,6 @@ def load_features(run: Run) -> FeatureNetwork:
     return evaluate.load_features(settings.features, weights, settings.input_size, run.device)
 
 
-def privacy_statement(ledger: History) -> dict[str, Any]:
-    """What is promised for everything that this run's private stages have released.
-
-    ε is null where nothing is promised; `nonprivate` is what lies outside it.
-    """
-    plan, reasons = ledger.plan_in_force(), ledger.not_private_because
-    return {
-        "epsilon": None if reasons else ledger.epsilon(plan.delta).upper,
-        "delta": plan.delta,
-        "unit": ledger.unit,
-        "adjacency": ledger.adjacency,
-        "private": not reasons,
-        "not_private_because": reasons,
-        "nonprivate": ledger.nonprivate,
-        "ledger_head": ledger.head,
-    }
-
-
 def public_names(run: Run) -> tuple[str, ...]:
     """The public classes, as the classifier knows them."""
     path = run.folder.stage("classifier") / "classifier.json"
@@ -342,8 +324,8 @@ def _sensitive_outside_epsilon(run: Run, ledger: Ledger | None) -> ImageSet | No
     return run.sensitive
 
 
-def _sample(run: Run, stage: str, folder: Path, label: str) -> ImageSet:
-    """Images from the network of `stage`, as many of each label as the recipe says."""
+def _sample(run: Run, stage: str, folder: Path, label: str) -> Iterator[ImageSet]:
+    """Images from the network of `stage`, as many of each label as the recipe says, in pieces."""
     settings, size = run.recipe.synthesis, run.shape.size
     network = run.network(run.folder.stage(stage) / "network.safetensors").eval()
     order = Order(
@@ -354,7 +336,15 @@ def _sample(run: Run, stage: str, folder: Path, label: str) -> ImageSet:
         seed=run.recipe.seed,
         device=run.device,
     )
-    images = synthesise(
+    pieces = synthesise(
         Denoiser(network), order, settings.sampler, folder, run.workers, run.reporter, label
     )
-    return ImageSet(images, order.labels, run.names)
+    labels = order.labels.split(order.piece)
+    return (ImageSet(*piece, run.names) for piece in zip(pieces, labels, strict=True))
+
+
+def _joined(pieces: Iterator[ImageSet]) -> ImageSet:
+    """The pieces as one set, all in memory."""
+    parts = list(pieces)
+    images = torch.cat([part.images for part in parts])
+    return ImageSet(images, torch.cat([part.labels for part in parts]), parts[0].names)

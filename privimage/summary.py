@@ -6,7 +6,8 @@ from privimage import durable, evaluate
 from privimage.dp import Ledger
 from privimage.evaluate import Evaluation
 from privimage.progress import Reporter
-from privimage.stages import Run, privacy_statement
+from privimage.release import privacy_statement
+from privimage.stages import Run
 
 _MOST_ROWS = 30
 
@@ -17,7 +18,8 @@ def describe(run: Run, ledger: Ledger) -> None:
     size = "as declared" if run.declared["public_size_was_declared"] else "treated as public"
     say(f"run folder   {run.folder.path}   (preset {run.recipe.preset}, {run.device})")
     say(f"sensitive    {settings.sensitive}: {len(run.names) or 'no'} labels")
-    say(f"             {run.public_size} images, a number {size}")
+    named = f" ({settings.person})" if settings.person else ""
+    say(f"             {run.public_size} {ledger.unit}s{named}, a number {size}")
     say(f"public       {settings.public or 'none'}   (selection: {run.recipe.selection.mode})")
     outside = run.recipe.evaluation
     if outside.ceiling or outside.sensitive_duplicates:

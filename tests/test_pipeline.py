@@ -6,21 +6,10 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
-from tiny import TINY
 
-from privimage import audit, pipeline, recipe
+from privimage import audit, pipeline
 from privimage.errors import UserError
-from privimage.pipeline import Machine
-from privimage.progress import Reporter, Stopped
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run and its folder; tests that use it leave it as it is."""
-    path = tmp_path_factory.mktemp("run") / "digits"
-    chosen = recipe.preset("digits", TINY)
-    pipeline.train(chosen, path, Machine("cpu", 2), Reporter(quiet=True))
-    return chosen, path
+from privimage.progress import Stopped
 
 
 @pytest.fixture
