@@ -1,7 +1,6 @@
 """Differentially private training for any PyTorch project: gradients, noise, accounting, ledger."""
 
 from privimage.dp.accounting import (
-    ADJACENCY,
     DELTA_RANGE,
     Epsilon,
     Gaussian,
@@ -33,12 +32,12 @@ from privimage.dp.records import (
     QueryReservation,
     Selftest,
     StepReservation,
+    adjacency,
 )
 from privimage.dp.sampling import poisson_sample, rate_threshold
 from privimage.dp.verification import Made, Verification, verify
 
 __all__ = [
-    "ADJACENCY",
     "DELTA_RANGE",
     "DPSGD",
     "GRID_UNITS",
@@ -63,6 +62,7 @@ __all__ = [
     "StepReservation",
     "SubsampledGaussian",
     "Verification",
+    "adjacency",
     "affordable_steps",
     "calibrate_noise_multiplier",
     "check_delta",
