@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from privimage import audit, doctor, inspection, pipeline, recipe
+from privimage import assessment, audit, doctor, inspection, pipeline, recipe
 from privimage import budget as budgeting
+from privimage import export as exporting
 from privimage import selftest as testing
 from privimage.data import ImageShape
 from privimage.errors import UserError, check_choice, check_count
@@ -67,29 +68,87 @@ def train(
     quiet: Annotated[bool, typer.Option(help="Warnings and errors only.")] = False,
 ) -> None:
     """Turns sensitive images into a synthetic data set; run it again to go on."""
-    overrides: dict[str, Any] = {
-        "data.sensitive": sensitive,
-        "data.public": public,
-        "data.test": test,
-        "data.classes": None if classes is None else _class_names(classes),
-        "data.public_size": public_size,
-        "data.person": person,
-        "privacy.unit": unit,
-        "data.image_size": image_size,
-        "data.channels": channels,
-        "privacy.epsilon": epsilon,
-        "privacy.delta": delta,
-        "selection.mode": selection,
-        "seed": seed,
-    }
-    overrides = {name: value for name, value in overrides.items() if value is not None}
-    overrides |= dict(recipe.parse_override(text) for text in set_ or [])
+    overrides = _given(
+        {
+            "data.sensitive": sensitive,
+            "data.public": public,
+            "data.test": test,
+            "data.classes": None if classes is None else _class_names(classes),
+            "data.public_size": public_size,
+            "data.person": person,
+            "privacy.unit": unit,
+            "data.image_size": image_size,
+            "data.channels": channels,
+            "privacy.epsilon": epsilon,
+            "privacy.delta": delta,
+            "selection.mode": selection,
+            "seed": seed,
+        },
+        set_,
+    )
     chosen = recipe.preset(preset, overrides)
-    limit = None if max_minutes is None else 60 * max_minutes
-    reporter = Reporter(quiet, limit)
-    _stop_cleanly_on_signals(reporter)
+    reporter = _reporter(quiet, max_minutes)
     machine = pipeline.Machine(device=device, threads=threads)
     pipeline.train(chosen, out or Path("runs") / preset, machine, reporter, from_stage)
+
+
+@app.command()
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="Run folder, or a set of synthetic images.")],
+    test: Annotated[str | None, typer.Option(help="Real images, public; of a run its own.")] = None,
+    public: Annotated[str | None, typer.Option(help="Public images, for near duplicates.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Labels: a,b,c or a number.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Height and width, pixels.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="efficientnet-lite0, inception or torchvision:NETWORK.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="File of their weights; default torch's hub cache.")
+    ] = None,
+    classifiers: Annotated[
+        str | None, typer.Option(help="Of cnn, resnet9, wrn40_4, mlp, logistic: a,b,c.")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="Trainings of each classifier.")] = None,
+    ceiling: Annotated[
+        bool | None,
+        typer.Option("--ceiling", help="Also train on a run's sensitive images: OUTSIDE ε."),
+    ] = None,
+    sensitive_duplicates: Annotated[
+        bool | None,
+        typer.Option("--sensitive-duplicates", help="Near duplicates of them: OUTSIDE ε."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other value: evaluation.splits=9.")
+    ] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop cleanly after so long.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Cores to use; default all.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default what is there.")] = None,
+    quiet: Annotated[bool, typer.Option(help="Warnings and errors only.")] = False,
+) -> None:
+    """Measures synthetic images on real ones: accuracies, FID and its kin, near duplicates."""
+    overrides = _given(
+        {
+            "data.test": test,
+            "data.public": public,
+            "data.classes": None if classes is None else _class_names(classes),
+            "data.image_size": image_size,
+            "data.channels": channels,
+            "evaluation.features": features,
+            "evaluation.weights": weights,
+            "evaluation.classifiers": None if classifiers is None else _listed(classifiers),
+            "evaluation.repeats": repeats,
+            "evaluation.ceiling": ceiling,
+            "evaluation.sensitive_duplicates": sensitive_duplicates,
+            "seed": seed,
+        },
+        set_,
+    )
+    reporter = _reporter(quiet, max_minutes)
+    machine = pipeline.Machine(device=device, threads=threads)
+    assessment.assess(target, overrides, machine, reporter, json_)
 
 
 @app.command()
@@ -153,7 +212,7 @@ def selftest(
     """Checks what privacy rests on, on this machine and build; status 1 if anything is wrong."""
     if not privacy:
         raise UserError("what shall be tested? give --privacy")
-    where = pipeline.device(device)
+    where = pipeline.Machine(device=device).torch_device()
     if run is not None:
         audit.check_run(run)
     outcomes = []
@@ -173,6 +232,20 @@ def selftest(
 
 
 RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
+
+
+@app.command("export")
+def export_images(
+    run: RunArgument,
+    to: Annotated[
+        str, typer.Option(help="folder, zip, parquet or npz; diffusers for the network.")
+    ],
+    out: Annotated[Path, typer.Option(help="File (zip) or folder to make.")],
+    count: Annotated[int | None, typer.Option(help="The first so many; default all.")] = None,
+    quiet: Annotated[bool, typer.Option(help="Warnings and errors only.")] = False,
+) -> None:
+    """Writes a run's synthetic images, or its network, with a card that says what is promised."""
+    exporting.export(run, to, out, Reporter(quiet), count)
 
 
 @ledger_app.command("show")
@@ -228,7 +301,25 @@ def _class_names(text: str) -> tuple[str, ...]:
     """`a,b,c` as it stands; a number n as "0" … "n - 1"."""
     if text.isdecimal():
         return tuple(str(label) for label in range(int(text)))
+    return _listed(text)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """The parts of `a,b,c`."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _given(options: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
+    """The recipe values that options and --set have given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return given | dict(recipe.parse_override(text) for text in settings or [])
+
+
+def _reporter(quiet: bool, max_minutes: float | None) -> Reporter:
+    """One that stops a loop after so long, or on a signal."""
+    reporter = Reporter(quiet, None if max_minutes is None else 60 * max_minutes)
+    _stop_cleanly_on_signals(reporter)
+    return reporter
 
 
 def _stop_cleanly_on_signals(reporter: Reporter) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from privimage import dp, durable
 from privimage.dp import (
     Gaussian,
+    History,
     Ledger,
     Plan,
     QueryReservation,
@@ -40,7 +41,7 @@ def refuse_without_ledger(folder: RunFolder) -> None:
             )
 
 
-def refuse_foreign_files(folder: RunFolder, ledger: Ledger) -> None:
+def refuse_foreign_files(folder: RunFolder, ledger: History) -> None:
     """Refuses private files whose ledger head or hash is not in the ledger.
 
     That is so whether or not they are to be made again: somebody may have seen them, so the ledger

@@ -6,6 +6,7 @@
 //   barrier()                     all threads of the block meet; what was written is seen by all
 //   shuffle_xor(value, mask)      all lanes meet; the value of lane ^ mask
 //   shared<T>(offset, count)      a piece of the block's shared memory, by bytes from its start
+//   ….load(i), ….load_vector<n>(i)  one value of it; n of them by one instruction, 16 bytes at most
 //   copy16(to, index, from, n)    16 bytes into shared memory in the background: n, then zeros
 //   commit(), wait<n>()           closes a group of copies; waits until n groups are under way
 //   load_transposed(...)          four 8x8 matrices of 16-bit values, each lane gets columns

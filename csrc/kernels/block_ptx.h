@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "kernels/vector.h"
 #include "shared/bfloat16.h"
 
 #define PRIVIMAGE_DEVICE __device__ __forceinline__
@@ -17,6 +18,10 @@ class Shared {
   PRIVIMAGE_DEVICE explicit Shared(T* data) : data_(data) {}
   PRIVIMAGE_DEVICE T load(int index) const { return data_[index]; }
   PRIVIMAGE_DEVICE void store(int index, T value) const { data_[index] = value; }
+  template <int kCount>
+  PRIVIMAGE_DEVICE Vector<T, kCount> load_vector(int index) const {
+    return *reinterpret_cast<const Vector<T, kCount>*>(data_ + index);
+  }
   PRIVIMAGE_DEVICE uint32_t address(int index) const {
     return static_cast<uint32_t>(__cvta_generic_to_shared(data_ + index));
   }

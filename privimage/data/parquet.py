@@ -40,7 +40,8 @@ class ParquetSource(Source):
         columns = {"image.bytes", *(["label"] if self.is_labelled else [])}
         columns |= {self.person} if self.person else set()
         row = 0
-        with pq.ParquetFile(shard) as file:
+        # With buffers Arrow keeps all row groups that it has read: the whole file in the end.
+        with pq.ParquetFile(shard, pre_buffer=False) as file:
             for batch in file.iter_batches(_BATCH_ROWS, columns=sorted(columns)):
                 images = batch.column("image").field("bytes").to_pylist()
                 is_null = batch.column("image").is_null().to_pylist()

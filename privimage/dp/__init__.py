@@ -18,7 +18,7 @@ from privimage.dp.calibration import (
     calibrate_noise_multiplier,
     estimate_noise_multiplier,
 )
-from privimage.dp.clipping import GRID_UNITS, clipped_sum
+from privimage.dp.clipping import GRID_UNITS, clipped_sum, layer_clipped_sum, normalised_sum
 from privimage.dp.engine import ExampleGradients
 from privimage.dp.history import History
 from privimage.dp.joint import JointPromise, compose
@@ -26,6 +26,8 @@ from privimage.dp.ledger import Ledger
 from privimage.dp.narrative import narrate
 from privimage.dp.noise import Domain, SecretKey, SecretStream, generators
 from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
+from privimage.dp.privacy import Privacy
+from privimage.dp.private_engine import PrivateEngine
 from privimage.dp.records import (
     UNITS,
     Plan,
@@ -34,7 +36,8 @@ from privimage.dp.records import (
     StepReservation,
     adjacency,
 )
-from privimage.dp.sampling import poisson_sample, rate_threshold
+from privimage.dp.rules import register_rule, watched
+from privimage.dp.sampling import PoissonLoader, poisson_sample, rate_threshold
 from privimage.dp.verification import Made, Verification, verify
 
 __all__ = [
@@ -54,6 +57,9 @@ __all__ = [
     "Made",
     "Mechanism",
     "Plan",
+    "PoissonLoader",
+    "Privacy",
+    "PrivateEngine",
     "QueryReservation",
     "SecretKey",
     "SecretStream",
@@ -73,9 +79,13 @@ __all__ = [
     "estimate_noise_multiplier",
     "generators",
     "group_epsilon",
+    "layer_clipped_sum",
     "narrate",
+    "normalised_sum",
     "poisson_sample",
     "rate_threshold",
+    "register_rule",
     "replace_one_epsilon",
     "verify",
+    "watched",
 ]

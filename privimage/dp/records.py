@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -186,9 +186,11 @@ class Selftest:
     torch: str
     build: str
     device: str
-    failed: tuple[str, ...]
+    failed: Sequence[str]
 
     def __post_init__(self) -> None:
+        if isinstance(self.failed, str):
+            raise TypeError("a list of names is needed")
         object.__setattr__(self, "failed", tuple(self.failed))
         for text in (self.version, self.torch, self.build, self.device, *self.failed):
             _check_text(text)

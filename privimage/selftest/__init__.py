@@ -10,7 +10,9 @@ import torch
 
 from privimage import ops
 from privimage.dp import Selftest
-from privimage.selftest.checks import CHECKS
+from privimage.selftest.checks import CHECKS, Broken, check_operators
+
+__all__ = ["CHECKS", "Broken", "Outcome", "check_operators", "record", "run"]
 
 
 @dataclass(frozen=True)

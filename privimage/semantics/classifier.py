@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from privimage.data import ImageSet, to_unit_range
 from privimage.errors import check_choice, check_count, check_positive
 from privimage.loop import resumable_steps
+from privimage.networks import NETWORKS, build_network
 from privimage.progress import Reporter
 from privimage.seeds import generator
-from privimage.semantics.networks import NETWORKS, build_network
 
 _HELD_OUT = 0.05
 _MOST_HELD_OUT = 10_000

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/vector.h"
 #include "shared/bfloat16.h"
 #include "tests/emulator/machine.h"
 
@@ -46,6 +47,13 @@ class Shared {
     T value;
     std::memcpy(&value, machine_->read(thread_, place(index, 1), sizeof(T)), sizeof(T));
     return value;
+  }
+  template <int kCount>
+  Vector<T, kCount> load_vector(int index) const {
+    Vector<T, kCount> values;
+    std::memcpy(&values, machine_->read(thread_, place(index, kCount), sizeof values),
+                sizeof values);
+    return values;
   }
   void store(int index, T value) const {
     machine_->write(thread_, place(index, 1), &value, sizeof(T));

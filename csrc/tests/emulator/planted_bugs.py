@@ -37,6 +37,11 @@ def clip(name: str, before: str, after: str) -> Bug:
     return Bug(name, "clipped_sum", before, after)
 
 
+def norm(name: str, before: str, after: str) -> Bug:
+    """A bug in the fused normalisation."""
+    return Bug(name, "group_norm_silu", before, after)
+
+
 BUGS = [
     # Synchronisation
     conv("no barrier after the wait", "      block_.barrier();\n      bring", "      bring"),
@@ -67,6 +72,20 @@ BUGS = [
     ),
     clip("no barrier before the tree", "squares);\n  block.barrier();", "squares);"),
     clip("no barrier inside the tree", "    block.barrier();\n  }", "  }"),
+    norm("no barrier inside the tree", "      block_.barrier();\n      if (at", "      if (at"),
+    norm(
+        "no barrier before the means",
+        "  block.barrier();\n  for (int group = block.thread(); group < slab.groups(); "
+        "group += kNormThreads) {\n    const double sum =",
+        "  for (int group = block.thread(); group < slab.groups(); "
+        "group += kNormThreads) {\n    const double sum =",
+    ),
+    norm("reads before the copies land", "wait<0>", "wait<1>"),
+    norm(
+        "no barrier before the moments are read",
+        "  block.barrier();\n  slab.wait_for_arrays();",
+        "  slab.wait_for_arrays();",
+    ),
     # Halo and tails
     conv("halo off by one", "left - Tile::kHalo)", "left)"),
     conv(
@@ -123,6 +142,29 @@ BUGS = [
     ),
     clip("a quarter of the threads added", "kClippedSumThreads / 2", "kClippedSumThreads / 4"),
     clip("examples that are not finite added", "if (scale != 0.0) sum", "sum"),
+    clip(
+        "norms over the gap",
+        "block.x() * job.row_stride",
+        "block.x() * job.parameters",
+    ),
+    clip("sums over the gap", "[example * job.row_stride", "[example * job.parameters"),
+    norm(
+        "lanes that the tree leaves out",
+        "at.lane + half >= at.lanes",
+        "at.lane + half >= at.lanes - 1",
+    ),
+    norm("channels of a vector mixed", "sums[1][c] += s * ", "sums[1][0] += s * "),
+    norm("last slab as wide as the others", "groups_(least(plan.slab_groups, ", "groups_(("),
+    norm(
+        "neighbours of a vector in another group",
+        "const int c = i % Slab::kChannels, group = slab.group(at.column * Slab::kChannels + c);",
+        "const int c = i % Slab::kChannels, group = slab.group(at.column * Slab::kChannels);",
+    ),
+    norm("vectors in one place", "      slot += kNormThreads;", "      slot += 0;"),
+    norm("variance about 0", "slab.group(at.column * Slab::kChannels + c));\n", "0) * 0;\n"),
+    norm("SiLU's slope without its value", "value * (Real(1) - s)", "(Real(1) - s)"),
+    norm("draws of an example counted once", "draw < draws; ++draw", "draw < 1; ++draw"),
+    norm("sum along x forgotten", "tilts.load(group) * value + ", ""),
     clip("scale in the wrong slot", "job.scales[block.x()]", "job.scales[0]"),
 ]
 
