@@ -153,9 +153,9 @@ def evaluate(
 
 @app.command()
 def budget(
-    delta: Annotated[float, typer.Option(help="Below 1 / number of images.")],
+    delta: Annotated[float, typer.Option(help="Below 1 / number of units.")],
     sample_rate: Annotated[
-        float | None, typer.Option(help="Probability that a step takes an image.")
+        float | None, typer.Option(help="Probability that a step takes a unit.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="DP-SGD steps.")] = None,
     noise_multiplier: Annotated[float | None, typer.Option(help="σ of a step.")] = None,
@@ -168,12 +168,13 @@ def budget(
     group_size: Annotated[
         int | None, typer.Option(help="State ε also for so many images of one person.")
     ] = None,
+    unit: Annotated[str, typer.Option(help="Whom ε protects: image or person.")] = "image",
     plot: Annotated[Path | None, typer.Option(help="PNG file: ε over steps.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")] = False,
 ) -> None:
     """Says what a plan costs, or what a budget pays for, before any data is touched."""
     question = budgeting.Question(
-        delta, sample_rate, steps, noise_multiplier, query_noise, target_epsilon
+        delta, sample_rate, steps, noise_multiplier, query_noise, target_epsilon, unit
     )
     answer = budgeting.answer(question)
     if plot is not None:
