@@ -439,6 +439,8 @@ def test_mixing_is_found_before_any_data_is_touched():
         (lambda: engine(options={"draws_per_example": 0}), "draws_per_example"),
         (lambda: engine(clipping="per_leyer"), "did you mean 'per_layer'"),
         (lambda: engine(max_grad_norm=0.0), "max_grad_norm"),
+        (lambda: engine(max_grad_norm=1e31), "max_grad_norm must lie in"),
+        (lambda: engine(stability=math.nan), "stability must lie in"),
         (lambda: engine(sample_rate=1.5), "sample_rate"),
         (lambda: engine(steps=0), "steps"),
         (lambda: engine(stability=-1.0), "stability"),
