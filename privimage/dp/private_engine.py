@@ -80,7 +80,8 @@ class PrivateEngine:
                 their mean loss is clipped once. For a loss with randomness of its own.
             micro_batch: examples at a time; by default as many as fit 64 MiB of gradients, 64 at
                 most.
-            ledger: with the plan `privacy.plan(delta)`; every step is reserved in it.
+            ledger: by the unit "image", which is one example, and with the plan
+                `privacy.plan(delta)`; every step is reserved in it.
 
         Raises:
             UserError: a layer that mixes examples, parameters of model and optimiser that differ,
@@ -233,6 +234,8 @@ class PrivateEngine:
     def _check_plan(self) -> None:
         if self._ledger is None:
             return
+        # One example is the unit that is sampled and clipped, whatever it shows.
+        self._ledger.check_unit("image")
         plan, own = self._ledger.plan, self.privacy.mechanism(self.privacy.steps)
         if plan is None or plan.finetune != own:
             raise UserError(

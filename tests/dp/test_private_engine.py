@@ -398,6 +398,13 @@ def test_a_step_is_in_the_ledger_before_data_is_touched(tmp_path):
             other.load_state_dict(state)
 
 
+def test_a_ledger_by_person_is_refused(tmp_path):
+    with Ledger(tmp_path / "ledger.jsonl", unit="person") as ledger:
+        ledger.set_plan(privacy().plan(1e-5))
+        with pytest.raises(UserError, match="this ledger is by person"):
+            engine(options={"ledger": ledger})
+
+
 def test_a_test_key_is_noted_in_the_ledger(known_key, tmp_path):
     with Ledger(tmp_path / "ledger.jsonl") as ledger:
         ledger.set_plan(privacy().plan(1e-5))
