@@ -117,7 +117,10 @@ def explain(answer: Answer, group_size: int | None = None) -> Iterator[str]:
         grouped = dp.group_epsilon(answer.mechanisms, delta, group_size)
         yield f"  ε ≤ {grouped:.4f} for all images of a person who has up to {group_size}"
     if answer.plan is not None:
-        yield from _worth_of_a_query(answer, answer.plan)
+        try:
+            yield from _worth_of_a_query(answer, answer.plan)
+        except UserError as error:
+            yield f"What a query is worth beside this plan can't be said: {error}"
 
 
 def plot(answer: Answer, path: Path) -> None:

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from safetensors.torch import save as serialise_tensors
 
 from privimage.errors import UserError
 
+_NETWORKS = (
+    *("nfs", "cifs", "smb", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs", "ocfs2"),
+    *("fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone"),
+)
+
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes `data` so that after a crash `path` holds either all of it or what it held before.
@@ -25,17 +31,50 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         UserError: the disk is full, read-only or not ours; names the path.
     """
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives a path to write to, which becomes `path` when the block ends without an exception.
+
+    Whatever happens, `path` holds either all that was written or what it held before.
+
+    Raises:
+        UserError: the disk is full, read-only or not ours; names `path`.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        _sync(partial)
         os.replace(partial, path)
         _sync(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
+    finally:
+        # After a failure; a file that got its name is not under this one any more.
+        with suppress(OSError):
+            partial.unlink()
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Gives an empty folder, which becomes `path` when the block ends without an exception.
+
+    Raises:
+        UserError: there is something under `path` already, or the disk refuses; names `path`.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    remove_folder(partial)
+    try:
+        make_folder(partial)
+        yield partial
+        publish_folder(partial, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        remove_folder(partial)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -161,8 +200,7 @@ os.register_at_fork(after_in_child=_close_logs_in_child)
 def publish_folder(partial: Path, final: Path) -> None:
     """Renames the finished folder `partial` to `final` after all of it has reached the disk."""
     try:
-        for path in (partial, *partial.rglob("*")):
-            _sync(path)
+        _sync_all(partial)
         os.replace(partial, final)
         _sync(final.parent)
     except OSError as error:
@@ -189,6 +227,28 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def network_file_system(path: Path) -> str | None:
+    """The kind of network file system that `path` is on, such as "nfs4"; None on a local disk.
+
+    There a lock may hold on one machine only, and a synced write may still be in another's memory.
+    Known from Linux' table of mounts; where there is none the answer is None.
+    """
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return None
+    target, found, longest = str(path.resolve()), "", -1
+    for mount in mounts:
+        place, _, kind = mount.partition(" - ")
+        # White space in a name is an octal escape there.
+        folder = place.split()[4].encode().decode("unicode_escape").encode("latin-1").decode()
+        is_above = target == folder or target.startswith(folder.rstrip("/") + "/")
+        # Of two mounts on one folder the later one counts.
+        if is_above and len(folder) >= longest:
+            found, longest = kind.split()[0], len(folder)
+    return found if found.startswith(_NETWORKS) else None
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
@@ -201,6 +261,17 @@ def cannot_write(path: Path, error: OSError) -> UserError:
         f"{path}: can't write it ({error.strerror or error}); what was there before still is: "
         "mend that and run the same command again"
     )
+
+
+def _sync_all(folder: Path) -> None:
+    """Makes a folder and all in it durable; it may hold millions of files."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _sync_all(Path(entry.path))
+            else:
+                _sync(Path(entry.path))
+    _sync(folder)
 
 
 def _sync(path: Path) -> None:

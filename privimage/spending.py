@@ -7,6 +7,7 @@ from pathlib import Path
 from privimage import dp, durable
 from privimage.dp import (
     Gaussian,
+    History,
     Ledger,
     Plan,
     QueryReservation,
@@ -14,6 +15,7 @@ from privimage.dp import (
     SubsampledGaussian,
 )
 from privimage.errors import UserError
+from privimage.recipe import Recipe
 from privimage.run import RunFolder
 from privimage.stages import RELEASES, Run
 
@@ -39,7 +41,7 @@ def refuse_without_ledger(folder: RunFolder) -> None:
             )
 
 
-def refuse_foreign_files(folder: RunFolder, ledger: Ledger) -> None:
+def refuse_foreign_files(folder: RunFolder, ledger: History) -> None:
     """Refuses private files whose ledger head or hash is not in the ledger.
 
     That is so whether or not they are to be made again: somebody may have seen them, so the ledger
@@ -60,6 +62,22 @@ def refuse_foreign_files(folder: RunFolder, ledger: Ledger) -> None:
                 f"{path} is not what {ledger.path} says was released: the ledger is older or the "
                 "file was changed; restore it from a backup, or begin a new run with --out"
             )
+
+
+def refuse_other_persons(folder: RunFolder, recipe: Recipe, ledger: Ledger) -> None:
+    """Refuses to spend for persons that are named in another way than those already spent for.
+
+    Raises:
+        UserError: one ε would be stated for two meanings of "person".
+    """
+    if not ledger.spent():
+        return
+    before, now = folder.recipe().data.person, recipe.data.person
+    if before != now:
+        raise UserError(
+            f"{folder.path}: this run was begun for the persons of --person {before}, not {now}; "
+            "begin a new run with --out"
+        )
 
 
 def releases(folder: RunFolder) -> dict[str, Path]:

@@ -31,6 +31,15 @@ class Impatient(Reporter):
         return self._patience <= 0
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The recipe and the folder of a finished run; tests that use it leave it as it is."""
+    path = tmp_path_factory.mktemp("run") / "digits"
+    chosen = recipe.preset("digits", TINY)
+    pipeline.train(chosen, path, Machine("cpu", 2), Reporter(quiet=True))
+    return chosen, path
+
+
 @pytest.fixture
 def train():
     """Runs a recipe quietly on two threads."""

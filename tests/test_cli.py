@@ -50,7 +50,9 @@ def test_ledger_verify_answers_with_json_and_its_exit_code(finished, tmp_path):
     path, _ = finished
     result = run("ledger", "verify", str(path))
     assert result.returncode == 0
-    assert json.loads(result.stdout)["problems"] == []
+    found = json.loads(result.stdout)
+    assert found["problems"] == []
+    assert found["epsilon"] < found["replace_one_epsilon"] < 3 * found["epsilon"]
     copy = tmp_path / "copy"
     shutil.copytree(path, copy)
     facts = json.loads((copy / "finetune/finetune.json").read_text())
@@ -77,8 +79,11 @@ def test_ledger_show_is_a_line_for_everything_that_happened(finished):
     path, _ = finished
     result = run("ledger", "show", str(path))
     assert result.returncode == 0
-    words = [line.split()[1] for line in result.stdout.splitlines()]
+    *lines, promise = result.stdout.splitlines()
+    words = [line.split()[1] for line in lines]
     assert words == ["begun", "planned", *["reserved", "released"] * 2, "released"]
+    assert promise.startswith("In all: ε = ")
+    assert promise.endswith("if one image is replaced by another.")
     assert "fine-tuning: 6 steps in 3 records (step 0 to 5)" in result.stdout
     assert result.stdout.count("ε so far") == 2
 

@@ -6,21 +6,10 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
-from tiny import TINY
 
-from privimage import audit, pipeline, recipe
+from privimage import audit, pipeline
 from privimage.errors import UserError
-from privimage.pipeline import Machine
-from privimage.progress import Reporter, Stopped
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run and its folder; tests that use it leave it as it is."""
-    path = tmp_path_factory.mktemp("run") / "digits"
-    chosen = recipe.preset("digits", TINY)
-    pipeline.train(chosen, path, Machine("cpu", 2), Reporter(quiet=True))
-    return chosen, path
+from privimage.progress import Stopped
 
 
 @pytest.fixture
@@ -49,10 +38,14 @@ def test_metrics_hold_the_promise_and_both_accuracies(finished):
     metrics = json.loads((path / "evaluation/metrics.json").read_text())
     assert 9.0 < metrics["epsilon"] <= 10.0
     assert (metrics["delta"], metrics["adjacency"]) == (1e-4, "add_remove_one_image")
-    for scores in (metrics, metrics["pretrained"]):
-        assert set(scores["accuracy"]) == {"cnn", "mlp", "logistic"}
-        assert all(0 <= accuracy <= 1 for accuracy in scores["accuracy"].values())
-        assert scores["fid"]["label"].startswith("FID (")
+    for found in (metrics["synthetic"], metrics["pretrained"]):
+        assert set(found["accuracy"]) == {"cnn", "mlp", "logistic"}
+        for accuracy in found["accuracy"].values():
+            assert 0 <= accuracy["over_test_images"]["value"] <= 1
+        assert found["scores"]["fid"]["label"] == "FID (EfficientNet-Lite0)"
+        assert found["near_duplicates"]["against"] == "public"
+    assert any("rank-deficient" in caveat for caveat in metrics["caveats"])
+    assert (metrics["ceiling"], metrics["sensitive_duplicates"]) == (None, None)
     assert (path / "evaluation/comparison.png").stat().st_size > 1000
 
 
@@ -148,7 +141,9 @@ def test_an_infinite_epsilon_is_stamped_as_not_private(tiny, train, tmp_path):
 def test_unlabelled_images_make_one_row(tiny, train, tmp_path, unlabelled):
     train(tiny(data__sensitive=str(unlabelled), data__test=""), tmp_path / "run")
     metrics = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
-    assert metrics["accuracy"] is None
+    assert metrics["synthetic"]["accuracy"] is None
+    assert metrics["synthetic"]["scores"] is None
+    assert "there is no test set: neither accuracy nor scores" in metrics["caveats"]
     assert pq.read_table(tmp_path / "run/synthetic/images.parquet").num_rows == 6
 
 

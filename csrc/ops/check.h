@@ -10,11 +10,6 @@
 
 namespace privimage {
 
-inline void check_matrix(const torch::stable::Tensor& tensor, const std::string& name) {
-  STD_TORCH_CHECK(tensor.dim() == 2, name, ": expected 2 dimensions, got ", tensor.dim());
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
-}
-
 inline void check_positive(double value, const std::string& name) {
   STD_TORCH_CHECK(value > 0.0 && value < 1e300, name, ": expected a finite number above 0, got ",
                   value);

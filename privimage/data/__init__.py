@@ -2,14 +2,20 @@
 
 from privimage.data.images import ImageSet, ImageShape, to_bytes, to_unit_range
 from privimage.data.load import check_source, load_public, load_sensitive
-from privimage.data.write import write_parquet
+from privimage.data.persons import PersonKey
+from privimage.data.write import ImageFile, file_name, image_files, png, write_parquet
 
 __all__ = [
+    "ImageFile",
     "ImageSet",
     "ImageShape",
+    "PersonKey",
     "check_source",
+    "file_name",
+    "image_files",
     "load_public",
     "load_sensitive",
+    "png",
     "to_bytes",
     "to_unit_range",
     "write_parquet",

@@ -19,7 +19,7 @@ from privimage.dp.calibration import (
     calibrate_noise_multiplier,
     estimate_noise_multiplier,
 )
-from privimage.dp.clipping import GRID_UNITS, clipped_sum
+from privimage.dp.clipping import GRID_UNITS, clipped_sum, layer_clipped_sum, normalised_sum
 from privimage.dp.engine import ExampleGradients
 from privimage.dp.history import History
 from privimage.dp.joint import JointPromise, compose
@@ -27,8 +27,11 @@ from privimage.dp.ledger import Ledger
 from privimage.dp.narrative import narrate
 from privimage.dp.noise import Domain, SecretKey, SecretStream, generators
 from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
-from privimage.dp.records import Plan, QueryReservation, StepReservation
-from privimage.dp.sampling import poisson_sample, rate_threshold
+from privimage.dp.privacy import Privacy
+from privimage.dp.private_engine import PrivateEngine
+from privimage.dp.records import UNITS, Plan, QueryReservation, Selftest, StepReservation
+from privimage.dp.rules import register_rule, watched
+from privimage.dp.sampling import PoissonLoader, poisson_sample, rate_threshold
 from privimage.dp.verification import Made, Verification, verify
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "DELTA_RANGE",
     "DPSGD",
     "GRID_UNITS",
+    "UNITS",
     "DPAdam",
     "DPAdamW",
     "Domain",
@@ -48,9 +52,13 @@ __all__ = [
     "Made",
     "Mechanism",
     "Plan",
+    "PoissonLoader",
+    "Privacy",
+    "PrivateEngine",
     "QueryReservation",
     "SecretKey",
     "SecretStream",
+    "Selftest",
     "StepBudget",
     "StepReservation",
     "SubsampledGaussian",
@@ -65,9 +73,13 @@ __all__ = [
     "estimate_noise_multiplier",
     "generators",
     "group_epsilon",
+    "layer_clipped_sum",
     "narrate",
+    "normalised_sum",
     "poisson_sample",
     "rate_threshold",
+    "register_rule",
     "replace_one_epsilon",
     "verify",
+    "watched",
 ]

@@ -96,6 +96,14 @@ def bounds(
     return Epsilon(*prv.bounds(composition, delta, epsilon_error))
 
 
+def cost(mechanisms: Sequence[Mechanism], delta: float, epsilon_error: float) -> float:
+    """What `bounds` costs, in grid points; it refuses more than `prv.LARGEST_GRID`."""
+    composition = composed(mechanisms) if _has_noise(mechanisms) else None
+    if composition is None or not composition.count:
+        return 0.0
+    return prv.grid_points(composition, delta, epsilon_error)
+
+
 def epsilon_over_steps(
     plan: SubsampledGaussian,
     counts: Sequence[int],

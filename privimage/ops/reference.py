@@ -33,10 +33,14 @@ _LN2 = tuple(map(float.fromhex, ("0x1.62e42fefa2000p-1", "0x1.9ef35793c7673p-41"
 _HALF_PI = tuple(map(float.fromhex, ("0x1.921fb54442d18p+0", "0x1.1a62633145c07p-54")))
 
 
-def clipped_sum(parts: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
+def clipped_sum(
+    parts: torch.Tensor, max_grad_norm: float, share: float = 1.0, stability: float | None = None
+) -> torch.Tensor:
     """[examples, parameters] → int64 [parameters]; see `privimage.ops.clipped_sum`."""
     norms = parts.double().square().sum(dim=1).sqrt()
-    scales = 2**GRID_BITS / max_grad_norm * (max_grad_norm * (1 - _MARGIN) / norms).clamp(max=1)
+    allowed = max_grad_norm * share * (1 - _MARGIN)
+    clipped, normalised = (allowed / norms).clamp(max=1), allowed / (norms + (stability or 0.0))
+    scales = 2**GRID_BITS / max_grad_norm * (clipped if stability is None else normalised)
     rows = torch.where(norms.isfinite()[:, None], parts.double() * scales[:, None], 0.0)
     return rows.trunc().long().sum(dim=0)
 

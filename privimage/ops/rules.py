@@ -3,7 +3,9 @@
 import torch
 
 
-def clipped_sum(parts: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
+def clipped_sum(
+    parts: torch.Tensor, max_grad_norm: float, share: float = 1.0, stability: float | None = None
+) -> torch.Tensor:
     """[examples, parameters] → int64 [parameters], without data. Integers have no gradient."""
     return parts.new_empty(parts.shape[1], dtype=torch.int64)
 

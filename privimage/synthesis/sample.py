@@ -1,5 +1,6 @@
 """Synthesises labelled images from a denoiser, piece by piece, so that it can be resumed."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,14 +43,16 @@ def synthesise(
     workers: Workers,
     reporter: Reporter,
     label: str = "synthesis",
-) -> torch.Tensor:
-    """Makes the images of `order`; finished pieces in `folder` are not made again.
+) -> Iterator[torch.Tensor]:
+    """Makes the images of `order`, all before it returns; finished pieces are not made again.
 
     Each piece has its own generator, so that an image depends on the seed and its place alone,
     not on the number of threads or on where the work was interrupted.
 
     Returns:
-        uint8 [images, channels, height, width], in the order of the labels.
+        The images in the order of the labels, uint8 [at most piece, channels, height, width] at a
+        time, each piece read from the disk when it is asked for: all of them may be more than fit
+        in memory.
 
     Raises:
         Stopped: the reporter asked for it; finished pieces are kept.
@@ -71,4 +74,4 @@ def synthesise(
         workers.map(make, groups[number])
         if reporter.must_stop and number + 1 < len(groups):
             raise Stopped(f"{label} stopped after {number + 1} of {len(groups)} rounds")
-    return torch.cat([durable.read_tensors(path)["images"] for path in paths])
+    return (durable.read_tensors(path)["images"] for path in paths)

@@ -2,13 +2,16 @@ import io
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from privimage.data import ImageSet, ImageShape, load_public, load_sensitive, write_parquet
+from privimage.data import ImageSet, ImageShape, image_files, load_public, load_sensitive
 from privimage.data import write as write_module
+from privimage.data import write_parquet as write
+from privimage.data.formats import open_source
 from privimage.errors import UserError
 
 NAMES = ("cat", "dog", "emu")
@@ -19,6 +22,10 @@ def _images(count=7, channels=3, names=NAMES):
     images = torch.randint(0, 256, (count, channels, 9, 9), generator=random, dtype=torch.uint8)
     labels = torch.arange(count) % max(len(names), 1)
     return ImageSet(images, labels, names)
+
+
+def write_parquet(path, images, about):
+    write(path, image_files(images), images.names, about)
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +100,14 @@ def test_a_place_that_can_not_be_written_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"x\.parquet: can't write it") as caught:
         write_parquet(tmp_path / "missing/x.parquet", _images(), {})
     assert "\n" not in str(caught.value)
+
+
+def test_reading_keeps_no_more_than_a_few_row_groups(tmp_path):
+    noise = torch.randint(0, 256, (3000, 1, 32, 32), dtype=torch.uint8)
+    images = ImageSet(noise, torch.zeros(3000, dtype=torch.int64), ("x",))
+    write_parquet(tmp_path / "x.parquet", images, {})
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in open_source("x", tmp_path / "x.parquet").entries():
+        most = max(most, pa.total_allocated_bytes() - before)
+    # 3.3 MB in a thousand row groups: all of it, if buffers are kept.
+    assert most < 1_500_000

@@ -29,7 +29,10 @@ def _make(folder, threads=2, denoise=_denoise, reporter=None, **changes):
     workers = Workers(threads)
     try:
         reporter = reporter or Reporter(quiet=True)
-        return synthesise(denoise, _order(**changes), SETTINGS, folder, workers, reporter)
+        order = _order(**changes)
+        pieces = list(synthesise(denoise, order, SETTINGS, folder, workers, reporter))
+        assert all(len(piece) <= order.piece for piece in pieces)
+        return torch.cat(pieces)
     finally:
         workers.close()
 

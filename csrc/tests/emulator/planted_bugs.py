@@ -231,6 +231,12 @@ BUGS = [
     plain("bias of channels that don't exist", "lane == 0 && output < outputs", "lane == 0"),
     clip("a quarter of the threads added", "kClippedSumThreads / 2", "kClippedSumThreads / 4"),
     clip("examples that are not finite added", "if (scale != 0.0) sum", "sum"),
+    clip(
+        "norms over the gap",
+        "block.x() * job.row_stride",
+        "block.x() * job.parameters",
+    ),
+    clip("sums over the gap", "[example * job.row_stride", "[example * job.parameters"),
     norm(
         "lanes that the tree leaves out",
         "at.lane + half >= at.lanes",

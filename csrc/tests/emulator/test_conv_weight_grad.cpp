@@ -122,7 +122,7 @@ Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
   const int64_t stride = layer.weights() + kBeside;
   Guarded<Scalar> x(layer.x), grad(layer.grad);
   std::vector<double> factors;
-  for (double squares : measured) factors.push_back(grid_scale(squares, kClip));
+  for (double squares : measured) factors.push_back(grid_scale(squares, {kClip}));
   Guarded<double> scales(factors);
   CHECK(cuda::conv_counts_fit<Tile>(shape));
   const cuda::LaunchShape launch = cuda::conv_launch<Tile>(shape);
@@ -191,7 +191,7 @@ void matches(const Layer<Scalar>& layer, double tolerance, uint64_t seed) {
   for (int64_t i = 0; i < weights; ++i) {
     int64_t sum = 0;
     for (int64_t example = 0; example < examples; ++example) {
-      const double scale = grid_scale(measured.squares[example], kClip);
+      const double scale = grid_scale(measured.squares[example], {kClip});
       sum += grid_coordinate(stored.parts[example * (weights + kBeside) + i], scale);
     }
     CHECK(added.sum[i] == sum);
@@ -301,7 +301,7 @@ void examples_do_not_touch_each_other() {
   for (int64_t i = 0; i < layer.weights(); ++i) {
     const auto part = [&](int64_t example) {
       return grid_coordinate(clean.parts[example * stride + i],
-                             grid_scale(clean.squares[example], kClip));
+                             grid_scale(clean.squares[example], {kClip}));
     };
     CHECK(added.sum[i] == int64_t{part(0)} + part(2));
   }

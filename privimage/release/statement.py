@@ -1,0 +1,53 @@
+"""What is promised for everything that a run's private stages have released, from its ledger."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from privimage.dp import History
+
+_NEVER_COVERED = (
+    "several runs on the same people, or anything else released about them: each has an ε of its "
+    "own, and together they weigh more than any of them (`privimage ledger compose`)",
+    "what is true of the sensitive images as a group: it is what the synthetic ones are to show",
+    "how long the run took and how much memory and power it used",
+    "anything that somebody computed on the sensitive images outside this run",
+)
+_MANY_IMAGES = (
+    "a person with several images: the promise is for one image, and for all images of a person it "
+    "is weaker (`privimage budget --group-size`)"
+)
+
+
+def privacy_statement(history: History) -> dict[str, Any]:
+    """The promise as JSON; ε is null where nothing is promised.
+
+    `epsilon` is the upper bound of the accountants; `nonprivate` is what lies outside it.
+
+    Raises:
+        UserError: the ledger holds no plan, or the accountants disagree.
+    """
+    plan, reasons = history.plan_in_force(), history.not_private_because
+    return {
+        "epsilon": None if reasons else history.epsilon(plan.delta).upper,
+        "delta": plan.delta,
+        "unit": history.unit,
+        "adjacency": history.adjacency,
+        "private": not reasons,
+        "not_private_because": reasons,
+        "nonprivate": history.nonprivate,
+        "accountant": _accountant(),
+        "ledger_head": history.head,
+    }
+
+
+def not_covered(statement: Mapping[str, Any]) -> list[str]:
+    """What the ε of a statement does not cover, a sentence each; the run's own cases first."""
+    own = [f"computed in this run without noise: {what}" for what in statement["nonprivate"]]
+    many = [_MANY_IMAGES] if statement["unit"] == "image" else []
+    return [*own, *many, *_NEVER_COVERED]
+
+
+def _accountant() -> str:
+    used, second = (f"{name} {version(name)}" for name in ("prv-accountant", "dp-accounting"))
+    return f"{used} (upper bound), {second} in agreement"

@@ -1,0 +1,120 @@
+"""A finished run's network in Python: as many synthetic images as are wanted, for no more ε."""
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from privimage import spending
+from privimage.data import ImageSet, to_bytes
+from privimage.diffusion.denoiser import Denoiser
+from privimage.diffusion.samplers import sample
+from privimage.dp import History
+from privimage.errors import UserError, check_count, nearest
+from privimage.evaluate import epsilon_sentence
+from privimage.progress import Reporter
+from privimage.release import privacy_statement
+from privimage.run import RunFolder
+from privimage.seeds import generator
+from privimage.stages import Run
+from privimage.threads import Workers
+
+
+class Synthesizer:
+    """Samples from the fine-tuned network of a run; `load` makes one.
+
+    Sampling is post-processing of what the run has released: it costs no privacy, whatever is asked
+    and however often.
+
+    Attributes:
+        names: of the labels; empty for an unlabelled run.
+        statement: what was promised: the fields of `metrics.json`, such as `unit` and `delta`.
+    """
+
+    def __init__(self, run: Run, statement: dict[str, Any]) -> None:
+        self.names = run.names
+        self.statement = statement
+        self._run = run
+        weights = run.folder.stage("finetune") / "network.safetensors"
+        self._denoise = Denoiser(run.network(weights).eval())
+
+    @property
+    def epsilon(self) -> float | None:
+        """The upper bound of ε; None where nothing is promised."""
+        epsilon: float | None = self.statement["epsilon"]
+        return epsilon
+
+    def __repr__(self) -> str:
+        """What was promised, in a sentence."""
+        facts = self.statement
+        return f"<{epsilon_sentence(facts['epsilon'], facts['delta'], facts['unit'])}>"
+
+    def sample(
+        self, label: int | str | None = None, n: int = 16, seed: int | None = None
+    ) -> ImageSet:
+        """Makes `n` images.
+
+        Args:
+            label: the number or name of a label; None for each label in turn.
+            n: how many.
+            seed: the same seed makes the same images on the same machine; None for others every
+                time.
+
+        Returns:
+            `images` uint8 [n, channels, height, width], their `labels` and the `names`.
+
+        Raises:
+            UserError: there is no such label, or `n` is below 1.
+        """
+        check_count("n", n)
+        labels = torch.full((n,), self._number(label)) if label is not None else self._in_turn(n)
+        run, seed = self._run, secrets.randbits(62) if seed is None else seed
+        settings, size = run.recipe.synthesis, run.shape.size
+        pieces = []
+        for index, piece in enumerate(labels.split(settings.batch_size)):
+            random = generator(seed, "sample", index)
+            latents = torch.randn((len(piece), run.shape.channels, size, size), generator=random)
+            images = sample(
+                self._denoise,
+                latents.to(run.device),
+                piece.to(run.device),
+                settings.sampler,
+                random,
+                len(self.names),
+            )
+            pieces.append(to_bytes(images).cpu())
+        return ImageSet(torch.cat(pieces), labels, self.names)
+
+    def _in_turn(self, n: int) -> torch.Tensor:
+        return torch.arange(n) % max(len(self.names), 1)
+
+    def _number(self, label: int | str) -> int:
+        """The number of a label that is given by number or name."""
+        if isinstance(label, str):
+            if label not in self.names:
+                raise UserError(f"there is no label '{label}'; {nearest(label, self.names)}")
+            return self.names.index(label)
+        if not 0 <= label < len(self.names):
+            raise UserError(f"label {label}: the run's labels are 0 … {len(self.names) - 1}")
+        return label
+
+
+def load(path: str | Path, device: str | None = None) -> Synthesizer:
+    """Opens the run folder at `path` to sample from.
+
+    Args:
+        path: of a run whose fine-tuning is done.
+        device: "cpu" or "cuda"; default "cpu".
+
+    Raises:
+        UserError: there is no such run, it is not far enough, or its ledger does not vouch for it.
+    """
+    folder = RunFolder(Path(path))
+    recipe = folder.recipe()
+    if not folder.is_done("finetune"):
+        raise UserError(f"{path}: fine-tuning is not finished; go on with `privimage train`")
+    history = History.read(folder.ledger)
+    spending.refuse_foreign_files(folder, history)
+    run = Run(recipe, folder, Reporter(quiet=True), Workers(), torch.device(device or "cpu"))
+    return Synthesizer(run, {**privacy_statement(history), "recipe_sha256": recipe.sha256})
