@@ -260,7 +260,7 @@ class ConvWeightGradBlock {
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           float& sum = sums[tap][i / 4][in][i % 4];
-          sum = fmaf(grad[i / 2], input.at[i % 2], sum);
+          sum = std::fmaf(grad[i / 2], input.at[i % 2], sum);
         }
       }
     }

@@ -27,6 +27,11 @@ LAYERS = [
 ]
 
 
+def _numbers(sizes):
+    """As the name of a test has them."""
+    return "x".join(map(str, sizes))
+
+
 def _random(*shape, dtype=torch.float32, device="cpu"):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
@@ -39,7 +44,7 @@ def _close(found, expected, relative):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["first", "last"])
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@pytest.mark.parametrize("layer", LAYERS, ids=_numbers)
 @pytest.mark.parametrize(("device", "dtype"), TYPES)
 def test_weight_gradients(device, dtype, layer, layout):
     taps, stride, padding, dilation, groups, inputs, outputs, size = layer
@@ -63,7 +68,7 @@ def test_weight_gradients(device, dtype, layer, layout):
 
 
 @pytest.mark.parametrize("silu", [True, False])
-@pytest.mark.parametrize("shape", [(6, 64, 16, 16), (4, 12, 7, 5), (2, 20, 9)], ids=str)
+@pytest.mark.parametrize("shape", [(6, 64, 16, 16), (4, 12, 7, 5), (2, 20, 9)], ids=_numbers)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["first", "last"])
 @pytest.mark.parametrize(("device", "dtype"), TYPES)
 def test_group_norm_silu(device, dtype, layout, shape, silu):
