@@ -15,7 +15,7 @@ namespace privimage::cuda {
 
 template <typename Real>
 PRIVIMAGE_DEVICE Real sigmoid(Real x) {
-  return Real(1) / (Real(1) + exp(-x));
+  return Real(1) / (Real(1) + std::exp(-x));
 }
 
 // kValues of 1: one at a time, in whichever layout the shape says; kLast is not looked at.
@@ -246,7 +246,7 @@ PRIVIMAGE_DEVICE void group_norm_forward(const Block& block, const GroupNormOnGp
   block.barrier();
   for (int group = block.thread(); group < slab.groups(); group += kNormThreads) {
     const double squares = slab.group_sum(group, [&](int c) { return slab.totals(1).load(c); });
-    rstd.store(group, static_cast<Real>(1.0 / sqrt(squares / slab.count() + job.eps)));
+    rstd.store(group, static_cast<Real>(1.0 / std::sqrt(squares / slab.count() + job.eps)));
     job.mean[slab.group_start() + group] = mean.load(group);
     job.rstd[slab.group_start() + group] = rstd.load(group);
   }
