@@ -32,8 +32,9 @@ MAY_IMPORT = {
     "summary": {"durable", "dp", "evaluate", "release", "stages"},
     "spending": {"errors", "durable", "dp", "run", "stages"},
     "audit": {"durable", "dp", "evaluate", "run", "spending"},
+    "report": {"errors", "durable", "data", "dp", "evaluate", "audit", "recipe", "release", "run"},
     "pipeline": GROUND
-    | {"spending", "stages", "summary", "run", "recipe", "data", "dp", "semantics"},
+    | {"report", "spending", "stages", "summary", "run", "recipe", "data", "dp", "semantics"},
     "doctor": {"errors", "ops"},
     "export": GROUND | {"data", "dp", "hub", "recipe", "release", "run", "spending"},
     "hub": {"errors", "durable", "diffusion"},
@@ -42,7 +43,7 @@ MAY_IMPORT = {
     "budget": {"errors", "durable", "dp"},
     "inspection": {"durable", "data"},
     "cli": {"errors", "progress", "recipe", "data", "pipeline", "audit", "doctor", "budget"}
-    | {"inspection", "export"},
+    | {"inspection", "export", "report"},
     "__init__": {"synthesizer"},
     "__main__": {"cli"},
 }
