@@ -18,6 +18,7 @@ from privimage import selftest as testing
 from privimage.data import ImageShape
 from privimage.errors import UserError, check_choice, check_count
 from privimage.progress import Reporter, Stopped
+from privimage.report import write_report
 
 _USER_ERROR, _FOUND_WRONG = 2, 1
 
@@ -246,6 +247,12 @@ def export_images(
 ) -> None:
     """Writes a run's synthetic images, or its network, with a card that says what is promised."""
     exporting.export(run, to, out, Reporter(quiet), count)
+
+
+@app.command("report")
+def make_report(run: RunArgument) -> None:
+    """Writes a run's report.html anew: what was done and what is promised, for any reader."""
+    typer.echo(write_report(run))
 
 
 @ledger_app.command("show")
