@@ -48,6 +48,11 @@ def plain(name: str, before: str, after: str) -> Bug:
     return Bug(name, "example_weight_grad", before, after)
 
 
+def slab(name: str, before: str, after: str) -> Bug:
+    """A bug in how its blocks share and add up their values."""
+    return Bug(name, "group_norm_silu", before, after, "kernels/group_norm_slab.cuh")
+
+
 def update(name: str, before: str, after: str) -> Bug:
     """A bug in the last pass of a step."""
     return Bug(name, "private_update", before, after)
@@ -97,7 +102,7 @@ BUGS = [
     ),
     clip("no barrier before the tree", "squares);\n  block.barrier();", "squares);"),
     clip("no barrier inside the tree", "    block.barrier();\n  }", "  }"),
-    norm("no barrier inside the tree", "      block_.barrier();\n      if (at", "      if (at"),
+    slab("no barrier inside the tree", "      block_.barrier();\n      if (at", "      if (at"),
     norm(
         "no barrier before the means",
         "  block.barrier();\n  for (int group = block.thread(); group < slab.groups(); "
@@ -105,7 +110,7 @@ BUGS = [
         "  for (int group = block.thread(); group < slab.groups(); "
         "group += kNormThreads) {\n    const double sum =",
     ),
-    norm("reads before the copies land", "wait<0>", "wait<1>"),
+    slab("reads before the copies land", "wait<0>", "wait<1>"),
     norm(
         "no barrier before the moments are read",
         "  block.barrier();\n  slab.wait_for_arrays();",
@@ -237,19 +242,19 @@ BUGS = [
         "block.x() * job.parameters",
     ),
     clip("sums over the gap", "[example * job.row_stride", "[example * job.parameters"),
-    norm(
+    slab(
         "lanes that the tree leaves out",
         "at.lane + half >= at.lanes",
         "at.lane + half >= at.lanes - 1",
     ),
     norm("channels of a vector mixed", "sums[1][c] += s * ", "sums[1][0] += s * "),
-    norm("last slab as wide as the others", "groups_(least(plan.slab_groups, ", "groups_(("),
+    slab("last slab as wide as the others", "groups_(least(plan.slab_groups, ", "groups_(("),
     norm(
         "neighbours of a vector in another group",
         "const int c = i % Slab::kChannels, group = slab.group(at.column * Slab::kChannels + c);",
         "const int c = i % Slab::kChannels, group = slab.group(at.column * Slab::kChannels);",
     ),
-    norm("vectors in one place", "      slot += kNormThreads;", "      slot += 0;"),
+    slab("vectors in one place", "      slot += kNormThreads;", "      slot += 0;"),
     norm("variance about 0", "slab.group(at.column * Slab::kChannels + c));\n", "0) * 0;\n"),
     norm("SiLU's slope without its value", "value * (Real(1) - s)", "(Real(1) - s)"),
     norm("draws of an example counted once", "draw < draws; ++draw", "draw < 1; ++draw"),
