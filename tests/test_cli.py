@@ -140,6 +140,7 @@ def test_ledger_compose_states_one_epsilon_for_all(finished, tmp_path):
         (["train", "--delta", "0.001"], "below 1 / 1437"),
         (["train", "--selection", "some"], "selection.mode"),
         (["train", "--preset", "cifar10"], "--sensitive"),
+        (["train", "--unit", "person", "--person", "folder:1"], "names no persons by folder:1"),
         (["train", "--device", "tpu"], "--device"),
         (["train", "--threads", "0"], "--threads"),
         (["evaluate", "/no/such"], "synthetic images: there is no file or folder '/no/such'"),

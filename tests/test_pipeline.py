@@ -25,7 +25,7 @@ def _records(path):
 def test_every_stage_leaves_its_folder_and_nothing_else(finished):
     _, path = finished
     expected = {stage.name for stage in pipeline.STAGES}
-    files = {"recipe.toml", "declared.json", "ledger.jsonl"}
+    files = {"recipe.toml", "declared.json", "ledger.jsonl", "report.html"}
     assert {entry.name for entry in path.iterdir()} == expected | files
     for name in expected:
         record = json.loads((path / name / "stage.json").read_text())

@@ -79,6 +79,14 @@ class Block {
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
+  PRIVIMAGE_DEVICE uint32_t to_tf32(float value) const {
+    uint32_t bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+    return bits;
+  }
+  PRIVIMAGE_DEVICE void add(int64_t* to, int64_t value) const {
+    atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
+  }
   PRIVIMAGE_DEVICE void multiply_add_tf32(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
                                           uint32_t b1) const {
     asm volatile(

@@ -3,13 +3,21 @@
 #pragma once
 
 #include "kernels/block.h"
+#include "kernels/launch.h"
 #include "shared/clipped_sum.h"
 #include "shared/grid.h"
 
 namespace privimage::cuda {
 
 constexpr int kClippedSumThreads = 256;
-constexpr int kScalesSharedBytes = kClippedSumThreads * sizeof(double);
+
+// A block an example, and a thread a parameter.
+inline LaunchShape scales_launch(int64_t examples) {
+  return {examples, 1, kClippedSumThreads, kClippedSumThreads * int64_t{sizeof(double)}};
+}
+inline LaunchShape sums_launch(int64_t parameters) {
+  return {blocks_for(parameters, kClippedSumThreads), 1, kClippedSumThreads, 0};
+}
 
 // One block an example. Thread t adds the squares t, t + 256, …; the tree below adds the threads in
 // a fixed order, so that the norm is the same in every run.

@@ -27,4 +27,9 @@ constexpr int64_t blocks_for(int64_t values, int64_t each) {
   return values / each + (values % each != 0);
 }
 
+// a b for a, b >= 0; where that is beyond 64 bits, more than any grid has.
+constexpr int64_t product(int64_t a, int64_t b) {
+  return a != 0 && b > INT64_MAX / a ? INT64_MAX : a * b;
+}
+
 }  // namespace privimage::cuda

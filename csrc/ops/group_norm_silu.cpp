@@ -45,17 +45,6 @@ GroupNormShape shape_of(const Tensor& x, int64_t examples, int64_t groups, bool 
           silu};
 }
 
-// Of statistics, weights and their gradients.
-ScalarType wide_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::BFloat16 ? ScalarType::Float : x.scalar_type();
-}
-
-void check_beside(const Tensor& tensor, ScalarType type, const Tensor& x, const std::string& name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": expected the type of x, or float32 where ",
-                  "that is bfloat16");
-  STD_TORCH_CHECK(tensor.device() == x.device(), name, ": expected the device of x");
-}
-
 void check_vector(const std::optional<Tensor>& tensor, const Tensor& x, const std::string& name) {
   if (!tensor) return;
   check_beside(*tensor, wide_type(x), x, name);

@@ -121,6 +121,13 @@ class Block {
     emulator::MultiplyArguments arguments{sum, a, {b0, b1}};
     machine_->meet(emulator::kMultiplyAdd, &arguments);
   }
+  // To the nearest of 11 bits, ties away from zero; a NaN stays one.
+  uint32_t to_tf32(float value) const {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffe000u : (bits + 0x1000u) & 0xffffe000u;
+  }
+  void add(int64_t* to, int64_t value) const { *to += value; }
   void multiply_add_tf32(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) const {
     emulator::MultiplyArguments arguments{sum, a, {b0, b1}};
     machine_->meet(emulator::kMultiplyAddTf32, &arguments);

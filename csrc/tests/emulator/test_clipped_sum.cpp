@@ -47,12 +47,14 @@ void equals_the_cpu(int64_t examples, int64_t parameters, const ClipRule& rule, 
   Guarded<int64_t> device_sum(own);
   const ClippedSum<Scalar> job{
       device_parts.data(), device_scales.data(), device_sum.data(), examples, own, stride, rule};
-  emulator::run({examples, 1, cuda::kClippedSumThreads, cuda::kScalesSharedBytes, seed},
-                [&](const Block& block) { cuda::write_scales(block, job); });
+  const auto emulate = [&](const cuda::LaunchShape& shape, auto kernel) {
+    emulator::run({shape.blocks_x, shape.blocks_y, shape.threads, shape.shared_bytes, seed},
+                  [&](const Block& block) { kernel(block); });
+  };
+  emulate(cuda::scales_launch(examples),
+          [&](const Block& block) { cuda::write_scales(block, job); });
   for (int64_t i = 0; i < examples; ++i) CHECK(device_scales[i] == scales[i]);
-  const int64_t blocks = (own + cuda::kClippedSumThreads - 1) / cuda::kClippedSumThreads;
-  emulator::run({blocks, 1, cuda::kClippedSumThreads, 0, seed},
-                [&](const Block& block) { cuda::write_sums(block, job); });
+  emulate(cuda::sums_launch(own), [&](const Block& block) { cuda::write_sums(block, job); });
   for (int64_t i = 0; i < own; ++i) CHECK(device_sum[i] == sum[i]);
 }
 
