@@ -3,7 +3,7 @@
 from privimage.evaluate.classifiers import Resources, accuracies, check_test_set
 from privimage.evaluate.duplicates import near_duplicates
 from privimage.evaluate.evaluation import Material, evaluate
-from privimage.evaluate.features import FeatureNetwork, extract, load_features
+from privimage.evaluate.features import FeatureNetwork, compute_features, load_features
 from privimage.evaluate.metrics import fid, inception_score, kid
 from privimage.evaluate.neighbours import manifold, nearest_distances
 from privimage.evaluate.report import comparison_picture, epsilon_sentence
@@ -23,9 +23,9 @@ __all__ = [
     "as_json",
     "check_test_set",
     "comparison_picture",
+    "compute_features",
     "epsilon_sentence",
     "evaluate",
-    "extract",
     "fid",
     "from_json",
     "inception_score",

@@ -8,7 +8,7 @@ from privimage.data import ImageSet
 from privimage.evaluate import scores as scoring
 from privimage.evaluate.classifiers import Resources, accuracies
 from privimage.evaluate.duplicates import near_duplicates
-from privimage.evaluate.features import FeatureNetwork, extract
+from privimage.evaluate.features import FeatureNetwork, compute_features
 from privimage.evaluate.result import Accuracy, Evaluation, FeatureFacts, Score, SetScores
 from privimage.evaluate.settings import EvaluationSettings
 from privimage.progress import Reporter
@@ -127,11 +127,11 @@ def _scores(
             f"scores need at least {scoring.LEAST_IMAGES} images on either side, there are {fewest}"
         )
         return [None for _ in sets], None
-    reference = extract(network, real.images, "test images", reporter)
+    reference = compute_features(network, real.images, "test images", reporter)
     titles = ("synthetic images", "images before fine-tuning")
     found = []
     for images, title in zip(chosen, titles, strict=False):
-        outputs = extract(network, images.images, title, reporter)
+        outputs = compute_features(network, images.images, title, reporter)
         found.append(
             scoring.scores(outputs, reference, network.facts, settings.splits, seed, reporter)
         )

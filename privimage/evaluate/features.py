@@ -76,7 +76,7 @@ def load_features(
     raise UserError(f"features: '{name}' is not known; {nearest(name, known)}")
 
 
-def extract(
+def compute_features(
     network: FeatureNetwork, images: torch.Tensor, what: str, reporter: Reporter
 ) -> Outputs:
     """Features and logits of every image, float32, on the CPU.

@@ -89,10 +89,9 @@ def caveats(n_synthetic: int, n_real: int, facts: FeatureFacts) -> list[str]:
     fewest = min(n_synthetic, n_real)
     if fewest <= facts.dimensions:
         said.append(
-            f"FID and KID from {n_synthetic} synthetic and {n_real} real images with "
-            f"{facts.dimensions} features each: no more images than features leave the covariances "
-            "rank-deficient, and FID far too high; only the real/real floor at the same N gives it "
-            "a meaning"
+            f"FID from {n_synthetic} synthetic and {n_real} real images with {facts.dimensions} "
+            "features each: no more images than features leave a covariance rank-deficient, and "
+            "FID far too high; only beside the real/real floor at the same N has it a meaning"
         )
     if facts.name != "inception":
         said.append(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from privimage.errors import UserError
-from privimage.evaluate import extract, load_features
+from privimage.evaluate import compute_features, load_features
 from privimage.evaluate import features as module
 from privimage.evaluate.efficientnet import efficientnet_lite0
 from privimage.progress import Reporter, Stopped
@@ -22,7 +22,7 @@ def _images(count, channels=3, side=32, seed=0):
 
 
 def _extracted(network, images):
-    return extract(network, images, "images", Reporter(quiet=True))
+    return compute_features(network, images, "images", Reporter(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_features_stop_between_batches(lite0):
     reporter = Reporter(quiet=True)
     reporter.request_stop()
     with pytest.raises(Stopped, match="features of test images stopped after 0 of 1"):
-        extract(lite0, _images(3), "test images", reporter)
+        compute_features(lite0, _images(3), "test images", reporter)
 
 
 @pytest.mark.parametrize(
