@@ -18,6 +18,7 @@ from privimage import selftest as testing
 from privimage.data import ImageShape
 from privimage.errors import UserError, check_choice, check_count
 from privimage.progress import Reporter, Stopped
+from privimage.report import write_report
 
 _USER_ERROR, _FOUND_WRONG = 2, 1
 
@@ -153,9 +154,9 @@ def evaluate(
 
 @app.command()
 def budget(
-    delta: Annotated[float, typer.Option(help="Below 1 / number of images.")],
+    delta: Annotated[float, typer.Option(help="Below 1 / number of units.")],
     sample_rate: Annotated[
-        float | None, typer.Option(help="Probability that a step takes an image.")
+        float | None, typer.Option(help="Probability that a step takes a unit.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="DP-SGD steps.")] = None,
     noise_multiplier: Annotated[float | None, typer.Option(help="σ of a step.")] = None,
@@ -168,12 +169,13 @@ def budget(
     group_size: Annotated[
         int | None, typer.Option(help="State ε also for so many images of one person.")
     ] = None,
+    unit: Annotated[str, typer.Option(help="Whom ε protects: image or person.")] = "image",
     plot: Annotated[Path | None, typer.Option(help="PNG file: ε over steps.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")] = False,
 ) -> None:
     """Says what a plan costs, or what a budget pays for, before any data is touched."""
     question = budgeting.Question(
-        delta, sample_rate, steps, noise_multiplier, query_noise, target_epsilon
+        delta, sample_rate, steps, noise_multiplier, query_noise, target_epsilon, unit
     )
     answer = budgeting.answer(question)
     if plot is not None:
@@ -245,6 +247,12 @@ def export_images(
 ) -> None:
     """Writes a run's synthetic images, or its network, with a card that says what is promised."""
     exporting.export(run, to, out, Reporter(quiet), count)
+
+
+@app.command("report")
+def make_report(run: RunArgument) -> None:
+    """Writes a run's report.html anew: what was done and what is promised, for any reader."""
+    typer.echo(write_report(run))
 
 
 @ledger_app.command("show")

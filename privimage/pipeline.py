@@ -14,6 +14,7 @@ from privimage.dp import Ledger
 from privimage.errors import UserError, check_choice, check_count
 from privimage.progress import Reporter
 from privimage.recipe import Recipe
+from privimage.report import write_report
 from privimage.run import RunFolder
 from privimage.semantics.query import check_votes
 from privimage.semantics.selection import check_enough_classes
@@ -144,6 +145,8 @@ def train(
             with folder.work(stage.name, recipe, stage.reads) as partial:
                 stage.work(run, partial, ledger)
         summary.conclude(run, ledger)
+        if missing or not (path / "report.html").exists():
+            write_report(path)
 
 
 def _repeated(order: list[Stage], from_stage: str | None) -> list[Stage]:

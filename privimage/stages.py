@@ -28,6 +28,7 @@ from privimage.synthesis.finetune import finetune
 from privimage.synthesis.sample import Order, synthesise, uniform_labels
 from privimage.threads import Workers
 
+_EXAMPLES, _MOST_EXAMPLE_CLASSES = 4, 200
 # What leaves the stages that the ledger vouches for: their hashes stand in it.
 RELEASES = {
     "query": "histogram.safetensors",
@@ -183,7 +184,7 @@ def pretrain_network(run: Run, folder: Path, ledger: Ledger) -> None:
     labels = label_of[run.public.labels]
     kept = labels >= 0
     run.reporter.say(f"  {int(kept.sum())} of {len(kept)} public images")
-    weights = pretrain(
+    weights, losses = pretrain(
         run.network(),
         run.public.images if kept.all() else run.public.images[kept],
         labels[kept],
@@ -194,6 +195,17 @@ def pretrain_network(run: Run, folder: Path, ledger: Ledger) -> None:
         run.reporter,
     )
     durable.write_tensors(folder / "network.safetensors", weights)
+    durable.write_json(folder / "losses.json", losses)
+    durable.write_tensors(folder / "examples.safetensors", _examples(run.public, label_of))
+
+
+def _examples(public: ImageSet, label_of: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Some public images of each chosen class, by its number, for the report."""
+    chosen = torch.nonzero(label_of >= 0).flatten().tolist()[:_MOST_EXAMPLE_CLASSES]
+    return {
+        str(number): public.images[public.labels == number][:_EXAMPLES].contiguous()
+        for number in chosen
+    }
 
 
 def finetune_network(run: Run, folder: Path, ledger: Ledger) -> None:

@@ -52,6 +52,7 @@ def conclude(run: Run, ledger: Ledger) -> None:
     say()
     say(f"synthetic images   {folder.stage('synthetic') / 'images.parquet'}")
     say(f"a look at them     {folder.stage('evaluation') / 'comparison.png'}")
+    say(f"report             {folder.path / 'report.html'}")
     say(f"next               privimage ledger verify {folder.path}")
 
 

@@ -8,26 +8,27 @@ import math
 import numpy as np
 import pytest
 import torch
-from privacy_checks import (
-    ALPHA,
-    NAMES,
-    PUBLIC_SIZE,
-    WORKERS,
-    Network,
-    gradients,
-    images,
-    known_key,
-    tuner,
-)
 from scipy import stats
 
 from privimage.data import ImageSet, ImageShape, PersonKey, load_sensitive
 from privimage.dp import GRID_UNITS, Ledger, Plan, SubsampledGaussian
 from privimage.errors import UserError
 from privimage.progress import Reporter
+from privimage.selftest.checks import ALPHA
+from privimage.selftest.probe import (
+    NAMES,
+    PUBLIC_SIZE,
+    Network,
+    gradients,
+    images,
+    known_key,
+    tuner,
+)
 from privimage.semantics import query
 from privimage.synthesis import finetune
+from privimage.threads import Workers
 
+WORKERS = Workers(1)
 SIZES = (1, 2, 5, 1, 3, 9)
 
 

@@ -46,6 +46,40 @@ def test_quiet_says_nothing(finished):
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+def test_evaluate_measures_a_run_and_leaves_it_as_it_is(finished, tmp_path):
+    path, _ = finished
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    figures = tmp_path / "figures.json"
+    options = ["--classifiers", "logistic", "--set=evaluation.splits=2", "--json", str(figures)]
+    result = run("evaluate", str(path), *options)
+    assert result.returncode == 0, result.stderr
+    assert "FID (EfficientNet-Lite0) ↓" in result.stdout
+    assert "rank-deficient" in result.stdout
+    found = json.loads(figures.read_text())
+    assert set(found["synthetic"]["accuracy"]) == {"logistic"}
+    assert found["epsilon"] > 9
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_evaluate_measures_any_image_set(finished, tmp_path):
+    path, _ = finished
+    images, figures = path / "synthetic/images.parquet", tmp_path / "figures.json"
+    options = ["--classifiers", "logistic", "--features", "", "--json", str(figures)]
+    result = run("evaluate", str(images), "--test", "builtin:digits-test", *options)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(figures.read_text())
+    assert found["synthetic"]["accuracy"]["logistic"]["n_training"] == 60
+    assert (found["synthetic"]["scores"], "epsilon" in found) == (None, False)
+    for options, message in (
+        ([], "name them with --test"),
+        (["--test", "builtin:digits-test", "--ceiling"], "must stand in a run's ledger"),
+        (["--test", "builtin:digits-test", "--set", "evaluation.split=2"], "evaluation.splits"),
+    ):
+        result = run("evaluate", str(images), *options)
+        assert result.returncode == 2
+        assert message in result.stderr
+
+
 def test_ledger_verify_answers_with_json_and_its_exit_code(finished, tmp_path):
     path, _ = finished
     result = run("ledger", "verify", str(path))
@@ -111,8 +145,10 @@ def test_ledger_compose_states_one_epsilon_for_all(finished, tmp_path):
         (["train", "--delta", "0.001"], "below 1 / 1437"),
         (["train", "--selection", "some"], "selection.mode"),
         (["train", "--preset", "cifar10"], "--sensitive"),
+        (["train", "--unit", "person", "--person", "folder:1"], "names no persons by folder:1"),
         (["train", "--device", "tpu"], "--device"),
         (["train", "--threads", "0"], "--threads"),
+        (["evaluate", "/no/such"], "synthetic images: there is no file or folder '/no/such'"),
         (["ledger", "verify", "/no/such"], "no run in this folder"),
         (["ledger", "show", "/no/such"], "no run in this folder"),
         (["ledger", "compose", "/no/such"], "no run in this folder"),

@@ -33,8 +33,9 @@ MAY_IMPORT = {
     "summary": {"durable", "progress", "dp", "evaluate", "release", "stages"},
     "spending": {"errors", "durable", "dp", "recipe", "run", "stages"},
     "audit": {"durable", "dp", "evaluate", "run", "spending"},
+    "report": {"errors", "durable", "data", "dp", "evaluate", "audit", "recipe", "release", "run"},
     "pipeline": GROUND
-    | {"spending", "stages", "summary", "run", "recipe", "data", "dp", "semantics"},
+    | {"report", "spending", "stages", "summary", "run", "recipe", "data", "dp", "semantics"},
     "assessment": GROUND
     | {"pipeline", "summary", "stages", "run", "recipe", "data", "dp", "evaluate", "release"},
     "doctor": {"errors", "ops"},
@@ -46,7 +47,7 @@ MAY_IMPORT = {
     "budget": {"errors", "durable", "dp"},
     "inspection": {"durable", "data"},
     "cli": {"errors", "progress", "recipe", "data", "pipeline", "audit", "doctor", "budget"}
-    | {"assessment", "inspection", "selftest", "export"},
+    | {"assessment", "inspection", "selftest", "export", "report"},
     "__init__": {"synthesizer"},
     "__main__": {"cli"},
 }

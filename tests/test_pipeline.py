@@ -25,7 +25,7 @@ def _records(path):
 def test_every_stage_leaves_its_folder_and_nothing_else(finished):
     _, path = finished
     expected = {stage.name for stage in pipeline.STAGES}
-    files = {"recipe.toml", "declared.json", "ledger.jsonl"}
+    files = {"recipe.toml", "declared.json", "ledger.jsonl", "report.html"}
     assert {entry.name for entry in path.iterdir()} == expected | files
     for name in expected:
         record = json.loads((path / name / "stage.json").read_text())
@@ -120,6 +120,18 @@ def test_a_raised_budget_pays_for_a_second_fine_tuning(tiny, train, copied):
     assert 10 < result["epsilon"] <= 15
 
 
+def test_a_run_can_be_asked_for_what_lies_outside_epsilon(tiny, train, copied):
+    asked = tiny(evaluation__ceiling=True, evaluation__classifiers=("logistic",))
+    train(asked, copied, from_stage="evaluation")
+    metrics = json.loads((copied / "evaluation/metrics.json").read_text())
+    assert metrics["ceiling"]["logistic"]["n_training"] == 1437
+    assert metrics["ceiling"]["logistic"]["over_test_images"]["value"] > 0.9
+    (what,) = metrics["nonprivate"]
+    assert "trained on the sensitive images" in what
+    result = audit.verify(copied)
+    assert (result["problems"], list(result["nonprivate"])) == ([], [what])
+
+
 @pytest.mark.parametrize("mode", ["all", "none"])
 def test_the_baselines_ask_nothing(tiny, train, tmp_path, mode):
     train(tiny(selection__mode=mode), tmp_path / "run")
@@ -185,6 +197,10 @@ def test_a_stopped_run_goes_on_to_the_same_result(finished, tiny, train, tmp_pat
         ({"data__public_size": 20000}, "below 1 / 20000"),
         ({"selection__classes_per_label": 11}, "10 labels would need 110"),
         ({"query__votes_per_image": 200}, "only 103 classes"),
+        ({"evaluation__features": "inceptoin"}, "did you mean 'inception'"),
+        ({"evaluation__weights": "/no/such"}, "can't read the weights"),
+        ({"evaluation__classifiers": ("cnm",)}, "did you mean 'cnn'"),
+        ({"data__test": "", "evaluation__ceiling": True}, "needs images to test on"),
         ({"network__multipliers": (1, 1, 1, 1, 1)}, "must halve"),
     ],
 )

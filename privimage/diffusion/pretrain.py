@@ -24,6 +24,7 @@ _PIECE_PIXELS = 8192
 
 Network = UNet | CompactUNet
 
+_CURVE, _POINTS = ("steps", "losses"), 100
 _ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -107,15 +108,27 @@ class Pretraining:
             network.parameters(), lr=settings.learning_rate, fused=True
         )
         self._ema = Ema(self._parameters, settings.ema_decay)
+        self._loss = torch.zeros((), device=self._device)
+        self._curve: list[list[float]] = []
 
     def step(self, index: int) -> None:
         """Draws batch `index`, updates the weights and their average."""
-        gradients = self._gradients(self._draw(index))
+        *gradients, loss = self._gradients(self._draw(index))
         for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
             parameter.grad = gradient
         self._optimizer.param_groups[0]["lr"] = self._settings.learning_rate_at(index)
         self._optimizer.step()
         self._ema.update(self._parameters)
+        self._loss += loss
+        # Looked at once in a while: on a GPU that waits for all that is under way.
+        every = -(-self._settings.steps // _POINTS)
+        if (index + 1) % every == 0:
+            self._curve.append([index + 1, float(self._loss) / every])
+            self._loss.zero_()
+
+    def losses(self) -> dict[str, list[float]]:
+        """`steps`, and the mean loss of the batches since the one before: `losses`."""
+        return {name: [point[i] for point in self._curve] for i, name in enumerate(_CURVE)}
 
     def averaged(self) -> dict[str, torch.Tensor]:
         """The averaged weights by parameter name, for `network.load_state_dict`."""
@@ -129,7 +142,8 @@ class Pretraining:
             tensors[f"average/{name}"] = self._ema.average[name]
             for key in _ADAM_STATE:
                 tensors[f"{key}/{name}"] = self._optimizer.state[parameter][key]
-        return tensors, {"ema_updates": self._ema.updates}
+        tensors["loss"] = self._loss
+        return tensors, {"ema_updates": self._ema.updates, "curve": self._curve}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
@@ -138,6 +152,8 @@ class Pretraining:
             parameter.copy_(tensors[f"weights/{name}"])
         average = {name: tensors[f"average/{name}"] for name in self._parameters}
         self._ema.restore(average, state["ema_updates"])
+        self._loss.copy_(tensors["loss"])
+        self._curve = [list(point) for point in state["curve"]]
         moments = {
             index: {key: tensors[f"{key}/{name}"] for key in _ADAM_STATE}
             for index, name in enumerate(self._parameters)
@@ -161,7 +177,7 @@ class Pretraining:
         return [tensor.to(self._device) for tensor in (images, sigma, noise, labels)]
 
     def _gradients(self, batch: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The gradient of the batch's mean loss, added piece by piece in a fixed order."""
+        """The gradient of the batch's mean loss, and last that loss, added in a fixed order."""
         if self._device.type != "cpu":
             return self._piece_gradients(batch)
         rows = max(1, _PIECE_PIXELS // batch[0][0, 0].numel())
@@ -178,7 +194,7 @@ class Pretraining:
         return total
 
     def _piece_gradients(self, piece: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The piece's share of the gradient of the batch's mean loss.
+        """The piece's share of the gradient of the batch's mean loss, and of that loss.
 
         On a GPU activations are bfloat16, channels last; weights, gradients and Adam stay float32.
         """
@@ -189,7 +205,8 @@ class Pretraining:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=on_gpu):
             loss = losses(Denoiser(self._network), images, sigma, noise, labels).sum()
         share = loss / self._settings.batch_size
-        return list(torch.autograd.grad(share, list(self._parameters.values())))
+        gradients = torch.autograd.grad(share, list(self._parameters.values()))
+        return [*gradients, share.detach()]
 
     @property
     def _device(self) -> torch.device:
@@ -205,13 +222,13 @@ def pretrain(
     folder: Path,
     workers: Workers,
     reporter: Reporter,
-) -> dict[str, torch.Tensor]:
+) -> tuple[dict[str, torch.Tensor], dict[str, list[float]]]:
     """Runs the steps of a `Pretraining` that are still to do; its checkpoints are in `folder`.
 
     The other arguments are those of `Pretraining`.
 
     Returns:
-        The averaged weights by parameter name.
+        The averaged weights by parameter name, and `Pretraining.losses`.
 
     Raises:
         Stopped: the reporter asked for it; the checkpoint is saved.
@@ -226,7 +243,7 @@ def pretrain(
             "pre-training diverged: its weights are no longer finite; "
             f"lower pretrain.learning_rate, now {settings.learning_rate:g}"
         )
-    return average
+    return average, training.losses()
 
 
 def _check_data(network: Network, images: torch.Tensor, labels: torch.Tensor) -> None:

@@ -1,7 +1,6 @@
 """Differentially private training for any PyTorch project: gradients, noise, accounting, ledger."""
 
 from privimage.dp.accounting import (
-    ADJACENCY,
     DELTA_RANGE,
     Epsilon,
     Gaussian,
@@ -29,13 +28,19 @@ from privimage.dp.noise import Domain, SecretKey, SecretStream, generators
 from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
 from privimage.dp.privacy import Privacy
 from privimage.dp.private_engine import PrivateEngine
-from privimage.dp.records import UNITS, Plan, QueryReservation, Selftest, StepReservation
+from privimage.dp.records import (
+    UNITS,
+    Plan,
+    QueryReservation,
+    Selftest,
+    StepReservation,
+    adjacency,
+)
 from privimage.dp.rules import register_rule, watched
 from privimage.dp.sampling import PoissonLoader, poisson_sample, rate_threshold
 from privimage.dp.verification import Made, Verification, verify
 
 __all__ = [
-    "ADJACENCY",
     "DELTA_RANGE",
     "DPSGD",
     "GRID_UNITS",
@@ -63,6 +68,7 @@ __all__ = [
     "StepReservation",
     "SubsampledGaussian",
     "Verification",
+    "adjacency",
     "affordable_steps",
     "calibrate_noise_multiplier",
     "check_delta",

@@ -12,7 +12,6 @@ from privimage.dp import pld, prv
 from privimage.dp.composition import Composition, Steps
 from privimage.errors import UserError, check_count, check_non_negative, check_probability
 
-ADJACENCY = "add_remove_one_image"
 DELTA_RANGE = (1e-9, 1e-2)
 EPSILON_ERROR = 0.01
 _DISAGREEMENT = 1e-3

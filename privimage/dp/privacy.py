@@ -10,7 +10,7 @@ from privimage.dp.accounting import SubsampledGaussian
 from privimage.dp.calibration import calibrate_noise_multiplier
 from privimage.dp.clipping import clipped_sum, layer_clipped_sum, normalised_sum
 from privimage.dp.records import Plan
-from privimage.errors import check_choice, check_positive
+from privimage.errors import UserError, check_choice, check_positive
 
 CLIPPINGS = ("flat", "per_layer", "automatic")
 
@@ -45,9 +45,10 @@ class Privacy:
 
     def __post_init__(self) -> None:
         self.mechanism(self.steps)
-        check_positive("max_grad_norm", self.max_grad_norm)
+        for name in ("max_grad_norm", "stability"):
+            if not 1e-30 <= getattr(self, name) <= 1e30:
+                raise UserError(f"{name} must lie in [1e-30, 1e30], got {getattr(self, name)}")
         check_choice("clipping", self.clipping, CLIPPINGS)
-        check_positive("stability", self.stability)
         if self.expected_batch_size is not None:
             check_positive("expected_batch_size", self.expected_batch_size)
 

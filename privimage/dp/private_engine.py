@@ -30,7 +30,9 @@ class PrivateEngine:
     is open, `backward()` into the model's parameters raises. Learning-rate schedulers and whatever
     else reads the optimiser go between the steps as ever.
 
-    Formal guarantee: under add/remove-one adjacency, what `step` changes (parameters, state of the
+    Formal guarantee: under add/remove-one adjacency, if `losses` treats the rows one by one and no
+    random number of it serves two rows (then which rows share it would depend on who else was
+    sampled), what `step` changes (parameters, state of the
     optimiser, PyTorch's random state) is a function of as many Poisson-subsampled Gaussian releases
     with the rate and noise multiplier of `privacy` as there were calls, empty batches included
     (tests/dp/test_private_engine.py::test_one_example_moves_a_step_by_at_most_the_clip,
@@ -68,8 +70,9 @@ class PrivateEngine:
             optimizer: `DPAdam`, `DPAdamW`, `DPSGD` without noise of their own, or any of
                 torch.optim, which gets the noised mean gradient as `.grad`; over all trainable
                 parameters of the model, in groups or not.
-            losses: `losses(model, *batch)` -> [rows], a loss a row. Its random numbers come from
-                PyTorch's generators, seeded from the secret key.
+            losses: `losses(model, *batch)` -> [rows], a loss a row. It may use PyTorch's global
+                generators, which are seeded from the secret key, if it draws for each row by
+                itself, as `torch.randn_like` does.
             data: tensors of equal length, or a map-style data set of examples of one shape (see
                 `PoissonLoader`).
             privacy: the public numbers.
@@ -77,7 +80,8 @@ class PrivateEngine:
                 their mean loss is clipped once. For a loss with randomness of its own.
             micro_batch: examples at a time; by default as many as fit 64 MiB of gradients, 64 at
                 most.
-            ledger: with the plan `privacy.plan(delta)`; every step is reserved in it.
+            ledger: by the unit "image", which is one example, and with the plan
+                `privacy.plan(delta)`; every step is reserved in it.
 
         Raises:
             UserError: a layer that mixes examples, parameters of model and optimiser that differ,
@@ -230,6 +234,8 @@ class PrivateEngine:
     def _check_plan(self) -> None:
         if self._ledger is None:
             return
+        # One example is the unit that is sampled and clipped, whatever it shows.
+        self._ledger.check_unit("image")
         plan, own = self._ledger.plan, self.privacy.mechanism(self.privacy.steps)
         if plan is None or plan.finetune != own:
             raise UserError(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from privimage.evaluate.result import Evaluation, NearDuplicates
+from privimage.evaluate.result import Estimate, Evaluation, NearDuplicates
 from privimage.evaluate.scores import NAMES
 from privimage.evaluate.settings import LABELS
 
@@ -26,12 +26,7 @@ def accuracy_table(found: Evaluation) -> Table:
         table.add_column(title, justify="right")
     accuracies = found.synthetic.accuracy or {}
     for kind in filter(accuracies.__contains__, LABELS):
-        cells = []
-        for column in shown.values():
-            of_images = column[kind].over_test_images
-            cells.append(
-                f"{of_images.value:.1%} ({100 * of_images.low:.1f}–{100 * of_images.high:.1f})"
-            )
+        cells = [_with_interval(column[kind].over_test_images) for column in shown.values()]
         table.add_row(accuracies[kind].label, *cells)
     return table
 
@@ -82,6 +77,12 @@ def _near_duplicates(found: NearDuplicates) -> str:
         f"{line}; test images {low:.1f} and {median:.1f}. {found.closer_than_test:.1%} of the "
         "synthetic images are nearer than the nearest 1 % of the test images."
     )
+
+
+def _with_interval(found: Estimate) -> str:
+    if found.low is None or found.high is None:
+        return f"{found.value:.1%}"
+    return f"{found.value:.1%} ({100 * found.low:.1f}–{100 * found.high:.1f})"
 
 
 def _number(value: float) -> str:

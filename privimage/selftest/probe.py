@@ -45,7 +45,7 @@ def images(count: int) -> ImageSet:
 
 
 def tuner(
-    sensitive: ImageSet,
+    made_up: ImageSet,
     sample_rate: float = 1.0,
     noise_multiplier: float = 1.0,
     seed: int = 0,
@@ -58,7 +58,7 @@ def tuner(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network().to(device)
-    return Finetuner(sensitive, network, settings, noise_multiplier, PUBLIC_SIZE, _WORKERS)
+    return Finetuner(made_up, network, settings, noise_multiplier, PUBLIC_SIZE, _WORKERS)
 
 
 @contextmanager

@@ -154,20 +154,19 @@ class Finetuner:
         settings, (chosen, words) = self._settings, piece
         draws, no_label = settings.draws, len(self._sensitive.names)
         count, shape = self._micro_batch * draws, self._sensitive.images.shape[1:]
-        images = torch.full((count, *shape), 128, dtype=torch.uint8)
-        labels = torch.full((count,), no_label)
+        shown = torch.empty(len(chosen) * draws, dtype=torch.int64)
         noise = torch.zeros(count, *shape)
         sigma, coins = torch.ones(2, count)
         for i, (unit, generator) in enumerate(zip(chosen.tolist(), generators(words), strict=True)):
             rows = slice(i * draws, (i + 1) * draws)
-            shown = _going_round(self._units[unit], draws, generator)
-            images[rows], labels[rows] = (
-                self._sensitive.images[shown],
-                self._sensitive.labels[shown],
-            )
+            shown[rows] = _going_round(self._units[unit], draws, generator)
             sigma[rows] = draw_noise_levels(generator, draws)
             noise[rows] = torch.randn((draws, *shape), generator=generator)
             coins[rows] = torch.rand(draws, generator=generator)
+        images = torch.full((count, *shape), 128, dtype=torch.uint8)
+        labels = torch.full((count,), no_label)
+        images[: len(shown)] = self._sensitive.images[shown]
+        labels[: len(shown)] = self._sensitive.labels[shown]
         labels = drop_labels(labels, coins, settings.label_dropout, no_label)
         batch = [
             tensor.to(self._device) for tensor in (to_unit_range(images), sigma, noise, labels)

@@ -41,7 +41,8 @@ def start(workers, settings=SETTINGS, kind=CompactUNet, shape=SHAPE, seed=5):
 def run(folder, workers, settings=SETTINGS, kind=CompactUNet, seed=5, max_seconds=None):
     torch.manual_seed(0)
     reporter = Reporter(quiet=True, max_seconds=max_seconds)
-    return pretrain(kind(SHAPE), *toy_images(), settings, seed, folder, workers, reporter)
+    weights, _ = pretrain(kind(SHAPE), *toy_images(), settings, seed, folder, workers, reporter)
+    return weights
 
 
 def same(first, second):

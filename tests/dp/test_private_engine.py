@@ -398,6 +398,13 @@ def test_a_step_is_in_the_ledger_before_data_is_touched(tmp_path):
             other.load_state_dict(state)
 
 
+def test_a_ledger_by_person_is_refused(tmp_path):
+    with Ledger(tmp_path / "ledger.jsonl", unit="person") as ledger:
+        ledger.set_plan(privacy().plan(1e-5))
+        with pytest.raises(UserError, match="this ledger is by person"):
+            engine(options={"ledger": ledger})
+
+
 def test_a_test_key_is_noted_in_the_ledger(known_key, tmp_path):
     with Ledger(tmp_path / "ledger.jsonl") as ledger:
         ledger.set_plan(privacy().plan(1e-5))
@@ -439,6 +446,8 @@ def test_mixing_is_found_before_any_data_is_touched():
         (lambda: engine(options={"draws_per_example": 0}), "draws_per_example"),
         (lambda: engine(clipping="per_leyer"), "did you mean 'per_layer'"),
         (lambda: engine(max_grad_norm=0.0), "max_grad_norm"),
+        (lambda: engine(max_grad_norm=1e31), "max_grad_norm must lie in"),
+        (lambda: engine(stability=math.nan), "stability must lie in"),
         (lambda: engine(sample_rate=1.5), "sample_rate"),
         (lambda: engine(steps=0), "steps"),
         (lambda: engine(stability=-1.0), "stability"),

@@ -78,6 +78,24 @@ def test_public_traces_do_not_depend_on_one_image(sets, tmp_path, capfd):
     )
 
 
+def test_public_traces_do_not_depend_on_one_person(tmp_path, capfd):
+    """By person it is the number of persons that is declared; that of images never shows."""
+    persons = np.array([*range(20), *range(20), 20, 20, 20])
+    pixels = np.random.default_rng(0).integers(0, 256, (43, 8, 8), dtype=np.uint8)
+    declared = {"data.public_size": 20, "data.person": "column:patient", "privacy.unit": "person"}
+    traces = []
+    for count in (40, 43):
+        path = tmp_path / f"d{count}.npz"
+        labels = np.arange(count) % 2
+        np.savez(path, images=pixels[:count], labels=labels, patient=persons[:count])
+        traces.append(_public(tmp_path / f"run{count}", path, capfd, **declared))
+    assert traces[0] == traces[1]
+    out, err = traces[1]["printed"]
+    assert "for one person" in out
+    assert err == ""
+    assert not re.search(r"\b(21|40|43)\b", out)
+
+
 def test_an_undeclared_size_would_show(sets, tmp_path, capfd):
     """The test above can fail: the count itself is a number that depends on every image."""
     first, second = (

@@ -1,0 +1,108 @@
+"""Puts a run's facts, and nothing that its ε does not cover without saying so, on one HTML page."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from privimage import audit, dp, durable, evaluate
+from privimage.data import ImageShape
+from privimage.dp import History
+from privimage.errors import UserError
+from privimage.recipe import Recipe
+from privimage.release import not_covered, privacy_statement
+from privimage.report import facts, pictures
+from privimage.run import RunFolder
+
+# Where the sensitive images lie is nobody's business.
+_PLACES = ("data.sensitive", "data.public", "data.test")
+
+
+def write_report(path: Path) -> Path:
+    """Writes `report.html` into the run folder at `path`: self-contained, without scripts.
+
+    Everything on it follows from what the run has released (post-processing) or from public images,
+    but for times and memory, which are labelled.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: there is no run, it has no synthetic images yet, or its ledger is damaged.
+    """
+    folder = RunFolder(path)
+    recipe = folder.recipe()
+    if not folder.is_done("synthetic"):
+        raise UserError(f"{path}: there are no synthetic images yet; go on with train")
+    environment = Environment(
+        loader=PackageLoader("privimage.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(_values(folder, recipe))
+    report = path / "report.html"
+    durable.write_text(report, page)
+    return report
+
+
+def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
+    history = History.read(folder.ledger)
+    statement = privacy_statement(history)
+    promise = (statement[name] for name in ("epsilon", "delta", "unit"))
+    declared = folder.declared()
+    names = tuple(declared["names"])
+    shape = ImageShape(recipe.data.image_size, recipe.data.channels)
+    plan = history.plan_in_force()
+    rows, caveats = facts.metric_rows(folder.stage("evaluation") / "metrics.json")
+    return {
+        "name": folder.path.absolute().name,
+        "version": version("privimage"),
+        "statement": statement,
+        "sentence": evaluate.epsilon_sentence(*promise),
+        "not_covered": not_covered(statement),
+        "declared": declared,
+        "names": names,
+        "recipe": recipe,
+        "plan": plan,
+        "stages": [
+            (name, text, name in facts.SENSITIVE)
+            for name, text in facts.STAGES.items()
+            if folder.is_done(name)
+        ],
+        "epsilon_picture": _epsilon_picture(history, statement, plan.epsilon),
+        "loss_picture": _loss_picture(folder),
+        "query": facts.query_rows(folder, names),
+        "noise_std": _noise_std(folder),
+        "synthetic": facts.synthetic_rows(folder, shape, names),
+        "count": max(len(names), 1) * recipe.synthesis.images_per_label,
+        "metrics": rows,
+        "caveats": caveats,
+        "costs": list(facts.costs(folder)),
+        "verification": audit.verify(folder.path),
+        "story": list(dp.narrate(history)),
+        "values": {k: v for k, v in recipe.flat().items() if k not in _PLACES},
+        "recipe_sha256": recipe.sha256,
+    }
+
+
+def _epsilon_picture(history: History, statement: dict[str, Any], limit: float) -> Any:
+    if not statement["private"]:
+        return None
+    steps, epsilons = facts.epsilon_curve(history)
+    labels = ("fine-tuning steps reserved", f"ε at δ = {statement['delta']:g}")
+    return pictures.curve("epsilon", steps, epsilons, labels, limit)
+
+
+def _loss_picture(folder: RunFolder) -> Any:
+    steps, losses = facts.pretraining_curve(folder)
+    if not steps:
+        return None
+    return pictures.curve("loss", steps, losses, ("pre-training steps", "loss, public images"))
+
+
+def _noise_std(folder: RunFolder) -> float | None:
+    path = folder.stage("query") / "query.json"
+    return float(durable.read_json(path)["noise_std"]) if path.exists() else None

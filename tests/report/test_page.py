@@ -1,0 +1,155 @@
+"""The report says what the ledger says, brings all it needs, and tells only what is paid for."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from privimage import audit
+from privimage.dp import History, Ledger
+from privimage.errors import UserError
+from privimage.report import facts, write_report
+
+_VOID = {"meta", "img", "br", "link", "input"}
+
+
+class _Page(HTMLParser):
+    """Text, and the tags, of a page whose tags must close."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.words, self.tags, self.attributes, self._open = [], [], [], []
+        self.feed(text)
+        assert self._open == []
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in _VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(finished):
+    return _Page((finished[1] / "report.html").read_text())
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished[1], tmp_path / "run")
+
+
+def _written(run):
+    return _Page(write_report(run).read_text())
+
+
+def test_it_says_what_the_ledger_says(finished, page):
+    found = audit.verify(finished[1])
+    assert f"{found['epsilon_lower']:.4f} and {found['epsilon']:.4f}" in page.text
+    assert found["epsilon"] <= float(page.text.split("ε ≤ ")[1].split()[0])
+    assert "1 query and 6 steps were reserved" in page.text
+    assert History.read(finished[1] / "ledger.jsonl").head in page.text
+    assert finished[0].sha256 in page.text
+    assert "one image, with its label" in page.text
+    assert "✓ verified" in page.text
+
+
+def test_it_brings_all_it_needs(page):
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    sources = [value for name, value in page.attributes if name in ("src", "href", "xlink:href")]
+    assert sources
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
+    # A curve of ε, one of the pre-training loss, ten labels with public and ten with own images.
+    assert page.tags.count("svg") == 2
+    assert page.tags.count("img") == 20
+
+
+def test_where_the_sensitive_images_lie_is_not_told(page):
+    assert "builtin:digits-train" not in page.text
+    assert "data.image_size = 8" in page.text
+
+
+def test_what_is_outside_epsilon_is_marked(page, copied):
+    before, _ = page.text.split("How long the two private stages took")
+    assert before.endswith("not covered by ε ")
+    with Ledger(copied / "ledger.jsonl") as ledger:
+        ledger.record_nonprivate("accuracy <on> the sensitive images")
+    assert "without noise: accuracy <on> the sensitive images." in _written(copied).text
+
+
+def test_no_promise_is_no_promise(copied):
+    with Ledger(copied / "ledger.jsonl") as ledger:
+        ledger.mark_not_private("test key")
+    text = _written(copied).text
+    assert "Not private" in text
+    assert "test key" in text
+    assert "ε ≤" not in text.split("The ledger as a story")[0]
+    assert "How ε was spent" not in text
+
+
+def test_a_changed_file_is_a_problem_that_shows(copied):
+    (copied / "selection/selection.json").write_text(
+        (copied / "selection/selection.json").read_text() + " "
+    )
+    text = _written(copied).text
+    assert "It does not hold" in text
+    assert "selection.json is not what its stage wrote" in text
+
+
+def test_names_are_text(copied):
+    declared = json.loads((copied / "declared.json").read_text())
+    declared["names"][3] = "<b onclick=x>&"
+    (copied / "declared.json").write_text(json.dumps(declared))
+    page = _written(copied)
+    assert "<b onclick=x>&" in page.text
+    assert not [name for name, _ in page.attributes if name == "onclick"]
+
+
+def test_epsilon_rises_to_what_is_stated(finished):
+    history = History.read(finished[1] / "ledger.jsonl")
+    steps, epsilons = facts.epsilon_curve(history)
+    assert (steps[0], steps[-1]) == (0, 6)
+    assert 0 < epsilons[0] < epsilons[1]
+    assert epsilons == sorted(epsilons)
+    assert epsilons[-1] == pytest.approx(history.epsilon(1e-4).upper, abs=0.02)
+
+
+def test_the_evaluations_structure_is_drawn(tmp_path):
+    estimate = {"value": 0.953, "low": 0.93, "high": 0.97, "method": "t"}
+    accuracy = {"label": "ResNet-9", "over_test_images": estimate, "n_test": 360}
+    score = {"label": "FID (EfficientNet-Lite0)", "value": 12.345, "lower_is_better": True}
+    floor = {"n": 180, "real": {"value": 3.0}, "synthetic": {"value": 14.0}}
+    fid = {**score, "n_synthetic": 3000, "n_real": 360, "floor": floor}
+    now = {"accuracy": {"resnet9": accuracy}, "scores": {"fid": fid, "kid": None}}
+    values = {"synthetic": now, "pretrained": None, "caveats": ["N is small."]}
+    (tmp_path / "metrics.json").write_text(json.dumps(values))
+    rows, caveats = facts.metric_rows(tmp_path / "metrics.json")
+    assert caveats == ["N is small."]
+    assert [row["label"] for row in rows] == ["accuracy, ResNet-9", "FID (EfficientNet-Lite0)"]
+    assert [row["value"] for row in rows] == [0.953, 12.345]
+    assert "95 % interval 93.0% to 97.0%" in rows[0]["note"]
+    assert "with 180 on either side 14, real against real 3" in rows[1]["note"]
+
+
+def test_a_run_that_is_not_far_enough_is_refused(copied, tmp_path):
+    shutil.rmtree(copied / "synthetic")
+    with pytest.raises(UserError, match="no synthetic images yet"):
+        write_report(copied)
+    with pytest.raises(UserError, match="no run in this folder"):
+        write_report(tmp_path)
