@@ -47,7 +47,7 @@ else
     echo 'sanitizer    no compute-sanitizer: skipped' | tee -a "$TABLE"
 fi
 
-step dp_step 120 "$PYTHON" -P benchmarks/dp_step.py --quick --device cuda --rounds 20 \
+step dp_step 110 "$PYTHON" -P benchmarks/dp_step.py --quick --device cuda --rounds 20 \
     --json "$OUT/dp_step.json"
 
 echo

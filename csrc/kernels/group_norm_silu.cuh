@@ -64,13 +64,13 @@ PRIVIMAGE_DEVICE void group_norm_forward(const Block& block, const GroupNormOnGp
   block.barrier();
   slab.for_each_columns([&](const Columns& at) {
     Real sums[1][Slab::kChannels] = {};
+    const auto centre = slab.of_channels(0, at);
     slab.for_each_vector(at, [&](int offset, int slot) {
       const auto values = slab.read(0, x, offset, slot);
 #pragma unroll
       for (int i = 0; i < kValues; ++i) {
         const int c = i % Slab::kChannels;
-        const Real difference =
-            widen(values.at[i]) - mean.load(slab.group(at.column * Slab::kChannels + c));
+        const Real difference = widen(values.at[i]) - centre.at[c];
         sums[0][c] += difference * difference;
       }
     });
@@ -174,15 +174,16 @@ PRIVIMAGE_DEVICE void group_norm_backward(const Block& block,
   slab.for_each_columns([&](const Columns& at) {
     if (at.lane >= at.lanes) return;
     const auto of = affine(slab, job, at.column);
+    const auto tilt = slab.of_channels(2, at), shift = slab.of_channels(3, at);
     slab.for_each_vector(at, [&](int offset, int slot) {
       const auto values = slab.read(0, x, offset, slot);
       auto grads = slab.read(1, grad, offset, slot);
 #pragma unroll
       for (int i = 0; i < kValues; ++i) {
-        const int c = i % Slab::kChannels, group = slab.group(at.column * Slab::kChannels + c);
+        const int c = i % Slab::kChannels;
         const Real value = widen(values.at[i]);
         const Real s = slope(widen(grads.at[i]), of.a[c], value, of.b[c], shape.silu);
-        grads.at[i] = narrow<Scalar>(of.a[c] * s + tilts.load(group) * value + shifts.load(group));
+        grads.at[i] = narrow<Scalar>(of.a[c] * s + tilt.at[c] * value + shift.at[c]);
       }
       Slab::write(grad_x + offset, grads);
     });

@@ -151,6 +151,17 @@ class GroupNormSlab {
     return block_.template shared<Real>(at, groups_);
   }
 
+  // The same for the channels of a thread's vectors, in registers before a loop begins.
+  PRIVIMAGE_DEVICE Vector<Real, kChannels> of_channels(int which, const Columns& at) const {
+    Vector<Real, kChannels> values = {};
+    if (at.lane >= at.lanes) return values;
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      values.at[i] = group_values(which).load(group(at.column * kChannels + i));
+    }
+    return values;
+  }
+
   // The sum of term(channel of the slab) over a group.
   template <typename Term>
   PRIVIMAGE_DEVICE double group_sum(int group, Term term) const {

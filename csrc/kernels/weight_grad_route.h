@@ -10,13 +10,14 @@
 namespace privimage::cuda {
 
 // Whether rows lie one behind the other, each [height, width, channels].
-inline bool is_channels_last(const ImageStrides& strides, int64_t channels, int64_t height,
-                             int64_t width) {
+inline bool is_channels_last(const ImageStrides& strides, int64_t rows, int64_t channels,
+                             int64_t height, int64_t width) {
   const auto fits = [](int64_t size, int64_t stride, int64_t expected) {
     return size <= 1 || stride == expected;
   };
   return fits(channels, strides.channel, 1) && fits(width, strides.width, channels) &&
-         fits(height, strides.height, width * channels) && strides.row == height * width * channels;
+         fits(height, strides.height, width * channels) &&
+         fits(rows, strides.row, height * width * channels);
 }
 
 inline bool has_tile(const ConvGeometry& shape) {
@@ -49,8 +50,11 @@ std::optional<ConvWeightGrad<typename Math::Scalar>> tiled(
   const ConvAxis &height = shape.height, &width = shape.width;
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   if (!has_tile(shape) || !aligned(job.x) || !aligned(job.grad)) return {};
-  if (!is_channels_last(job.x_strides, shape.inputs, height.inputs, width.inputs)) return {};
-  if (!is_channels_last(job.grad_strides, shape.outputs, height.outputs, width.outputs)) return {};
+  const int64_t rows = product(shape.examples, shape.draws);
+  if (!is_channels_last(job.x_strides, rows, shape.inputs, height.inputs, width.inputs) ||
+      !is_channels_last(job.grad_strides, rows, shape.outputs, height.outputs, width.outputs)) {
+    return {};
+  }
   const ConvGeometry seen = with_one_row(shape);
   const bool possible = choose_tile<Math>(seen, [&](auto tile) {
     using Tile = decltype(tile);

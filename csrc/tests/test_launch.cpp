@@ -188,6 +188,8 @@ void only_dense_channels_last_goes_to_tiles() {
   job = layer<float>(kUsual);
   job.grad_strides.row += 64;  // rows apart
   CHECK(!cuda::tiled<Fp32Math>(job).has_value());
+  job.geometry.examples = job.geometry.draws = 1;  // of one row, that means nothing
+  CHECK(cuda::tiled<Fp32Math>(job).has_value());
   job = layer<float>(kUsual);
   job.x += 1;
   CHECK(!cuda::tiled<Fp32Math>(job).has_value());

@@ -249,16 +249,16 @@ BUGS = [
     ),
     norm("channels of a vector mixed", "sums[1][c] += s * ", "sums[1][0] += s * "),
     slab("last slab as wide as the others", "groups_(least(plan.slab_groups, ", "groups_(("),
-    norm(
+    slab(
         "neighbours of a vector in another group",
-        "const int c = i % Slab::kChannels, group = slab.group(at.column * Slab::kChannels + c);",
-        "const int c = i % Slab::kChannels, group = slab.group(at.column * Slab::kChannels);",
+        "load(group(at.column * kChannels + i))",
+        "load(group(at.column * kChannels))",
     ),
     slab("vectors in one place", "      slot += kNormThreads;", "      slot += 0;"),
-    norm("variance about 0", "slab.group(at.column * Slab::kChannels + c));\n", "0) * 0;\n"),
+    norm("variance about 0", "widen(values.at[i]) - centre.at[c]", "widen(values.at[i])"),
     norm("SiLU's slope without its value", "value * (Real(1) - s)", "(Real(1) - s)"),
     norm("draws of an example counted once", "draw < draws; ++draw", "draw < 1; ++draw"),
-    norm("sum along x forgotten", "tilts.load(group) * value + ", ""),
+    norm("sum along x forgotten", "tilt.at[c] * value + ", ""),
     clip("scale in the wrong slot", "job.scales[block.x()]", "job.scales[0]"),
 ]
 
