@@ -218,7 +218,7 @@ def _best_step_kept(optimizer, total):
     if (now := float(total.double().norm())) < size:
         size, kept = now, optimizer.flat.detach().clone()
     optimizer.__dict__["best"] = size, kept
-    optimizer.average.copy_(kept)
+    optimizer.state[optimizer.flat]["ema"].copy_(kept)
 
 
 def _loss_printed(*arguments):
