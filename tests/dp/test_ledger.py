@@ -453,7 +453,7 @@ def test_a_person_can_read_it(path):
         ledger.complete("finetune", HASH, steps=12)
         ledger.record_nonprivate("accuracy of a train-on-real ceiling")
         ledger.mark_not_private("test key")
-        lines = [line.split("Z  ", 1)[1] for line in narrate(ledger)]
+        lines = [line.split("Z  ", 1)[-1] for line in narrate(ledger)]
         upper = [epsilon(ledger.spent()[:count], 1e-4).upper for count in (1, 4)]
     digest = "abababababababab…"
     assert lines == [
