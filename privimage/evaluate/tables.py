@@ -86,7 +86,7 @@ def _with_interval(found: Estimate) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4g}"
+    return f"{value:.3g}"
 
 
 def _table(title: str) -> Table:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from privimage import assessment, recipe, stages
-from privimage.data import ImageSet, digits, write_parquet
+from privimage.data import ImageSet, digits, image_files, write_parquet
 from privimage.dp import History, Ledger, Plan, SubsampledGaussian
 from privimage.errors import UserError
 from privimage.evaluate import evaluation
@@ -31,7 +31,8 @@ def run(tmp_path):
         ledger.step_budget(5).reserve(5)
     real = digits.train()
     wrong = ImageSet(real.images[:300].flip(3), (real.labels[:300] + 1) % 10, tuple(names))
-    write_parquet(folder.stage("synthetic") / "images.parquet", wrong, {})
+    path = folder.stage("synthetic") / "images.parquet"
+    write_parquet(path, image_files(wrong), wrong.names, {})
     (folder.stage("synthetic") / "stage.json").write_text("{}")
     return folder.path
 
