@@ -205,7 +205,13 @@ BUGS = [
         "draw * shape_.examples + block_.x()",
     ),
     conv("what was there not added", "sum += part[place]", "sum += 0.0f"),
-    conv("squares before what was there is added", "if (job_.accumulate) add_parts(sums);", ""),
+    conv(
+        "squares before what was there is added",
+        "    if (job_.accumulate) add_parts(sums);\n    if (job_.parts != nullptr) store(sums);\n"
+        "    if (job_.squares != nullptr) write_squares(add_squares(sums));",
+        "    if (job_.squares != nullptr) write_squares(add_squares(sums));\n"
+        "    if (job_.accumulate) add_parts(sums);\n    if (job_.parts != nullptr) store(sums);",
+    ),
     conv("sum of examples unscaled", "grid_coordinate(sum, scale)", "grid_coordinate(sum, 1.0)"),
     conv(
         "added to nearest",
