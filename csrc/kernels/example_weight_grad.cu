@@ -14,8 +14,7 @@ __global__ void weight_kernel(ExampleWeightGrad<Scalar> job) {
 }
 
 template <typename Scalar>
-__global__ void __launch_bounds__(kBiasChannels* kBiasLanes)
-    bias_kernel(ExampleWeightGrad<Scalar> job) {
+__global__ void bias_kernel(ExampleWeightGrad<Scalar> job) {
   bias_grad(Block{}, job);
 }
 

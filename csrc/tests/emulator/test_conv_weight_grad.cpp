@@ -84,12 +84,14 @@ std::vector<double> define(const Layer<Scalar>& layer, bool magnitudes = false) 
           const int64_t x = input_position(shape.width, column, tap % shape.width.taps);
           if (y < 0 || y >= shape.height.inputs || x < 0 || x >= shape.width.inputs) continue;
           const Scalar* input =
-              &layer.x[((image * shape.height.inputs + y) * shape.width.inputs + x) * shape.inputs];
+              layer.x.data() +
+              ((image * shape.height.inputs + y) * shape.width.inputs + x) * shape.inputs;
           double values[128];
           for (int64_t in = 0; in < shape.inputs; ++in) values[in] = value(input[in]);
           for (int64_t out = 0; out < shape.outputs; ++out) {
             const double factor = value(grad[out]);
-            double* to = &parts[image / shape.draws * layer.weights() + out * shape.inputs * taps];
+            double* to =
+                parts.data() + image / shape.draws * layer.weights() + out * shape.inputs * taps;
             for (int64_t in = 0; in < shape.inputs; ++in)
               to[in * taps + tap] += factor * values[in];
           }
