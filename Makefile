@@ -12,9 +12,9 @@ EMULATED := 'emulated_|planted_bugs'
 demo: $(DEMO)/installed
 	$(DEMO)/bin/privimage train --out runs/digits
 
-# The tests, against the installed package.
+# The tests, against the installed package: a process a core, one thread each.
 test: $(TEST)/installed
-	$(TEST)/bin/pytest
+	OMP_NUM_THREADS=1 $(TEST)/bin/pytest --numprocesses auto --dist worksteal
 
 # What takes longer or needs more tools: style, types, C++ tests under sanitizers, CUDA compilation.
 check: cuda-check

@@ -64,8 +64,11 @@ def figures(run: Path) -> dict:
     metrics = json.loads((run / "evaluation/metrics.json").read_text())
     return {
         "epsilon": metrics["epsilon"],
-        "accuracy": metrics["accuracy"],
-        "fid": metrics["fid"],
+        "accuracy": {
+            kind: accuracy["over_test_images"]["value"]
+            for kind, accuracy in metrics["synthetic"]["accuracy"].items()
+        },
+        "fid": metrics["synthetic"]["scores"]["fid"]["value"],
         "seconds": stage_seconds(run),
     }
 

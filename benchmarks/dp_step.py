@@ -1,6 +1,6 @@
 """What does a private step cost beside an ordinary one, and beside what else there is?
 
-    python benchmarks/dp_step.py [--quick] [--json FILE] [--threads N] [--rounds N]
+    python benchmarks/dp_step.py [--quick] [--json FILE] [--threads N] [--rounds N] [--device cuda]
 
 Every method does one whole optimiser step on the same micro-batch: forward, backward, Adam and an
 average of the weights; the private ones also the norm of each image's gradient, clipping, the sum
@@ -206,6 +206,12 @@ def loop(setting: Setting) -> Step:
     return step
 
 
+def synchronize() -> None:
+    """Waits until a GPU has done what was asked of it."""
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
+
+
 def clip_and_sum(parts: list[torch.Tensor]) -> list[torch.Tensor]:
     """[examples, *shape] each -> [*shape] each."""
     norms = torch.stack([part.flatten(1).norm(dim=1) for part in parts]).norm(dim=0)
@@ -236,6 +242,7 @@ def measure(setting: Setting, rounds: int) -> list[dict[str, float | int | str]]
         for name, step in steps.items():
             began = time.perf_counter(), time.process_time()
             step()
+            synchronize()
             if turn > 0:  # the first one warms up
                 wall[name].append(time.perf_counter() - began[0])
                 cpu[name].append(time.process_time() - began[1])
@@ -271,11 +278,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options = parser.parse_args()
     if not ALLOCATOR.items() <= os.environ.items():
         command = [sys.executable, *sys.argv]
         sys.exit(subprocess.run(command, env=os.environ | ALLOCATOR).returncode)
     torch.set_num_threads(options.threads)
+    torch.set_default_device(options.device)
     rows = []
     for setting in QUICK if options.quick else ALL:
         for row in measure(setting, options.rounds):
@@ -288,6 +297,8 @@ def main() -> None:
             )
     if options.json:
         machine = f"{platform.machine()}, {cpu_name()}, {options.threads} threads"
+        if options.device == "cuda":
+            machine = torch.cuda.get_device_name()
         figures = {"machine": machine, "torch": torch.__version__, "rows": rows}
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -20,9 +20,12 @@ with two threads, since `normal_` uses one.
 Seen on a 2-core Xeon (benchmarks/results/private_update.json), 2 and 28 million parameters: 0.87
 and 0.82 with AVX-512, 0.55 and 0.49 with two threads; 1.45 and 1.40 with AVX2, 0.92 and 0.84 with
 two threads; with_sum 0.78, 0.71, 0.51, 0.46; 1.29, 1.21, 0.84, 0.78. So AVX2 alone misses 1.0
-on one thread: ChaCha20 takes 4 of its 8 ns there, more than `normal_` takes for all. The same
-rounds written with AVX2 byte shuffles were 11 % faster by themselves, some 5 % of the pass: not
-worth a second copy.
+on one thread: ChaCha20 takes 4 of its 8 ns there, more than `normal_` takes for all. OpenSSL's
+hand-written ChaCha20 takes 3.2 ns on the same machine with AVX-512 masked
+(`OPENSSL_ia32cap=:~0xD1230000 openssl speed -bytes 65536 -evp chacha20`: 2.5 GB/s, eight bytes a
+parameter), which would make 1.3 of our 1.45: RFC 8439 itself does not fit into the target there.
+The same rounds written with AVX2 byte shuffles were 11 % faster by themselves, some 5 % of the
+pass: not worth a second copy.
 """
 
 import argparse

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from privimage import dp, durable, evaluate, spending
-from privimage.dp import History, Made
+from privimage.dp import History, Ledger, Made, Selftest
 from privimage.run import RunFolder
 
 
@@ -36,6 +36,8 @@ def verify(path: Path) -> dict[str, Any]:
     votes = recipe.query.votes_per_image if recipe.selection.mode == "semantic" else None
     result = dp.verify(folder.ledger, Made(_optimizer_steps(folder), hashes, votes))
     changed = [f"{file} is not what its stage wrote" for file in folder.changed_files()]
+    if recipe.privacy.unit != result.unit:
+        changed.append(f"the run is by {recipe.privacy.unit}, its ledger by {result.unit}")
     bounds = result.epsilon
     fields = asdict(result) | {
         "epsilon": bounds.upper,
@@ -59,6 +61,22 @@ def compose(paths: Sequence[Path], delta: float | None = None) -> dict[str, Any]
     promise = evaluate.epsilon_sentence(result.epsilon, result.delta, result.unit)
     sentence = f"All {len(paths)} runs together: {promise}"
     return {**asdict(result), "runs": [str(path) for path in paths], "sentence": sentence}
+
+
+def check_run(path: Path) -> None:
+    """Raises UserError unless there is a run at `path` with a ledger that can be read."""
+    History.read(_folder(path).ledger)
+
+
+def record_selftest(path: Path, selftest: Selftest) -> None:
+    """Writes into the ledger of the run at `path` what its machine was checked for.
+
+    Raises:
+        UserError: there is no run or no ledger, it is damaged, or another process works on it.
+    """
+    ledger = _folder(path).ledger
+    with Ledger(ledger, History.read(ledger).unit) as open_ledger:
+        open_ledger.record_selftest(selftest)
 
 
 def _folder(path: Path) -> RunFolder:

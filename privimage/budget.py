@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from privimage import dp, durable
 from privimage.dp import Epsilon, Gaussian, Mechanism, SubsampledGaussian
-from privimage.errors import UserError, check_count, check_positive, check_probability
+from privimage.errors import UserError, check_choice, check_count, check_positive, check_probability
 
 _MOST_STEPS = 10**9
 _QUERY_NOISES = (2.0, 5.0, 10.0, 20.0, 50.0)
@@ -25,11 +25,13 @@ class Question:
 
     Attributes:
         delta: δ.
-        sample_rate: probability with which a step takes each image.
+        sample_rate: probability with which a step takes each image, or each person.
         steps: DP-SGD steps.
         noise_multiplier: standard deviation of a step's noise over its sensitivity.
         query_noise: the same of the query; None for no query.
         target_epsilon: ε to keep to.
+        unit: whom ε protects, "image" or "person": whom a step samples and what is added or
+            removed; it changes the words, not the numbers.
     """
 
     delta: float
@@ -38,8 +40,10 @@ class Question:
     noise_multiplier: float | None = None
     query_noise: float | None = None
     target_epsilon: float | None = None
+    unit: str = "image"
 
     def __post_init__(self) -> None:
+        check_choice("--unit", self.unit, dp.UNITS)
         dp.check_delta(self.delta)
         if self.sample_rate is not None:
             check_probability("--sample-rate", self.sample_rate)
@@ -96,7 +100,7 @@ def as_json(answer: Answer, group_size: int | None = None) -> dict[str, Any]:
         "lower": answer.epsilon.lower,
         "estimate": answer.epsilon.estimate,
         "delta": answer.question.delta,
-        "adjacency": dp.ADJACENCY,
+        "adjacency": dp.adjacency(answer.question.unit),
         **answer.found,
     }
     if group_size is not None:
@@ -110,14 +114,20 @@ def explain(answer: Answer, group_size: int | None = None) -> Iterator[str]:
     delta, bounds = answer.question.delta, answer.epsilon
     yield f"ε ≤ {bounds.upper:.4f} at δ = {delta:g} for {_in_words(answer)}"
     yield f"  between {bounds.lower:.4f} and {bounds.upper:.4f}, estimated {bounds.estimate:.4f}"
-    yield "  one image added to or removed from the sensitive set"
+    unit = answer.question.unit
+    yield f"  one {unit} added to or removed from the sensitive set"
     replaced = dp.replace_one_epsilon(answer.mechanisms, delta)
-    yield f"  ε ≤ {replaced:.4f} if one image is replaced by another"
+    yield f"  ε ≤ {replaced:.4f} if one {unit} is replaced by another"
     if group_size is not None:
         grouped = dp.group_epsilon(answer.mechanisms, delta, group_size)
-        yield f"  ε ≤ {grouped:.4f} for all images of a person who has up to {group_size}"
+        by_image = "all images of a person who has up to {}"
+        whose = by_image if unit == "image" else "up to {} persons together"
+        yield f"  ε ≤ {grouped:.4f} for {whose.format(group_size)}"
     if answer.plan is not None:
-        yield from _worth_of_a_query(answer, answer.plan)
+        try:
+            yield from _worth_of_a_query(answer, answer.plan)
+        except UserError as error:
+            yield f"What a query is worth beside this plan can't be said: {error}"
 
 
 def plot(answer: Answer, path: Path) -> None:

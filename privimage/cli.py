@@ -11,15 +11,16 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from privimage import audit, doctor, inspection, pipeline, recipe
+from privimage import assessment, audit, doctor, inspection, pipeline, recipe
 from privimage import budget as budgeting
 from privimage import export as exporting
+from privimage import selftest as testing
 from privimage.data import ImageShape
 from privimage.errors import UserError, check_choice, check_count
 from privimage.progress import Reporter, Stopped
 from privimage.report import write_report
 
-_USER_ERROR = 2
+_USER_ERROR, _FOUND_WRONG = 2, 1
 
 app = typer.Typer(
     help="Labelled synthetic image data sets under differential privacy.",
@@ -46,12 +47,16 @@ def train(
         str | None, typer.Option(help="Sensitive labels: a,b,c or a number.")
     ] = None,
     public_size: Annotated[
-        int | None, typer.Option(help="Number of sensitive images, as a public number.")
+        int | None, typer.Option(help="Number of sensitive images or persons, made public.")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="Whom ε protects: image or person.")] = None,
+    person: Annotated[
+        str | None, typer.Option(help="Names an image's person: column:NAME or folder:LEVEL.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Height and width, pixels.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="Privacy budget; inf for none.")] = None,
-    delta: Annotated[float | None, typer.Option(help="Below 1 / number of images.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Below 1 / number of units.")] = None,
     selection: Annotated[str | None, typer.Option(help="semantic, all or none.")] = None,
     seed: Annotated[int | None, typer.Option(help="For everything but privacy.")] = None,
     set_: Annotated[
@@ -71,25 +76,26 @@ def train(
     quiet: Annotated[bool, typer.Option(help="Warnings and errors only.")] = False,
 ) -> None:
     """Turns sensitive images into a synthetic data set; run it again to go on."""
-    overrides: dict[str, Any] = {
-        "data.sensitive": sensitive,
-        "data.public": public,
-        "data.test": test,
-        "data.classes": None if classes is None else _class_names(classes),
-        "data.public_size": public_size,
-        "data.image_size": image_size,
-        "data.channels": channels,
-        "privacy.epsilon": epsilon,
-        "privacy.delta": delta,
-        "selection.mode": selection,
-        "seed": seed,
-    }
-    overrides = {name: value for name, value in overrides.items() if value is not None}
-    overrides |= dict(recipe.parse_override(text) for text in set_ or [])
+    overrides = _given(
+        {
+            "data.sensitive": sensitive,
+            "data.public": public,
+            "data.test": test,
+            "data.classes": None if classes is None else _class_names(classes),
+            "data.public_size": public_size,
+            "data.person": person,
+            "privacy.unit": unit,
+            "data.image_size": image_size,
+            "data.channels": channels,
+            "privacy.epsilon": epsilon,
+            "privacy.delta": delta,
+            "selection.mode": selection,
+            "seed": seed,
+        },
+        set_,
+    )
     chosen = recipe.preset(preset, overrides)
-    limit = None if max_minutes is None else 60 * max_minutes
-    reporter = Reporter(quiet or json_, limit)
-    _stop_cleanly_on_signals(reporter)
+    reporter = _reporter(quiet or json_, max_minutes)
     machine = pipeline.Machine(device=device, threads=threads)
     path = out or Path("runs") / preset
     if dry_run:
@@ -104,10 +110,69 @@ def train(
 
 
 @app.command()
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="Run folder, or a set of synthetic images.")],
+    test: Annotated[str | None, typer.Option(help="Real images, public; of a run its own.")] = None,
+    public: Annotated[str | None, typer.Option(help="Public images, for near duplicates.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Labels: a,b,c or a number.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Height and width, pixels.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="efficientnet-lite0, inception or torchvision:NETWORK.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="File of their weights; default torch's hub cache.")
+    ] = None,
+    classifiers: Annotated[
+        str | None, typer.Option(help="Of cnn, resnet9, wrn40_4, mlp, logistic: a,b,c.")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="Trainings of each classifier.")] = None,
+    ceiling: Annotated[
+        bool | None,
+        typer.Option("--ceiling", help="Also train on a run's sensitive images: OUTSIDE ε."),
+    ] = None,
+    sensitive_duplicates: Annotated[
+        bool | None,
+        typer.Option("--sensitive-duplicates", help="Near duplicates of them: OUTSIDE ε."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other value: evaluation.splits=9.")
+    ] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop cleanly after so long.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Cores to use; default all.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default what is there.")] = None,
+    quiet: Annotated[bool, typer.Option(help="Warnings and errors only.")] = False,
+) -> None:
+    """Measures synthetic images on real ones: accuracies, FID and its kin, near duplicates."""
+    overrides = _given(
+        {
+            "data.test": test,
+            "data.public": public,
+            "data.classes": None if classes is None else _class_names(classes),
+            "data.image_size": image_size,
+            "data.channels": channels,
+            "evaluation.features": features,
+            "evaluation.weights": weights,
+            "evaluation.classifiers": None if classifiers is None else _listed(classifiers),
+            "evaluation.repeats": repeats,
+            "evaluation.ceiling": ceiling,
+            "evaluation.sensitive_duplicates": sensitive_duplicates,
+            "seed": seed,
+        },
+        set_,
+    )
+    reporter = _reporter(quiet, max_minutes)
+    machine = pipeline.Machine(device=device, threads=threads)
+    assessment.assess(target, overrides, machine, reporter, json_)
+
+
+@app.command()
 def budget(
-    delta: Annotated[float, typer.Option(help="Below 1 / number of images.")],
+    delta: Annotated[float, typer.Option(help="Below 1 / number of units.")],
     sample_rate: Annotated[
-        float | None, typer.Option(help="Probability that a step takes an image.")
+        float | None, typer.Option(help="Probability that a step takes a unit.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="DP-SGD steps.")] = None,
     noise_multiplier: Annotated[float | None, typer.Option(help="σ of a step.")] = None,
@@ -120,12 +185,13 @@ def budget(
     group_size: Annotated[
         int | None, typer.Option(help="State ε also for so many images of one person.")
     ] = None,
+    unit: Annotated[str, typer.Option(help="Whom ε protects: image or person.")] = "image",
     plot: Annotated[Path | None, typer.Option(help="PNG file: ε over steps.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")] = False,
 ) -> None:
     """Says what a plan costs, or what a budget pays for, before any data is touched."""
     question = budgeting.Question(
-        delta, sample_rate, steps, noise_multiplier, query_noise, target_epsilon
+        delta, sample_rate, steps, noise_multiplier, query_noise, target_epsilon, unit
     )
     answer = budgeting.answer(question)
     if plot is not None:
@@ -156,6 +222,37 @@ def show_doctor() -> None:
     """Shows versions, the native build and what the machine offers."""
     for line in doctor.report():
         typer.echo(line)
+
+
+@app.command()
+def selftest(
+    privacy: Annotated[
+        bool, typer.Option("--privacy", help="Check noise, sampling and clipping.")
+    ] = False,
+    run: Annotated[Path | None, typer.Option(help="Run whose ledger shall say so.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default what is there.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")] = False,
+) -> None:
+    """Checks what privacy rests on, on this machine and build; status 1 if anything is wrong."""
+    if not privacy:
+        raise UserError("what shall be tested? give --privacy")
+    where = pipeline.Machine(device=device).torch_device()
+    if run is not None:
+        audit.check_run(run)
+    outcomes = []
+    for outcome in testing.run(where):
+        outcomes.append(outcome)
+        if not json_:
+            verdict = f"FAILED  {outcome.problem}" if outcome.problem else outcome.promise
+            typer.echo(f"{outcome.name:<14} {outcome.seconds:4.1f} s  {verdict}")
+    found = testing.record(outcomes, where)
+    if run is not None:
+        audit.record_selftest(run, found)
+    if json_:
+        checks = [asdict(outcome) for outcome in outcomes]
+        typer.echo(json.dumps({**asdict(found), "checks": checks}, indent=2, ensure_ascii=False))
+    if found.failed:
+        raise SystemExit(_FOUND_WRONG)
 
 
 RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
@@ -194,7 +291,7 @@ def verify_ledger(run: RunArgument) -> None:
     result = audit.verify(run)
     typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
     if result["problems"]:
-        raise SystemExit(1)
+        raise SystemExit(_FOUND_WRONG)
 
 
 @ledger_app.command("compose")
@@ -234,7 +331,25 @@ def _class_names(text: str) -> tuple[str, ...]:
     """`a,b,c` as it stands; a number n as "0" … "n - 1"."""
     if text.isdecimal():
         return tuple(str(label) for label in range(int(text)))
+    return _listed(text)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """The parts of `a,b,c`."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _given(options: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
+    """The recipe values that options and --set have given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return given | dict(recipe.parse_override(text) for text in settings or [])
+
+
+def _reporter(quiet: bool, max_minutes: float | None) -> Reporter:
+    """One that stops a loop after so long, or on a signal."""
+    reporter = Reporter(quiet, None if max_minutes is None else 60 * max_minutes)
+    _stop_cleanly_on_signals(reporter)
+    return reporter
 
 
 def _stop_cleanly_on_signals(reporter: Reporter) -> None:

@@ -24,7 +24,7 @@ from privimage.threads import Workers
 
 _SHAPE = ("data.image_size", "data.channels")
 _PUBLIC = ("data.public", *_SHAPE, "seed")
-_SENSITIVE = ("data.sensitive", "data.classes", "data.public_size")
+_SENSITIVE = ("data.sensitive", "data.classes", "data.public_size", "data.person", "privacy.unit")
 _LEAST_FREE_BYTES = 200 * 2**20
 
 
@@ -34,6 +34,28 @@ class Machine:
 
     device: str | None = None
     threads: int | None = None
+
+    def torch_device(self) -> torch.device:
+        """The device, by default what is there.
+
+        Raises:
+            UserError: it is not known, or not there.
+        """
+        wanted = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        check_choice("--device", wanted, ("cpu", "cuda"))
+        if wanted == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: this torch sees no GPU; use --device cpu")
+        return torch.device(wanted)
+
+    def workers(self) -> Workers:
+        """As many as there are threads, by default the machine's cores.
+
+        Raises:
+            UserError: there are none.
+        """
+        if self.threads is not None:
+            check_count("--threads", self.threads)
+        return Workers(self.threads)
 
 
 @dataclass(frozen=True)
@@ -56,21 +78,21 @@ STAGES = (
         (*_SENSITIVE, *_SHAPE, "network", "privacy", "finetune"),
     ),
     Stage("synthetic", stages.synthesise_images, ("seed", "synthesis")),
-    Stage("evaluation", stages.evaluate_images, ("seed", "data.test", *_SHAPE)),
+    Stage("evaluation", stages.evaluate_images, ("seed", "data.test", *_SHAPE, "evaluation")),
 )
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
     """The stages that a run of `recipe` goes through.
 
-    Without pre-training there is nothing to select; with all classes there is nothing to ask. The
-    classifier is then only needed for the features of FID.
+    Without pre-training there is nothing to select; with all classes there is nothing to ask, and
+    nothing that the classifier is needed for.
     """
-    skipped = {"semantic": set(), "all": {"query"}, "none": {"query", "selection", "pretrain"}}
-    left_out: set[str] = set(skipped[recipe.selection.mode])
-    features_wanted = bool(recipe.data.test and recipe.data.public)
-    if recipe.selection.mode != "semantic" and not features_wanted:
-        left_out.add("classifier")
+    left_out = {
+        "semantic": set[str](),
+        "all": {"classifier", "query"},
+        "none": {"classifier", "query", "selection", "pretrain"},
+    }[recipe.selection.mode]
     return [stage for stage in STAGES if stage.name not in left_out]
 
 
@@ -104,11 +126,12 @@ def train(
         if stage not in repeated:
             folder.refuse_changes(stage.name, recipe, stage.reads)
     spending.refuse_without_ledger(folder)
-    run = Run(recipe, folder, reporter, _workers(machine), _device(machine))
+    run = Run(recipe, folder, reporter, machine.workers(), machine.torch_device())
     missing = _missing(order, repeated, folder)
     _check_before_touching(run, missing)
     durable.make_folder(path)
-    with Ledger(folder.ledger) as ledger:
+    with Ledger(folder.ledger, recipe.privacy.unit) as ledger:
+        spending.refuse_other_persons(folder, recipe, ledger)
         spending.refuse_foreign_files(folder, ledger)
         names = [stage.name for stage in missing]
         if {"query", "finetune"} & {*names}:
@@ -143,7 +166,7 @@ def dry_run(
     order, folder = stages_of(recipe), RunFolder(path)
     for stage in order:
         folder.refuse_changes(stage.name, recipe, stage.reads)
-    run = Run(recipe, folder, reporter, _workers(machine), _device(machine))
+    run = Run(recipe, folder, reporter, machine.workers(), machine.torch_device())
     missing = _missing(order, [], folder)
     _check_before_touching(run, missing)
     names = [stage.name for stage in missing]
@@ -159,7 +182,7 @@ def dry_run(
     for stage in order:
         reporter.say(f"{stage.name:<12} {'to do' if stage in missing else 'done before'}")
     found = forecast(run, run.public_size)
-    summary.say_plan(run, plan, "image")
+    summary.say_plan(run, plan, recipe.privacy.unit)
     for line in in_words(found):
         reporter.say(line)
     return plan, found
@@ -187,20 +210,6 @@ def _repeated(order: list[Stage], from_stage: str | None) -> list[Stage]:
     return order[names.index(from_stage) :]
 
 
-def _workers(machine: Machine) -> Workers:
-    if machine.threads is not None:
-        check_count("--threads", machine.threads)
-    return Workers(machine.threads)
-
-
-def _device(machine: Machine) -> torch.device:
-    wanted = machine.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_choice("--device", wanted, ("cpu", "cuda"))
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this torch sees no GPU; use --device cpu")
-    return torch.device(wanted)
-
-
 def _check_before_touching(run: Run, missing: list[Stage]) -> None:
     """Finds what is wrong with recipe, public data, disk and declarations before any privacy cost.
 
@@ -215,8 +224,14 @@ def _check_before_touching(run: Run, missing: list[Stage]) -> None:
             "no public images given; name them with --public PATH, or use --selection none"
         )
     _check_disk(run.folder.path)
-    for option in ("sensitive", "public", "test"):
-        data.check_source(f"--{option}", getattr(settings, option))
+    if kind := durable.network_file_system(run.folder.path):
+        run.reporter.warn(
+            f"{run.folder.path} is on a network file system ({kind}), where the ledger's lock and "
+            "its writes may not hold; start the run on one machine only, or use a local disk"
+        )
+    data.check_source("--sensitive", settings.sensitive, settings.person_key)
+    data.check_source("--public", settings.public)
+    data.check_source("--test", settings.test)
     if {"query", "finetune"} & names:
         _declare(run)
         # Building the shape is the check.
@@ -228,24 +243,36 @@ def _check_before_touching(run: Run, missing: list[Stage]) -> None:
         check_votes(run.recipe.query, len(run.public.names))
         labels = max(len(run.names), 1)
         check_enough_classes(labels, len(run.public.names), run.recipe.selection.classes_per_label)
-    if settings.test and "evaluation" in names:
+    if "evaluation" in names:
+        _check_evaluation(run)
+
+
+def _check_evaluation(run: Run) -> None:
+    """Loading is the check, of the test images and of the features' weights."""
+    settings = run.recipe.evaluation
+    if run.recipe.data.test:
         len(run.test)
+        if settings.features:
+            stages.load_features(run)
+    elif settings.ceiling:
+        raise UserError("evaluation.ceiling needs images to test on; name them with --test PATH")
 
 
 def _declare(run: Run) -> None:
     """Writes down what is public about the sensitive set, and checks δ against its size."""
-    settings = run.recipe.data
-    size = settings.public_size or len(run.sensitive)
-    delta = run.recipe.privacy.delta
+    settings, privacy = run.recipe.data, run.recipe.privacy
+    size, delta = settings.public_size or len(run.sensitive.by_unit()), privacy.delta
     if delta >= 1 / size:
         raise UserError(
             f"delta is {delta:g}, but must lie below 1 / {size} (one over the number of sensitive "
-            f"images): give --delta, such as {1 / (size * math.log(max(size, 3))):.0e}"
+            f"{privacy.unit}s): give --delta, such as {1 / (size * math.log(max(size, 3))):.0e}"
         )
     run.declared = {
         "names": list(run.sensitive.names),
         "public_size": size,
         "public_size_was_declared": settings.public_size > 0,
+        "unit": privacy.unit,
+        "person": settings.person,
     }
 
 

@@ -62,6 +62,17 @@ class Reporter:
         else:
             yield from self._lines(label, total, start)
 
+    def stoppable_steps(self, label: str, total: int) -> Iterator[int]:
+        """`steps` of a loop that keeps nothing when it stops.
+
+        Raises:
+            Stopped: it was asked for, between two steps.
+        """
+        for step in self.steps(label, total):
+            if self.must_stop:
+                raise Stopped(f"{label} stopped after {step} of {total} steps")
+            yield step
+
     def _bar(self, label: str, total: int, start: int) -> Iterator[int]:
         columns = (
             TextColumn("{task.description:<24}"),

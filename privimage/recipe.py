@@ -11,11 +11,13 @@ from typing import Any
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
+from privimage.data import PersonKey
 from privimage.diffusion.pretrain import PretrainSettings
 from privimage.diffusion.samplers import SamplerSettings
 from privimage.diffusion.unet import UNetShape
-from privimage.dp import check_delta
+from privimage.dp import UNITS, check_delta
 from privimage.errors import UserError, check_choice, check_count, nearest
+from privimage.evaluate import EvaluationSettings
 from privimage.semantics.classifier import ClassifierSettings
 from privimage.semantics.query import QuerySettings
 from privimage.semantics.selection import SelectionSettings
@@ -29,11 +31,14 @@ class DataSettings:
     Attributes:
         public: labelled public images; empty only where `selection.mode` is none.
         sensitive: the images to protect.
-        test: images that their owner declares public, for accuracy and FID; empty for neither.
+        test: images that their owner declares public, for the evaluation; empty for none.
         image_size: height and width that every image is brought to, pixels.
         channels: 1 for grey, 3 for RGB.
         classes: names of the sensitive labels; empty to take those that the set itself declares.
-        public_size: number of sensitive images, as a public number; 0 to use the count.
+        public_size: number of sensitive images, or of persons where they are the unit of privacy,
+            as a public number; 0 to use the count.
+        person: what names the person of a sensitive image: column:NAME or folder:LEVEL; empty if
+            images are the unit of privacy.
     """
 
     public: str = ""
@@ -43,23 +48,36 @@ class DataSettings:
     channels: int = 3
     classes: tuple[str, ...] = ()
     public_size: int = 0
+    person: str = ""
 
     def __post_init__(self) -> None:
+        # Parsing is the check.
+        _ = self.person_key
         check_count("data.image_size", self.image_size)
         if self.channels not in (1, 3):
             raise UserError(f"data.channels must be 1 (grey) or 3 (RGB), got {self.channels}")
         if self.public_size < 0:
             raise UserError(f"data.public_size must be at least 0, got {self.public_size}")
 
+    @property
+    def person_key(self) -> PersonKey | None:
+        """`person`, parsed."""
+        return PersonKey.parse(self.person) if self.person else None
+
 
 @dataclass(frozen=True)
 class PrivacySettings:
-    """The promise: (ε, δ) for one image, add/remove-one adjacency; ε = inf promises nothing."""
+    """The promise: (ε, δ) for one `unit`, add/remove-one adjacency; ε = inf promises nothing.
+
+    `unit` is image, or person: all images of a person together.
+    """
 
     epsilon: float = 10.0
     delta: float = 1e-5
+    unit: str = "image"
 
     def __post_init__(self) -> None:
+        check_choice("privacy.unit", self.unit, UNITS)
         if not self.epsilon > 0:
             raise UserError(f"privacy.epsilon must be above 0, got {self.epsilon:g}")
         check_delta(self.delta)
@@ -113,6 +131,18 @@ class Recipe:
     pretrain: PretrainSettings = field(default_factory=PretrainSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def __post_init__(self) -> None:
+        if self.privacy.unit == "person" and not self.data.person:
+            raise UserError(
+                "--unit person: say what names the person of an image, with --person column:NAME "
+                "or --person folder:LEVEL"
+            )
+        if self.data.person and self.privacy.unit != "person":
+            raise UserError(
+                f"--person {self.data.person} has no effect by image; add --unit person"
+            )
 
     def network_shape(self, classes: int) -> UNetShape:
         """The UNet's shape for images with so many labels; 0 for unlabelled ones.
@@ -171,12 +201,16 @@ def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
         raise UserError(f"there is no preset '{name}'; {nearest(name, preset_names())}")
     text = resources.files("privimage").joinpath("presets", f"{name}.toml").read_text()
     values = {"preset": name, **tomllib.loads(text)}
-    known = Recipe("").flat()
-    for key, value in (overrides or {}).items():
-        if key not in known:
-            raise UserError(f"'{key}' is no value of a recipe; {nearest(key, known)}")
-        _put(values, key.split("."), value)
-    return _checked(values, f"preset '{name}'")
+    return _overridden(values, overrides or {}, f"preset '{name}'")
+
+
+def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """`recipe` with some values replaced, as in `preset`.
+
+    Raises:
+        UserError: a name or a value is wrong; offers the nearest name.
+    """
+    return _overridden(asdict(recipe), overrides, f"preset '{recipe.preset}'")
 
 
 def from_toml(text: str, origin: str) -> Recipe:
@@ -214,6 +248,15 @@ def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
+
+
+def _overridden(values: dict[str, Any], overrides: Mapping[str, Any], origin: str) -> Recipe:
+    known = Recipe("").flat()
+    for key, value in overrides.items():
+        if key not in known:
+            raise UserError(f"'{key}' is no value of a recipe; {nearest(key, known)}")
+        _put(values, key.split("."), value)
+    return _checked(values, origin)
 
 
 def _checked(values: Mapping[str, Any], origin: str) -> Recipe:

@@ -80,7 +80,7 @@ class RunFolder:
         return dict(durable.read_json(self.path / "declared.json"))
 
     def write_declared(self, declared: dict[str, Any]) -> None:
-        """Keeps `names` (of the labels) and `public_size` for the stages after the private ones."""
+        """Keeps `names` (of the labels), `public_size` and its unit for the later stages."""
         durable.write_json(self.path / "declared.json", declared)
 
     def refuse_changes(self, name: str, recipe: Recipe, reads: Sequence[str]) -> None:

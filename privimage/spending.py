@@ -65,6 +65,22 @@ def refuse_foreign_files(folder: RunFolder, ledger: History) -> None:
             )
 
 
+def refuse_other_persons(folder: RunFolder, recipe: Recipe, ledger: Ledger) -> None:
+    """Refuses to spend for persons that are named in another way than those already spent for.
+
+    Raises:
+        UserError: one ε would be stated for two meanings of "person".
+    """
+    if not ledger.spent():
+        return
+    before, now = folder.recipe().data.person, recipe.data.person
+    if before != now:
+        raise UserError(
+            f"{folder.path}: this run was begun for the persons of --person {before}, not {now}; "
+            "begin a new run with --out"
+        )
+
+
 def releases(folder: RunFolder) -> dict[str, Path]:
     """The released files of the finished stages, by stage."""
     return {

@@ -15,6 +15,8 @@ from privimage.diffusion.denoiser import Denoiser
 from privimage.diffusion.pretrain import Network, pretrain
 from privimage.diffusion.unet import UNet, UNetShape
 from privimage.dp import Ledger
+from privimage.errors import UserError
+from privimage.evaluate import Evaluation, FeatureNetwork
 from privimage.progress import Reporter
 from privimage.recipe import Recipe
 from privimage.release import Contents, data_card, privacy_statement
@@ -26,7 +28,6 @@ from privimage.synthesis.finetune import finetune
 from privimage.synthesis.sample import Order, synthesise, uniform_labels
 from privimage.threads import Workers
 
-FID_LABEL = "FID (features of this run's public classifier)"
 _EXAMPLES, _MOST_EXAMPLE_CLASSES = 4, 200
 # What leaves the stages that the ledger vouches for: their hashes stand in it.
 RELEASES = {
@@ -60,11 +61,12 @@ class Run:
     @cached_property
     def sensitive(self) -> ImageSet:
         """The sensitive images, for `query` and `finetune` alone."""
-        settings = self.recipe.data
-        # A bar would tell the number of images, which is only public if no other was declared.
-        steps = None if settings.public_size else self.reporter.steps
+        settings, person = self.recipe.data, self.recipe.data.person_key
+        # A bar would tell the number of images, which is public only where images are counted and
+        # no other number was declared.
+        steps = None if settings.public_size or person else self.reporter.steps
         return data.load_sensitive(
-            settings.sensitive, self.shape, settings.classes or None, steps=steps
+            settings.sensitive, self.shape, settings.classes or None, steps=steps, person=person
         )
 
     @cached_property
@@ -76,7 +78,7 @@ class Run:
 
     @cached_property
     def declared(self) -> dict[str, Any]:
-        """What is public about the sensitive set: label names and number of images."""
+        """What is public about the sensitive set: label names, number of images or persons."""
         return self.folder.declared()
 
     @property
@@ -86,7 +88,7 @@ class Run:
 
     @property
     def public_size(self) -> int:
-        """The number of sensitive images, as a public number."""
+        """The number of sensitive images, or of persons, as a public number."""
         return int(self.declared["public_size"])
 
     @property
@@ -184,7 +186,7 @@ def pretrain_network(run: Run, folder: Path, ledger: Ledger) -> None:
     run.reporter.say(f"  {int(kept.sum())} of {len(kept)} public images")
     weights, losses = pretrain(
         run.network(),
-        run.public.images[kept],
+        run.public.images if kept.all() else run.public.images[kept],
         labels[kept],
         run.recipe.pretrain,
         run.recipe.seed,
@@ -251,14 +253,48 @@ def evaluate_images(run: Run, folder: Path, ledger: Ledger) -> None:
     if run.folder.is_done("pretrain"):
         pieces = _sample(run, "pretrain", folder / "checkpoints", "before fine-tuning")
         before = _joined(pieces)
-    scores = _scores(run, [synthetic] if before is None else [synthetic, before])
-    metrics = {
-        **privacy_statement(ledger),
-        **scores[0],
-        "pretrained": None if before is None else scores[1],
-    }
+    found = assess(run, synthetic, before, ledger)
+    metrics = privacy_statement(ledger) | evaluate.as_json(found)
     evaluate.comparison_picture(folder / "comparison.png", synthetic, before)
     durable.write_json(folder / "metrics.json", metrics)
+
+
+def assess(
+    run: Run, synthetic: ImageSet, before: ImageSet | None, ledger: Ledger | None
+) -> Evaluation:
+    """Measures synthetic images, and as many from before DP fine-tuning, as the recipe says.
+
+    Formal guarantee: the sensitive images are touched only where `evaluation.ceiling` or
+    `evaluation.sensitive_duplicates` asks for it, both off by default; then the ledger says so, on
+    disk, before they are (tests/evaluate/test_outside_epsilon.py).
+
+    Raises:
+        UserError: the recipe asks for what lies outside ε, and there is no ledger to say so.
+        Stopped: the reporter asked for it.
+    """
+    recipe, settings = run.recipe, run.recipe.evaluation
+    material = evaluate.Material(
+        synthetic=synthetic,
+        test=run.test if recipe.data.test else None,
+        pretrained=before,
+        public=run.public if recipe.data.public and settings.near_duplicates else None,
+        features=load_features(run) if recipe.data.test and settings.features else None,
+        # Last, when nothing else can be wrong any more.
+        sensitive=_sensitive_outside_epsilon(run, ledger),
+    )
+    resources = evaluate.Resources(run.device, run.workers, run.reporter)
+    return evaluate.evaluate(material, settings, recipe.seed, resources)
+
+
+def load_features(run: Run) -> FeatureNetwork:
+    """The network whose features the recipe's scores are on.
+
+    Raises:
+        UserError: it is not known, or its weights are missing or others.
+    """
+    settings = run.recipe.evaluation
+    weights = Path(settings.weights) if settings.weights else None
+    return evaluate.load_features(settings.features, weights, settings.input_size, run.device)
 
 
 def public_names(run: Run) -> tuple[str, ...]:
@@ -274,6 +310,30 @@ def load_classifier(run: Run) -> torch.nn.Module:
     weights = run.folder.stage("classifier") / "model.safetensors"
     model.load_state_dict(durable.read_tensors(weights))
     return model.eval().to(run.device)
+
+
+def _sensitive_outside_epsilon(run: Run, ledger: Ledger | None) -> ImageSet | None:
+    """The sensitive images, after the ledger has said what will be computed on them."""
+    settings = run.recipe.evaluation
+    asked = {
+        "accuracy of classifiers trained on the sensitive images, and their number": (
+            settings.ceiling
+        ),
+        "distances of synthetic images to the nearest sensitive ones": (
+            settings.sensitive_duplicates
+        ),
+    }
+    if not any(asked.values()):
+        return None
+    if ledger is None:
+        raise UserError(
+            "a ceiling or near duplicates of sensitive images lie outside ε and must stand in a "
+            "run's ledger: name the folder of a run"
+        )
+    for what, is_asked in asked.items():
+        if is_asked:
+            ledger.record_nonprivate(what)
+    return run.sensitive
 
 
 def _sample(run: Run, stage: str, folder: Path, label: str) -> Iterator[ImageSet]:
@@ -300,28 +360,3 @@ def _joined(pieces: Iterator[ImageSet]) -> ImageSet:
     parts = list(pieces)
     images = torch.cat([part.images for part in parts])
     return ImageSet(images, torch.cat([part.labels for part in parts]), parts[0].names)
-
-
-def _scores(run: Run, sets: list[ImageSet]) -> list[dict[str, Any]]:
-    """Accuracy and FID of each of `sets` on the test set, and null for what can't be had.
-
-    Labels are needed for accuracy, a public classifier for the features of FID.
-    """
-    scores: list[dict[str, Any]] = [{"accuracy": None, "fid": None} for _ in sets]
-    if not run.recipe.data.test:
-        return scores
-    if run.names:
-        found = evaluate.accuracies(sets, run.test, run.recipe.seed, run.workers, run.reporter)
-        for score, accuracy in zip(scores, found, strict=True):
-            score["accuracy"] = accuracy
-    if run.folder.is_done("classifier"):
-        model = load_classifier(run)
-        reference = classifier.features(model, run.test.images)
-        for score, images in zip(scores, sets, strict=True):
-            score["fid"] = {
-                "label": FID_LABEL,
-                "value": evaluate.fid(classifier.features(model, images.images), reference),
-                "n_synthetic": len(images),
-                "n_real": len(run.test),
-            }
-    return scores

@@ -4,6 +4,8 @@ from typing import Any
 
 from privimage import durable, evaluate
 from privimage.dp import Ledger, Plan
+from privimage.evaluate import Evaluation
+from privimage.progress import Reporter
 from privimage.release import privacy_statement
 from privimage.stages import Run
 
@@ -16,8 +18,12 @@ def describe(run: Run, ledger: Ledger) -> None:
     size = "as declared" if run.declared["public_size_was_declared"] else "treated as public"
     say(f"run folder   {run.folder.path}   (preset {run.recipe.preset}, {run.device})")
     say(f"sensitive    {settings.sensitive}: {len(run.names) or 'no'} labels")
-    say(f"             {run.public_size} images, a number {size}")
+    named = f" ({settings.person})" if settings.person else ""
+    say(f"             {run.public_size} {ledger.unit}s{named}, a number {size}")
     say(f"public       {settings.public or 'none'}   (selection: {run.recipe.selection.mode})")
+    outside = run.recipe.evaluation
+    if outside.ceiling or outside.sensitive_duplicates:
+        say("             the evaluation looks at them without noise: OUTSIDE ε", style="bold red")
     say(f"test         {settings.test + ', declared public' if settings.test else 'none'}")
     if plan is None:
         return
@@ -44,10 +50,7 @@ def conclude(run: Run, ledger: Ledger) -> None:
     metrics = durable.read_json(folder.stage("evaluation") / "metrics.json")
     say()
     _say_choices(run)
-    if metrics["accuracy"] is not None:
-        say(evaluate.accuracy_table(metrics))
-    if metrics["fid"] is not None:
-        say(_fid_line(metrics))
+    say_evaluation(evaluate.from_json(metrics), run.reporter)
     say()
     _say_steps(run)
     _say_privacy(run, privacy_statement(ledger))
@@ -56,6 +59,16 @@ def conclude(run: Run, ledger: Ledger) -> None:
     say(f"a look at them     {folder.stage('evaluation') / 'comparison.png'}")
     say(f"report             {folder.path / 'report.html'}")
     say(f"next               privimage ledger verify {folder.path}")
+
+
+def say_evaluation(found: Evaluation, reporter: Reporter) -> None:
+    """Says what was measured, with what belongs beside it."""
+    if found.synthetic.accuracy:
+        reporter.say(evaluate.accuracy_table(found))
+    if found.synthetic.scores:
+        reporter.say(evaluate.score_table(found))
+    for line in evaluate.sentences(found):
+        reporter.say(line)
 
 
 def _say_choices(run: Run) -> None:
@@ -92,11 +105,3 @@ def _say_privacy(run: Run, statement: dict[str, Any]) -> None:
         say(f"NOT PRIVATE ({'; '.join(statement['not_private_because'])}): nothing is promised.")
     for what in statement["nonprivate"]:
         say(f"Outside ε, computed without noise: {what}.")
-
-
-def _fid_line(metrics: dict[str, Any]) -> str:
-    fid, before = metrics["fid"], metrics["pretrained"] and metrics["pretrained"]["fid"]
-    line = f"{fid['label']}: {fid['value']:.2f}"
-    if before:
-        line += f" (before DP fine-tuning: {before['value']:.2f})"
-    return f"{line}, {fid['n_synthetic']} synthetic and {fid['n_real']} real images"

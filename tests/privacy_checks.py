@@ -1,112 +1,58 @@
-"""Checks that a private system passes, through the entry points of the production code.
+"""Checks of what a self-test can't see: the query, the ledger, files, and what a run leaves.
 
 Each takes a folder and raises AssertionError where a promise is broken. Statistical ones have a
 false-alarm probability of at most 1e-6 each, and draw fresh randomness.
 """
 
+import contextlib
+import io
 import math
 import os
-from contextlib import contextmanager
+import pickle
+import re
+import zipfile
+from types import SimpleNamespace
 
 import torch
+from disk import Disk
+from PIL import Image
 from scipy import stats
-from torch import nn
 
-from privimage.data import ImageSet
-from privimage.dp import GRID_UNITS, Domain, Ledger, Plan, SecretKey, SubsampledGaussian
-from privimage.dp.noise import TEST_KEY
+from privimage import data, durable, spending, stages
+from privimage.diffusion.ema import ema_decay
+from privimage.dp import History, Ledger, Plan, SubsampledGaussian
+from privimage.errors import UserError
 from privimage.progress import Reporter
+from privimage.run import RunFolder
+from privimage.selftest.checks import ALPHA
+from privimage.selftest.probe import (
+    NAMES,
+    PUBLIC_SIZE,
+    Network,
+    gradients,
+    images,
+    known_key,
+    tuner,
+)
 from privimage.semantics import query
+from privimage.semantics.selection import SelectionSettings
 from privimage.synthesis import finetune
-from privimage.synthesis.finetune import Finetuner, FinetuneSettings
 from privimage.threads import Workers
 
-ALPHA = 1e-6
-NAMES = ("a", "b", "c")
-PUBLIC_SIZE = 10
-NEVER = 1e-12
 WORKERS = Workers(1)
+HASH = "ab" * 32
+UNBOUNDED = Plan(math.inf, 1e-3, 0.0, SubsampledGaussian(0.5, 0.0, 8))
 
 
-class Network(nn.Module):
-    """The smallest denoiser that has every kind of layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(len(NAMES) + 1, 8)
-        self.first = nn.Conv2d(1, 8, 3, padding=1)
-        self.norm = nn.GroupNorm(2, 8)
-        self.last = nn.Conv2d(8, 1, 3, padding=1)
-
-    def forward(self, x, noise_condition, labels):
-        h = self.first(x) + (self.table(labels) * noise_condition[:, None])[:, :, None, None]
-        return self.last(nn.functional.silu(self.norm(h)))
-
-
-def images(count):
-    """`count` images; the first ones are always the same, so that sets differ at their end."""
-    random = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (64, 1, 4, 4), generator=random, dtype=torch.uint8)
-    return ImageSet(pixels[:count], torch.arange(count) % (len(NAMES) + 1), NAMES)
-
-
-def tuner(sensitive, sample_rate=1.0, noise_multiplier=1.0, seed=0):
-    """A `Finetuner` of the production code on the smallest network."""
-    settings = FinetuneSettings(
-        sample_rate=sample_rate, draws=2, max_grad_norm=0.01, ema_decay=0.9, steps=100
-    )
-    torch.manual_seed(seed)
-    return Finetuner(sensitive, Network(), settings, noise_multiplier, PUBLIC_SIZE, WORKERS)
-
-
-@contextmanager
-def known_key():
-    """Noise, sampling and draws from a key that everybody knows: two runs differ by data alone."""
-    os.environ[TEST_KEY] = "known"
+@contextlib.contextmanager
+def refusal(words):
+    """What is done in here must be refused, in a line with these `words`."""
+    said = ""
     try:
         yield
-    finally:
-        del os.environ[TEST_KEY]
-
-
-def gradients(system, steps, batch_size):
-    """What Adam was given in each step, in clipping norms: [steps, parameters], as released."""
-    mean, rows = torch.zeros(0), []
-    for _ in range(steps):
-        system.step()
-        now = system.state()[0]["exp_avg"].double()
-        rows.append((now - 0.9 * (mean if len(mean) else torch.zeros_like(now))) / 0.1)
-        mean = now.clone()
-    return torch.stack(rows) * batch_size
-
-
-def check_sensitivity(folder):
-    """Whatever a row of gradients holds, it moves their sum by at most the clip."""
-    rows = torch.randn(5, 200, generator=torch.Generator().manual_seed(1))
-    before = finetune.clipped_sum(rows, 0.01)
-    for hostile in (0.0, 1e-30, 1e10, 1e30, math.inf, -math.inf, math.nan):
-        for place in (0, 199, slice(None)):
-            row = torch.randn(1, 200, generator=torch.Generator().manual_seed(2))
-            row[0, place] = hostile
-            moved = finetune.clipped_sum(torch.cat([rows, row]), 0.01) - before
-            assert moved.double().norm() <= GRID_UNITS, (hostile, place)
-
-
-def check_coupled_step(folder):
-    """With all randomness equal, one image more moves the released gradient by at most C / B.
-
-    One step only: afterwards the weights differ, and with them the gradients of all images.
-    """
-    with known_key():
-        for sample_rate in (1.0, 0.5):
-            size, moved = sample_rate * PUBLIC_SIZE, []
-            for seed in range(6):
-                sets = images(8), images(9)
-                few, more = (gradients(tuner(one, sample_rate, seed=seed), 1, size) for one in sets)
-                moved.append(float((more - few).norm()))
-            # Float32 moments give the gradient back to about 1e-5 of the noise.
-            assert max(moved) <= 1 + 1e-3
-            assert sample_rate < 1 or min(moved) > 0.99
+    except UserError as error:
+        said = str(error)
+    assert words in said
 
 
 def check_micro_batches(folder):
@@ -118,88 +64,74 @@ def check_micro_batches(folder):
     assert difference.abs().max() < 1e-3
 
 
-def check_noise(folder):
-    """An empty batch releases N(0, σ²) in every coordinate of every tensor, all independent."""
-    system = tuner(images(8), sample_rate=NEVER, noise_multiplier=2.0)
-    drawn = gradients(system, 150, NEVER * PUBLIC_SIZE) / 2.0
-    assert len(drawn[0].unique()) > 0.99 * drawn[0].numel(), "values repeat inside a step"
-    sizes = [parameter.numel() for parameter in Network().parameters()]
-    for tensor in drawn.split(sizes, dim=1):
-        chi2 = float(tensor.square().sum())
-        tail = min(stats.chi2.cdf(chi2, tensor.numel()), stats.chi2.sf(chi2, tensor.numel()))
-        assert tail > ALPHA / len(sizes), f"{chi2 / tensor.numel():.3f} of the variance"
-    assert stats.kstest(drawn.flatten().numpy(), "norm").pvalue > ALPHA
-    for one, other in ((drawn[1:], drawn[:-1]), (drawn[:, 1:], drawn[:, :-1])):
-        correlation = float((one * other).sum()) / math.sqrt(one.numel())
-        assert abs(correlation) < stats.norm.isf(ALPHA / 2)
+def check_release(folder):
+    """What is released is the average over all steps, whatever they did for the images."""
+    system = tuner(images(8))
+    average = system.state()[0]["parameters"].double()
+    for update in range(1, 7):
+        system.step()
+        decay = ema_decay(update, 0.9)
+        average = decay * average + (1 - decay) * system.state()[0]["parameters"].double()
+    assert torch.allclose(system.released().double(), average, atol=1e-6)
 
 
-def check_side_channels(folder):
-    """With σ = 1e6 every released tensor is noise: nothing un-noised shines through."""
-    system = tuner(images(8), noise_multiplier=1e6)
-    start = system.state()[0]["parameters"].clone()
-    energy = float((gradients(system, 1, PUBLIC_SIZE) / 1e6).square().sum())
-    tail = min(stats.chi2.cdf(energy, len(start)), stats.chi2.sf(energy, len(start)))
-    assert tail > ALPHA
-    moved = system.state()[0]["parameters"] - start
-    averaged = system.released() - start
-    share = averaged.double().norm() / moved.double().norm()
-    assert (averaged - share * moved).abs().max() < 1e-3 * moved.abs().max()
-
-
-def check_unpredictability(folder):
-    """Two runs with the same seed share neither noise nor samples; two steps share no noise."""
-    one, other = (gradients(tuner(images(8), NEVER), 2, NEVER * PUBLIC_SIZE) for _ in range(2))
-    assert not torch.isclose(one, other).any(dim=1).all()
-    assert (one - other).abs().max() > 1e-3
-    assert (one[0] - one[1]).abs().max() > 1e-3
-    streams = (SecretKey.from_os().stream(Domain.SAMPLING) for _ in range(2))
-    first, second = (finetune.poisson_sample(1000, 2**63, stream) for stream in streams)
-    assert not torch.equal(first, second)
-
-
-def check_sampler(folder):
-    """Batch sizes are binomial, members and steps independent, empty batches as they come."""
-    count, rate, steps = 40, 0.05, 4000
-    stream = SecretKey.from_os().stream(Domain.SAMPLING)
-    threshold = finetune.rate_threshold(rate)
-    mask = torch.zeros(steps, count)
-    for step in range(steps):
-        mask[step, finetune.poisson_sample(count, threshold, stream)] = 1
-    sizes = mask.sum(1).int().clamp(max=6).bincount(minlength=7).numpy()
-    chances = stats.binom.pmf(range(7), count, rate)
-    chances[6] += stats.binom.sf(6, count, rate)
-    assert stats.chisquare(sizes, chances * steps).pvalue > ALPHA
-    rates = (mask.mean(0) - rate) / math.sqrt(rate * (1 - rate) / steps)
-    assert rates.abs().max() < stats.norm.isf(ALPHA / count)
-    centred = (mask - rate) / math.sqrt(rate * (1 - rate))
-    pairs = (centred.T @ centred / math.sqrt(steps)).triu(1)
-    # Products of rare events have heavy tails: the bound is twice that of a Gaussian.
-    assert pairs.abs().max() < 2 * stats.norm.isf(ALPHA / count**2)
-    lagged = (centred[1:] * centred[:-1]).sum() / math.sqrt(count * (steps - 1))
-    assert abs(lagged) < 2 * stats.norm.isf(ALPHA)
-
-
-def check_every_step_is_noised(folder):
-    """A step whose batch is empty changes the weights like any other."""
-    system = tuner(images(8), sample_rate=NEVER)
-    before = system.state()[0]["parameters"].clone()
+def check_checkpoint(folder):
+    """A checkpoint holds weights, moments, average and step: no key, no count, no raw gradient."""
+    system = tuner(images(8))
     system.step()
-    assert (system.state()[0]["parameters"] != before).float().mean() > 0.99
+    tensors, state = system.state()
+    assert tensors.keys() == {"parameters", "step", "exp_avg", "exp_avg_sq", "ema"}
+    assert state == {}
 
 
-def ask(folder, sensitive, votes=2):
+def finetuned(folder, count, steps=3):
+    """What DP fine-tuning on `count` images prints, and the files it leaves with their sizes."""
+    settings = finetune.FinetuneSettings(sample_rate=0.5, steps=steps, draws=1)
+    out = io.StringIO()
+    folder.mkdir()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(out),
+        Ledger(folder / "ledger.jsonl") as ledger,
+    ):
+        ledger.set_plan(UNBOUNDED)
+        finetune.finetune(
+            ledger,
+            images(count),
+            Network(),
+            settings,
+            PUBLIC_SIZE,
+            folder / "checkpoints",
+            WORKERS,
+            Reporter(),
+        )
+    files = {
+        str(file.relative_to(folder)): file.stat().st_size
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+    return re.sub(r"\d+ s to go", "", out.getvalue()), files
+
+
+def check_public_traces(folder):
+    """What is printed, and which files of what size there are, is the same with an image more."""
+    one, other = (finetuned(folder / f"of{count}", count) for count in (8, 9))
+    assert one == other
+    assert "DP fine-tuning: 3/3" in one[0]
+    assert len(one[1]) == 5
+
+
+def ask(folder, sensitive, votes=2, classes=50, predict=None):
     """A noisy histogram with σ_q = 3 and a ledger of its own."""
     steps = SubsampledGaussian(0.1, 5.0, 10)
     path = folder / f"{len(list(folder.iterdir()))}.jsonl"
     with Ledger(path) as ledger:
         ledger.set_plan(Plan(10.0, 1e-3, 3.0, steps))
-        logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(3))
+        logits = torch.randn(64, classes, generator=torch.Generator().manual_seed(3))
         logits[8:] = math.nan
         settings = query.QuerySettings(votes_per_image=votes)
-        return query.noisy_histogram(
-            ledger, sensitive, lambda pixels: logits[: len(pixels)], 50, settings
-        )
+        predict = predict or (lambda pixels: logits[: len(pixels)])
+        return query.noisy_histogram(ledger, sensitive, predict, classes, settings)
 
 
 def check_query_sensitivity(folder):
@@ -215,18 +147,122 @@ def check_query_sensitivity(folder):
 
 def check_query_noise(folder):
     """The counts of no image are noise with a standard deviation of σ_q √k1, fresh every time."""
-    one, other = (ask(folder, images(0)).double() for _ in range(2))
+    one, other = (ask(folder, images(0), classes=20_000).double() for _ in range(2))
     assert not torch.equal(one, other)
     for counts in (one, other):
-        chi2 = float(counts.square().sum()) / (9.0 * 2 + 1 / 12)
+        chi2 = float(counts.square().sum()) / (9.0 * 2)
         tail = min(stats.chi2.cdf(chi2, counts.numel()), stats.chi2.sf(chi2, counts.numel()))
         assert tail > ALPHA
+
+
+def check_query_is_reserved(folder):
+    """The ledger on disk has the query before anybody looks at an image."""
+    seen = []
+
+    def predict(pixels):
+        (path,) = folder.iterdir()
+        seen.append(sum('"query"' in line and '"reserve"' in line for line in lines(path)))
+        return torch.zeros(len(pixels), 50)
+
+    ask(folder, images(8), predict=predict)
+    assert seen == [1]
+
+
+def selected(folder, histogram):
+    """Which label each public class goes to, by the stage that selects, from this noisy file."""
+    run = SimpleNamespace(
+        recipe=SimpleNamespace(selection=SelectionSettings("semantic", 2)),
+        names=NAMES,
+        folder=RunFolder(folder),
+        reporter=Reporter(quiet=True),
+    )
+    for stage in ("classifier", "query", "selection"):
+        (folder / stage).mkdir(parents=True)
+    classes = [str(number) for number in range(histogram.shape[1])]
+    durable.write_json(folder / "classifier/classifier.json", {"classes": classes})
+    durable.write_tensors(folder / "query/histogram.safetensors", {"histogram": histogram})
+    durable.write_json(folder / "query/query.json", {"noise_std": 1.0})
+    stages.select(run, folder / "selection", None)
+    return durable.read_json(folder / "selection/selection.json")["label_of"]
+
+
+def check_selection(folder):
+    """The selection follows the noisy file, and nothing else that may be about."""
+    noisy = torch.randint(0, 1000, (4, 50), generator=torch.Generator().manual_seed(4))
+    one = selected(folder / "one", noisy)
+    other = selected(folder / "other", noisy.flip(1))
+    assert other == {str(49 - int(number)): label for number, label in one.items()}
+
+
+def check_cached_query(folder):
+    """A result is used only if its head and its hash are in this very ledger."""
+    run = RunFolder(folder)
+    histogram = run.stage("query") / "histogram.safetensors"
+    histogram.parent.mkdir()
+    durable.write_tensors(histogram, {"histogram": torch.zeros(1)})
+    with Ledger(folder / "other.jsonl") as other:
+        other.set_plan(UNBOUNDED)
+        other.reserve_query()
+        foreign = other.head
+    with Ledger(run.ledger) as ledger:
+        ledger.set_plan(UNBOUNDED)
+        ledger.reserve_query()
+        durable.write_json(histogram.with_name("query.json"), {"ledger_head": ledger.head})
+        with refusal("is not what"):
+            spending.refuse_foreign_files(run, ledger)
+        ledger.complete("query", durable.sha256(histogram))
+        spending.refuse_foreign_files(run, ledger)
+        durable.write_json(histogram.with_name("query.json"), {"ledger_head": foreign})
+        with refusal("is older than"):
+            spending.refuse_foreign_files(run, ledger)
+
+
+def check_durability(folder):
+    """A reservation that has returned is there after a power cut."""
+    path = folder / "ledger.jsonl"
+    disk, usual = Disk(path), durable.os
+    durable.os = disk
+    try:
+        with Ledger(path) as ledger:
+            ledger.set_plan(UNBOUNDED)
+            ledger.reserve_query()
+            ledger.step_budget(4).reserve(4)
+    finally:
+        durable.os = usual
+    disk.after_power_cut()
+    assert len(History.read(path).spent()) == 2
+
+
+def check_no_refunds(folder):
+    """What was reserved stays spent, whatever became of it, the query too."""
+    path = folder / "ledger.jsonl"
+    for start in range(3):
+        with Ledger(path) as ledger:
+            ledger.set_plan(UNBOUNDED)
+            assert len(ledger.spent()) == 2 * start
+            ledger.reserve_query()
+            ledger.step_budget(8).reserve(2)
+    assert len(History.read(path).spent()) == 6
+
+
+def check_budget(folder):
+    """However often a run starts again, ε of all that it reserved is within the budget."""
+    path = folder / "ledger.jsonl"
+    for start in range(3):
+        with Ledger(path) as ledger:
+            ledger.set_plan(Plan(1.0, 1e-3, None, SubsampledGaussian(0.2, 4.0, 200)))
+            budget = ledger.step_budget(200)
+            with refusal("pays for"):
+                budget.reserve(budget.left + 1)
+            if start < 2 and budget.left:
+                budget.reserve(budget.left // (2 - start))
+    assert History.read(path).epsilon(1e-3).upper <= 1.0
 
 
 def check_reservations(folder):
     """Before a step draws its noise, the ledger on disk has it; a resumed run pays again."""
     steps = SubsampledGaussian(0.5, 3.0, 8)
-    settings = FinetuneSettings(sample_rate=0.5, steps=8, draws=1, reservation=2)
+    settings = finetune.FinetuneSettings(sample_rate=0.5, steps=8, draws=1, reservation=2)
     path, seen = folder / "reserved.jsonl", []
     step = finetune.Finetuner.step
 
@@ -253,6 +289,37 @@ def check_reservations(folder):
         finetune.Finetuner.step = step
     assert len(seen) == 8
     assert all(reserved >= taken for taken, reserved in enumerate(seen, start=1))
+
+
+class Bomb:
+    """Whoever unpickles it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def check_untrusted_weights(folder):
+    """A pickle that calls itself safetensors is refused, and nothing in it is called."""
+    path = folder / "model.safetensors"
+    path.write_bytes(pickle.dumps(Bomb(folder / "exploded")))
+    with contextlib.suppress(UserError):
+        durable.read_tensors(path)
+    assert not (folder / "exploded").exists()
+
+
+def check_untrusted_archive(folder):
+    """The images of an archive are read in memory; no file of it reaches the disk."""
+    picture = io.BytesIO()
+    Image.new("L", (4, 4)).save(picture, "PNG")
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for name in ("a/1.png", "b/2.png", "../c/3.png", "notes.txt"):
+            archive.writestr(name, picture.getvalue())
+    found = data.load_sensitive(str(folder / "images.zip"), data.ImageShape(4, 1), None)
+    assert len(found) == 2
+    assert [path.name for path in folder.iterdir()] == ["images.zip"]
 
 
 def lines(path):

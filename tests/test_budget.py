@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 
 import pytest
@@ -82,6 +83,19 @@ def test_the_text_names_every_promise_and_what_a_query_is_worth(privimage):
     assert float(own[2]) == pytest.approx(2.0, abs=0.02)
 
 
+def test_by_person_the_numbers_stay_and_the_words_say_so(privimage):
+    asked = options(**STEPS, delta=1e-5, group_size=2)
+    _, by_image, _ = privimage("budget", *asked)
+    _, by_person, _ = privimage("budget", *asked, "--unit", "person")
+    assert "one person added to or removed" in by_person
+    assert "if one person is replaced by another" in by_person
+    assert "for up to 2 persons together" in by_person
+    numbers = [re.findall(r"\d+\.\d{4}", text) for text in (by_image, by_person)]
+    assert numbers[0] == numbers[1]
+    _, out, _ = privimage("budget", "--json", "--unit", "person", *options(**STEPS, delta=1e-5))
+    assert json.loads(out)["adjacency"] == "add_remove_one_person"
+
+
 def test_the_group_is_in_the_json_if_asked_for():
     answer = budget.answer(Question(1e-5, query_noise=5.0))
     facts = budget.as_json(answer, 3)
@@ -122,6 +136,7 @@ def test_the_plot_is_a_picture_and_json_stays_alone(privimage, tmp_path):
         ({"steps": None, "target_epsilon": 0.02}, "does not pay for one step"),
         ({"noise_multiplier": None, "target_epsilon": 0.001}, "no budget for 40 steps"),
         (dict.fromkeys(STEPS), "what is planned?"),
+        ({"unit": "family"}, "--unit: 'family' is not known"),
         ({"group_size": 0}, "group_size must be a whole number"),
         ({"plot": "/no/such/folder/x.png"}, "/no/such/folder"),
         ({"sample_rat": 1}, "--sample-rat"),

@@ -62,11 +62,47 @@ def test_quiet_says_nothing(finished):
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+def test_evaluate_measures_a_run_and_leaves_it_as_it_is(finished, tmp_path):
+    path, _ = finished
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    figures = tmp_path / "figures.json"
+    options = ["--classifiers", "logistic", "--set=evaluation.splits=2", "--json", str(figures)]
+    result = run("evaluate", str(path), *options)
+    assert result.returncode == 0, result.stderr
+    assert "FID (EfficientNet-Lite0) ↓" in result.stdout
+    assert "rank-deficient" in result.stdout
+    found = json.loads(figures.read_text())
+    assert set(found["synthetic"]["accuracy"]) == {"logistic"}
+    assert found["epsilon"] > 9
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_evaluate_measures_any_image_set(finished, tmp_path):
+    path, _ = finished
+    images, figures = path / "synthetic/images.parquet", tmp_path / "figures.json"
+    options = ["--classifiers", "logistic", "--features", "", "--json", str(figures)]
+    result = run("evaluate", str(images), "--test", "builtin:digits-test", *options)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(figures.read_text())
+    assert found["synthetic"]["accuracy"]["logistic"]["n_training"] == 60
+    assert (found["synthetic"]["scores"], "epsilon" in found) == (None, False)
+    for options, message in (
+        ([], "name them with --test"),
+        (["--test", "builtin:digits-test", "--ceiling"], "must stand in a run's ledger"),
+        (["--test", "builtin:digits-test", "--set", "evaluation.split=2"], "evaluation.splits"),
+    ):
+        result = run("evaluate", str(images), *options)
+        assert result.returncode == 2
+        assert message in result.stderr
+
+
 def test_ledger_verify_answers_with_json_and_its_exit_code(finished, tmp_path):
     path, _ = finished
     result = run("ledger", "verify", str(path))
     assert result.returncode == 0
-    assert json.loads(result.stdout)["problems"] == []
+    found = json.loads(result.stdout)
+    assert found["problems"] == []
+    assert found["epsilon"] < found["replace_one_epsilon"] < 3 * found["epsilon"]
     copy = tmp_path / "copy"
     shutil.copytree(path, copy)
     facts = json.loads((copy / "finetune/finetune.json").read_text())
@@ -93,8 +129,11 @@ def test_ledger_show_is_a_line_for_everything_that_happened(finished):
     path, _ = finished
     result = run("ledger", "show", str(path))
     assert result.returncode == 0
-    words = [line.split()[1] for line in result.stdout.splitlines()]
+    *lines, promise = result.stdout.splitlines()
+    words = [line.split()[1] for line in lines]
     assert words == ["begun", "planned", *["reserved", "released"] * 2, "released"]
+    assert promise.startswith("In all: ε = ")
+    assert promise.endswith("if one image is replaced by another.")
     assert "fine-tuning: 6 steps in 3 records (step 0 to 5)" in result.stdout
     assert result.stdout.count("ε so far") == 2
 
@@ -122,8 +161,10 @@ def test_ledger_compose_states_one_epsilon_for_all(finished, tmp_path):
         (["train", "--delta", "0.001"], "below 1 / 1437"),
         (["train", "--selection", "some"], "selection.mode"),
         (["train", "--preset", "cifar10"], "--sensitive"),
+        (["train", "--unit", "person", "--person", "folder:1"], "names no persons by folder:1"),
         (["train", "--device", "tpu"], "--device"),
         (["train", "--threads", "0"], "--threads"),
+        (["evaluate", "/no/such"], "synthetic images: there is no file or folder '/no/such'"),
         (["ledger", "verify", "/no/such"], "no run in this folder"),
         (["ledger", "show", "/no/such"], "no run in this folder"),
         (["ledger", "compose", "/no/such"], "no run in this folder"),
@@ -178,6 +219,13 @@ def test_a_limit_stops_cleanly_and_says_how_to_go_on(tmp_path):
     assert "Run the same command again to go on" in result.stdout
 
 
+def wait_for(path, process):
+    """Returns when `path` is there; fails when the process that makes it ended without it."""
+    while not path.exists():
+        assert process.poll() is None, f"status {process.returncode} before {path.name}"
+        time.sleep(0.1)
+
+
 def test_a_signal_stops_at_a_step_boundary(tmp_path):
     long = ["--set=classifier.steps=100000"]
     process = subprocess.Popen(
@@ -186,8 +234,7 @@ def test_a_signal_stops_at_a_step_boundary(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (tmp_path / "run/.classifier.partial/stage.json").exists():
-        time.sleep(0.1)
+    wait_for(tmp_path / "run/.classifier.partial/stage.json", process)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -200,8 +247,7 @@ def test_a_run_folder_cannot_be_shared_by_two(tmp_path):
     arguments = ["train", "--quiet", "--out", str(tmp_path / "run"), *CUT]
     first = subprocess.Popen([*PRIVIMAGE, *arguments, "--set=classifier.steps=100000"])
     try:
-        while not (tmp_path / "run/.classifier.partial").exists():
-            time.sleep(0.1)
+        wait_for(tmp_path / "run/.classifier.partial", first)
         second = run(*arguments, "--set=classifier.steps=100000")
         assert second.returncode == 2
         assert "another process is working on this run" in second.stderr

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,3 +112,24 @@ def test_a_new_folder_and_all_its_new_parents_are_synced(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
     durable.make_folder(tmp_path / "a" / "b" / "c")
     assert {str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b")} <= set(synced)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/me/run", None),
+        ("/data/run", "nfs4"),
+        ("/database/run", None),
+        ("/my dïsk/run", "cifs"),
+        ("/data/local/run", None),
+    ],
+)
+def test_a_network_file_system_is_known_by_its_mount(monkeypatch, path, kind):
+    table = (
+        "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
+        "40 22 0:50 / /data rw shared:9 - nfs4 server:/export rw\n"
+        "41 22 0:51 / /my\\040dïsk rw - cifs //server/share rw\n"
+        "42 40 8:2 / /data/local rw - xfs /dev/sdb rw\n"
+    )
+    monkeypatch.setattr(Path, "read_text", lambda self: table)
+    assert durable.network_file_system(Path(path)) == kind

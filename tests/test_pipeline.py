@@ -38,10 +38,14 @@ def test_metrics_hold_the_promise_and_both_accuracies(finished):
     metrics = json.loads((path / "evaluation/metrics.json").read_text())
     assert 9.0 < metrics["epsilon"] <= 10.0
     assert (metrics["delta"], metrics["adjacency"]) == (1e-4, "add_remove_one_image")
-    for scores in (metrics, metrics["pretrained"]):
-        assert set(scores["accuracy"]) == {"cnn", "mlp", "logistic"}
-        assert all(0 <= accuracy <= 1 for accuracy in scores["accuracy"].values())
-        assert scores["fid"]["label"].startswith("FID (")
+    for found in (metrics["synthetic"], metrics["pretrained"]):
+        assert set(found["accuracy"]) == {"cnn", "mlp", "logistic"}
+        for accuracy in found["accuracy"].values():
+            assert 0 <= accuracy["over_test_images"]["value"] <= 1
+        assert found["scores"]["fid"]["label"] == "FID (EfficientNet-Lite0)"
+        assert found["near_duplicates"]["against"] == "public"
+    assert any("rank-deficient" in caveat for caveat in metrics["caveats"])
+    assert (metrics["ceiling"], metrics["sensitive_duplicates"]) == (None, None)
     assert (path / "evaluation/comparison.png").stat().st_size > 1000
 
 
@@ -116,6 +120,18 @@ def test_a_raised_budget_pays_for_a_second_fine_tuning(tiny, train, copied):
     assert 10 < result["epsilon"] <= 15
 
 
+def test_a_run_can_be_asked_for_what_lies_outside_epsilon(tiny, train, copied):
+    asked = tiny(evaluation__ceiling=True, evaluation__classifiers=("logistic",))
+    train(asked, copied, from_stage="evaluation")
+    metrics = json.loads((copied / "evaluation/metrics.json").read_text())
+    assert metrics["ceiling"]["logistic"]["n_training"] == 1437
+    assert metrics["ceiling"]["logistic"]["over_test_images"]["value"] > 0.9
+    (what,) = metrics["nonprivate"]
+    assert "trained on the sensitive images" in what
+    result = audit.verify(copied)
+    assert (result["problems"], list(result["nonprivate"])) == ([], [what])
+
+
 @pytest.mark.parametrize("mode", ["all", "none"])
 def test_the_baselines_ask_nothing(tiny, train, tmp_path, mode):
     train(tiny(selection__mode=mode), tmp_path / "run")
@@ -137,7 +153,9 @@ def test_an_infinite_epsilon_is_stamped_as_not_private(tiny, train, tmp_path):
 def test_unlabelled_images_make_one_row(tiny, train, tmp_path, unlabelled):
     train(tiny(data__sensitive=str(unlabelled), data__test=""), tmp_path / "run")
     metrics = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
-    assert metrics["accuracy"] is None
+    assert metrics["synthetic"]["accuracy"] is None
+    assert metrics["synthetic"]["scores"] is None
+    assert "there is no test set: neither accuracy nor scores" in metrics["caveats"]
     assert pq.read_table(tmp_path / "run/synthetic/images.parquet").num_rows == 6
 
 
@@ -179,6 +197,10 @@ def test_a_stopped_run_goes_on_to_the_same_result(finished, tiny, train, tmp_pat
         ({"data__public_size": 20000}, "below 1 / 20000"),
         ({"selection__classes_per_label": 11}, "10 labels would need 110"),
         ({"query__votes_per_image": 200}, "only 103 classes"),
+        ({"evaluation__features": "inceptoin"}, "did you mean 'inception'"),
+        ({"evaluation__weights": "/no/such"}, "can't read the weights"),
+        ({"evaluation__classifiers": ("cnm",)}, "did you mean 'cnn'"),
+        ({"data__test": "", "evaluation__ceiling": True}, "needs images to test on"),
         ({"network__multipliers": (1, 1, 1, 1, 1)}, "must halve"),
     ],
 )

@@ -22,15 +22,16 @@ def test_the_example_in_python_runs():
     def losses(model, x, y):
         return nn.functional.cross_entropy(model(x), y, reduction="none")
 
-    # The loop is shortened; everything else is the reader's own text.
+    # The run is shortened; everything else is the reader's own text.
     names = {
         "model": model,
         "losses": losses,
         "x": torch.randn(600, 4),
         "y": torch.randint(3, (600,)),
     }
-    exec(code.replace("range(1000)", "range(3)"), names)  # noqa: S102
+    exec(code.replace("steps=1000", "steps=3"), names)  # noqa: S102
     assert not torch.equal(model.weight, before)
+    assert names["engine"].steps_spent == 3
 
 
 def _commands():

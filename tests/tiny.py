@@ -13,4 +13,6 @@ TINY = {
     "synthesis.images_per_label": 6,
     "synthesis.batch_size": 20,
     "synthesis.sampler.steps": 3,
+    "evaluation.epochs": 3,
+    "evaluation.splits": 2,
 }

@@ -42,8 +42,8 @@ PRIVIMAGE_INLINE double squared_norm(const Scalar* row, int64_t parameters) {
 template <typename Scalar>
 PRIVIMAGE_INLINE void scales(const ClippedSum<Scalar>& job, int64_t begin, int64_t end) {
   for (int64_t example = begin; example < end; ++example) {
-    const Scalar* row = job.parts + example * job.parameters;
-    job.scales[example] = grid_scale(squared_norm(row, job.parameters), job.max_grad_norm);
+    const Scalar* row = job.parts + example * job.row_stride;
+    job.scales[example] = grid_scale(squared_norm(row, job.parameters), job.rule);
   }
 }
 
@@ -55,7 +55,7 @@ PRIVIMAGE_INLINE void sums(const ClippedSum<Scalar>& job, int64_t begin, int64_t
     for (int64_t example = 0; example < job.examples; ++example) {
       const double scale = job.scales[example];
       if (scale == 0.0) continue;
-      const Scalar* row = job.parts + example * job.parameters + start;
+      const Scalar* row = job.parts + example * job.row_stride + start;
       for (int64_t i = 0; i < count; ++i) block[i] += grid_coordinate(row[i], scale);
     }
     std::copy_n(block, count, job.sum + start);

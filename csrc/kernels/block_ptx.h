@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "kernels/vector.h"
 #include "shared/bfloat16.h"
 
 #define PRIVIMAGE_DEVICE __device__ __forceinline__
@@ -17,6 +18,10 @@ class Shared {
   PRIVIMAGE_DEVICE explicit Shared(T* data) : data_(data) {}
   PRIVIMAGE_DEVICE T load(int index) const { return data_[index]; }
   PRIVIMAGE_DEVICE void store(int index, T value) const { data_[index] = value; }
+  template <int kCount>
+  PRIVIMAGE_DEVICE Vector<T, kCount> load_vector(int index) const {
+    return *reinterpret_cast<const Vector<T, kCount>*>(data_ + index);
+  }
   PRIVIMAGE_DEVICE uint32_t address(int index) const {
     return static_cast<uint32_t>(__cvta_generic_to_shared(data_ + index));
   }
@@ -73,6 +78,14 @@ class Block {
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+  PRIVIMAGE_DEVICE uint32_t to_tf32(float value) const {
+    uint32_t bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+    return bits;
+  }
+  PRIVIMAGE_DEVICE void add(int64_t* to, int64_t value) const {
+    atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
   }
   PRIVIMAGE_DEVICE void multiply_add_tf32(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
                                           uint32_t b1) const {

@@ -1,6 +1,7 @@
 // The clipped sum on a GPU: entry points and launcher; the kernels are in clipped_sum.cuh.
 #include "kernels/clipped_sum.cuh"
 #include "kernels/clipped_sum.h"
+#include "kernels/launch.cuh"
 
 namespace privimage::cuda {
 namespace {
@@ -16,23 +17,18 @@ __global__ void sums_kernel(ClippedSum<Scalar> job) {
 }
 
 template <typename Scalar>
-int launch(const ClippedSum<Scalar>& job, void* stream) {
-  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  // A grid of no blocks is an error to CUDA, and nothing to do for us.
-  if (job.examples > 0) {
-    scales_kernel<<<static_cast<unsigned>(job.examples), kClippedSumThreads, kScalesSharedBytes,
-                    queue>>>(job);
-  }
-  if (job.parameters > 0) {
-    const int64_t blocks = (job.parameters + kClippedSumThreads - 1) / kClippedSumThreads;
-    sums_kernel<<<static_cast<unsigned>(blocks), kClippedSumThreads, 0, queue>>>(job);
-  }
-  return static_cast<int>(cudaGetLastError());
+int launch_both(const ClippedSum<Scalar>& job, void* stream) {
+  const int error = launch(scales_kernel<Scalar>, scales_launch(job.examples), job, stream);
+  return error != 0 ? error : launch(sums_kernel<Scalar>, sums_launch(job.parameters), job, stream);
 }
 
 }  // namespace
 
-int launch_clipped_sum(const ClippedSum<float>& job, void* stream) { return launch(job, stream); }
-int launch_clipped_sum(const ClippedSum<double>& job, void* stream) { return launch(job, stream); }
+int launch_clipped_sum(const ClippedSum<float>& job, void* stream) {
+  return launch_both(job, stream);
+}
+int launch_clipped_sum(const ClippedSum<double>& job, void* stream) {
+  return launch_both(job, stream);
+}
 
 }  // namespace privimage::cuda

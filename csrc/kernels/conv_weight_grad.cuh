@@ -1,163 +1,105 @@
-// The kernel of the per-example weight gradient of a convolution, on tensor cores, as a function of
-// a block; the launcher of example_weight_grad will dispatch to it (see conv_weight_grad.h).
+// The kernel of the per-example weight gradient of a convolution, tile by tile, as a function of a
+// block.
 //
-// One block computes one tile [kOut, side, side, kIn] of one example's gradient, as a product of
+// One block computes one tile [kOut, kIn, side, side] of one example's gradient, as a product of
 // output gradients [pixels, kOut] and, for each tap, shifted inputs [pixels, kIn], summed over all
 // pixels of all draws. Both come through shared memory, pixel by pixel: a band of the image at a
-// time, with the halo that the taps reach, in kStages stages that copies fill ahead of the product.
-// A tap is a shift of the row address and costs no copy. All taps of the tile stay in registers.
+// time, with the halo that the taps reach, in stages that copies fill ahead of the product. A tap
+// is a shift of the row address and costs no copy. All taps of the tile stay in registers.
 #pragma once
 
+#include <cmath>
+
 #include "kernels/block.h"
-#include "kernels/conv_weight_grad.h"
+#include "kernels/conv_tile.h"
+#include "shared/grid.h"
 
 namespace privimage::cuda {
 
-constexpr int kStages = 3;
-constexpr int kMostPixels = 128;  // of a band
-constexpr int kMostWidth = 32;
-constexpr int kMostHeight = 8;
-
-// A warp has one row of taps and 32 x 32 channels of each: 96 sums a thread for three taps.
-template <int kSideTaps, int kTileOut, int kTileIn>
-struct ConvTile {
-  static constexpr int kSide = kSideTaps;
-  static constexpr int kHalo = kSide / 2;
-  static constexpr int kOut = kTileOut;
-  static constexpr int kIn = kTileIn;
-  static constexpr int kWarps = kSide * (kOut / 32) * (kIn / 32);
-  static constexpr int kThreads = 32 * kWarps;
-  // Between pixels: 16 bytes more than the channels, so that 8 pixels in a row use all banks.
-  static constexpr int kOutPitch = kOut + 8;
-  static constexpr int kInPitch = kIn + 8;
-};
-
-// A band of the image, and where things lie in shared memory (in bytes).
-struct ConvBand {
-  int width, height;  // in pixels, without the halo
-  int columns, rows;  // bands of an image
-  int pixels;         // width * height, up to a multiple of 16
-  int pitch;          // slots between two rows of the input, halo included
-  int slots;          // of the input
-  int grad_bytes, stage_bytes, shared_bytes;
-};
-
-constexpr int kMostInputs = 204;  // pixels of a band with its halo: 6 rows of 34 are the most
-constexpr int kInputsAt = kMostPixels * sizeof(uint16_t);
-constexpr int kSumsAt = kInputsAt + 26 * 16;
-constexpr int kStagesAt = kSumsAt + 16 * sizeof(double);
-static_assert(kMostInputs * sizeof(uint16_t) <= kSumsAt - kInputsAt);
-
-template <typename Tile>
-PRIVIMAGE_HOST_DEVICE ConvBand conv_band(const ConvWeightGrad& job) {
-  const auto least = [](int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); };
-  ConvBand band;
-  band.width = least(kMostWidth, job.width);
-  band.height =
-      band.width == 0 ? 0 : least(least(kMostHeight, kMostPixels / band.width), job.height);
-  const bool empty = band.height == 0;
-  band.columns = empty ? 0 : static_cast<int>((job.width + band.width - 1) / band.width);
-  band.rows = empty ? 0 : static_cast<int>((job.height + band.height - 1) / band.height);
-  band.pixels = (band.width * band.height + 15) / 16 * 16;
-  // Where 8 pixels can span two rows, the second goes on in the banks behind the first.
-  band.pitch = band.width % 8 == 0 ? band.width + 2 * Tile::kHalo : band.width + 8;
-  if (Tile::kHalo == 0) band.pitch = band.width;
-  band.slots = (band.height + 2 * Tile::kHalo) * band.pitch;
-  band.grad_bytes = band.pixels * Tile::kOutPitch * static_cast<int>(sizeof(Bfloat16));
-  band.stage_bytes =
-      band.grad_bytes + band.slots * Tile::kInPitch * static_cast<int>(sizeof(Bfloat16));
-  band.shared_bytes = kStagesAt + kStages * band.stage_bytes;
-  return band;
-}
-
-// Tiles of output and input channels: blocks of an example, and its squares.
-template <typename Tile>
-PRIVIMAGE_HOST_DEVICE int64_t conv_slots(const ConvWeightGrad& job) {
-  const int64_t out_tiles = (job.out_channels + Tile::kOut - 1) / Tile::kOut;
-  return out_tiles * ((job.in_channels + Tile::kIn - 1) / Tile::kIn);
-}
-
-// Brings 8 channels of a pixel into shared memory, zeros for what does not exist. `offset` is where
-// they start in the image. Where a pixel's channels are no multiple of 16 bytes, they come singly.
-PRIVIMAGE_DEVICE void bring_channels(const Block& block, const Shared<Bfloat16>& to, int index,
-                                     const Bfloat16* image, int offset, int channels_left,
+// Brings 16 bytes of a pixel's channels into shared memory, zeros for what does not exist. `offset`
+// is where they start in the image. Where a pixel's channels are no multiple, they come singly.
+template <typename Scalar>
+PRIVIMAGE_DEVICE void bring_channels(const Block& block, const Shared<Scalar>& to, int index,
+                                     const Scalar* image, int offset, int channels_left,
                                      bool wide) {
   if (wide) {
     const bool exists = channels_left > 0;
     block.copy16(to, index, image + (exists ? offset : 0), exists ? 16 : 0);
     return;
   }
-  for (int i = 0; i < 8; ++i) {
-    to.store(index + i, i < channels_left ? image[offset + i] : Bfloat16{0});
+  for (int i = 0; i < 16 / static_cast<int>(sizeof(Scalar)); ++i) {
+    to.store(index + i, i < channels_left ? image[offset + i] : Scalar{});
   }
 }
-
-// Two neighbours that one instruction stores.
-struct alignas(8) FloatPair {
-  float first, second;
-};
 
 template <typename Tile>
 class ConvWeightGradBlock {
  public:
-  PRIVIMAGE_DEVICE ConvWeightGradBlock(const Block& block, const ConvWeightGrad& job)
+  using Math = typename Tile::Math;
+  using Scalar = typename Tile::Scalar;
+  using Sums = float[Tile::kSide][2][4][4];  // [taps, 16 outputs, 8 inputs, fragment]
+
+  PRIVIMAGE_DEVICE ConvWeightGradBlock(const Block& block, const ConvWeightGrad<Scalar>& job)
       : block_(block),
         job_(job),
-        band_(conv_band<Tile>(job)),
-        in_tiles_(static_cast<int>((job.in_channels + Tile::kIn - 1) / Tile::kIn)),
-        first_out_(static_cast<int>(block.y()) / in_tiles_ * Tile::kOut),
-        first_in_(static_cast<int>(block.y()) % in_tiles_ * Tile::kIn),
+        shape_(job.geometry),
+        band_(conv_band<Tile>(job.geometry)),
+        inputs_(static_cast<int>(job.geometry.inputs)),
+        outputs_(static_cast<int>(job.geometry.outputs)),
+        first_out_(static_cast<int>(block.y()) / in_tiles() * Tile::kOut),
+        first_in_(static_cast<int>(block.y()) % in_tiles() * Tile::kIn),
         tap_row_(block.warp() % Tile::kSide),
         warp_out_(block.warp() / Tile::kSide % (Tile::kOut / 32) * 32),
         warp_in_(block.warp() / Tile::kSide / (Tile::kOut / 32) * 32) {}
 
-  template <bool kStore>
   PRIVIMAGE_DEVICE void run() {
-    float sums[Tile::kSide][2][4][4] = {};  // [taps, 16 outputs, 8 inputs, fragment]
-    write_places(grad_places(), band_.pixels, band_.width);
-    write_places(input_places(), input_pixels(), band_.width + 2 * Tile::kHalo);
+    Sums sums = {};
+    write_places(grad_places(), band_.pixels, band_.width, band_.width * band_.height);
+    const int x_pixels = band_.x_width * band_.x_height;
+    write_places(x_places(), x_pixels, band_.x_width, x_pixels);
     block_.barrier();
-    const int bands = static_cast<int>(job_.draws) * band_.rows * band_.columns;
-    for (int i = 0; i < kStages - 1; ++i) bring(i, bands);
+    const int bands = static_cast<int>(shape_.draws) * band_.rows * band_.columns;
+    for (int i = 0; i < Tile::kStages - 1; ++i) bring(i, bands);
     for (int i = 0; i < bands; ++i) {
-      block_.wait<kStages - 2>();
+      block_.template wait<Tile::kStages - 2>();
       // Everybody's copies of this band have landed, and everybody is done with the band before,
       // whose stage the next one takes.
       block_.barrier();
-      bring(i + kStages - 1, bands);
-      multiply(i % kStages, sums);
+      bring(i + Tile::kStages - 1, bands);
+      multiply(i % Tile::kStages, sums);
     }
-    if (kStore) store(sums);
-    write_squares(add_squares(sums));
+    if (job_.accumulate) add_parts(sums);
+    if (job_.parts != nullptr) store(sums);
+    if (job_.squares != nullptr) write_squares(add_squares(sums));
+    if (job_.sum != nullptr) add_to_grid(sums);
   }
 
  private:
-  // Row and column of each pixel of a band, 8 bits each: a look-up instead of a division.
+  PRIVIMAGE_DEVICE int in_tiles() const { return (inputs_ + Tile::kIn - 1) / Tile::kIn; }
+
+  // Row and column of each pixel of a band, 8 bits each: a look-up instead of a division. Pixels
+  // that only fill up the last 16 have a gradient of zero, and may look anywhere.
   PRIVIMAGE_DEVICE Shared<uint16_t> grad_places() const {
-    return block_.shared<uint16_t>(0, band_.pixels);
+    return block_.template shared<uint16_t>(0, band_.pixels);
   }
-  PRIVIMAGE_DEVICE Shared<uint16_t> input_places() const {
-    return block_.shared<uint16_t>(kInputsAt, input_pixels());
+  PRIVIMAGE_DEVICE Shared<uint16_t> x_places() const {
+    return block_.template shared<uint16_t>(kInputsAt, band_.x_width * band_.x_height);
   }
-  PRIVIMAGE_DEVICE int input_pixels() const {
-    return (band_.height + 2 * Tile::kHalo) * (band_.width + 2 * Tile::kHalo);
-  }
-  PRIVIMAGE_DEVICE void write_places(const Shared<uint16_t>& places, int pixels, int width) const {
+  PRIVIMAGE_DEVICE void write_places(const Shared<uint16_t>& places, int pixels, int width,
+                                     int existing) const {
     for (int pixel = block_.thread(); pixel < pixels; pixel += Tile::kThreads) {
       const int place = pixel / width * 256 + pixel % width;
-      // Pixels that only fill up the last 16 have a gradient of zero, and may look anywhere.
-      const bool exists = pixel < band_.width * band_.height || width != band_.width;
-      places.store(pixel, static_cast<uint16_t>(exists ? place : 0));
+      places.store(pixel, static_cast<uint16_t>(pixel < existing ? place : 0));
     }
   }
 
-  PRIVIMAGE_DEVICE Shared<Bfloat16> grad_stage(int stage) const {
-    return block_.shared<Bfloat16>(kStagesAt + stage * band_.stage_bytes,
-                                   band_.pixels * Tile::kOutPitch);
+  PRIVIMAGE_DEVICE Shared<Scalar> grad_stage(int stage) const {
+    return block_.template shared<Scalar>(kStagesAt + stage * band_.stage_bytes,
+                                          band_.pixels * Tile::kOutPitch);
   }
-  PRIVIMAGE_DEVICE Shared<Bfloat16> input_stage(int stage) const {
-    return block_.shared<Bfloat16>(kStagesAt + stage * band_.stage_bytes + band_.grad_bytes,
-                                   band_.slots * Tile::kInPitch);
+  PRIVIMAGE_DEVICE Shared<Scalar> x_stage(int stage) const {
+    return block_.template shared<Scalar>(kStagesAt + stage * band_.stage_bytes + band_.grad_bytes,
+                                          band_.slots * Tile::kInPitch);
   }
 
   // Starts the copies of band `i` into its stage; none are left after the last band, but the
@@ -167,115 +109,204 @@ class ConvWeightGradBlock {
       const int64_t draw = i / (band_.rows * band_.columns);
       const int top = i / band_.columns % band_.rows * band_.height;
       const int left = i % band_.columns * band_.width;
-      const int64_t first = (block_.x() * job_.draws + draw) * job_.height * job_.width;
-      bring_grads(grad_stage(i % kStages), job_.output_grad + first * job_.out_channels, top, left);
-      bring_inputs(input_stage(i % kStages), job_.input + first * job_.in_channels,
-                   top - Tile::kHalo, left - Tile::kHalo);
+      const int64_t image = block_.x() * shape_.draws + draw;
+      bring_grads(grad_stage(i % Tile::kStages),
+                  job_.grad + image * shape_.height.outputs * shape_.width.outputs * outputs_, top,
+                  left);
+      bring_inputs(x_stage(i % Tile::kStages),
+                   job_.x + image * shape_.height.inputs * shape_.width.inputs * inputs_, top,
+                   left);
     }
     block_.commit();
   }
 
-  PRIVIMAGE_DEVICE void bring_grads(const Shared<Bfloat16>& to, const Bfloat16* image, int top,
+  PRIVIMAGE_DEVICE void bring_grads(const Shared<Scalar>& to, const Scalar* image, int top,
                                     int left) const {
-    constexpr int kChunks = Tile::kOut / 8;
+    constexpr int kChunks = Tile::kOut / Tile::kVector;
     const Shared<uint16_t> places = grad_places();
-    const int channels = static_cast<int>(job_.out_channels);
+    const int height = static_cast<int>(shape_.height.outputs);
+    const int width = static_cast<int>(shape_.width.outputs);
     for (int i = block_.thread(); i < band_.pixels * kChunks; i += Tile::kThreads) {
-      const int pixel = i / kChunks, channel = i % kChunks * 8, place = places.load(pixel);
+      const int pixel = i / kChunks, channel = i % kChunks * Tile::kVector;
+      const int place = places.load(pixel);
       const int y = top + place / 256, x = left + place % 256;
-      const bool inside = pixel < band_.width * band_.height && y < job_.height && x < job_.width;
-      const int offset = (y * static_cast<int>(job_.width) + x) * channels + first_out_ + channel;
+      const bool inside = pixel < band_.width * band_.height && y < height && x < width;
+      const int offset = (y * width + x) * outputs_ + first_out_ + channel;
       bring_channels(block_, to, pixel * Tile::kOutPitch + channel, image, offset,
-                     inside ? channels - first_out_ - channel : 0, channels % 8 == 0);
+                     inside ? outputs_ - first_out_ - channel : 0, outputs_ % Tile::kVector == 0);
     }
   }
 
-  PRIVIMAGE_DEVICE void bring_inputs(const Shared<Bfloat16>& to, const Bfloat16* image, int top,
+  PRIVIMAGE_DEVICE void bring_inputs(const Shared<Scalar>& to, const Scalar* image, int top,
                                      int left) const {
-    constexpr int kChunks = Tile::kIn / 8;
-    const Shared<uint16_t> places = input_places();
-    const int channels = static_cast<int>(job_.in_channels);
-    for (int i = block_.thread(); i < input_pixels() * kChunks; i += Tile::kThreads) {
-      const int pixel = i / kChunks, channel = i % kChunks * 8, place = places.load(pixel);
-      const int y = top + place / 256, x = left + place % 256;
-      const bool inside = 0 <= y && y < job_.height && 0 <= x && x < job_.width;
-      const int offset = (y * static_cast<int>(job_.width) + x) * channels + first_in_ + channel;
-      const int slot = place / 256 * band_.pitch + place % 256;
+    constexpr int kChunks = Tile::kIn / Tile::kVector;
+    const Shared<uint16_t> places = x_places();
+    const int height = static_cast<int>(shape_.height.inputs);
+    const int width = static_cast<int>(shape_.width.inputs);
+    // A single tap reads every stride-th pixel, several read all between the first and the last.
+    const int down = Tile::kSide == 1 ? static_cast<int>(shape_.height.stride) : 1;
+    const int right = Tile::kSide == 1 ? static_cast<int>(shape_.width.stride) : 1;
+    const int first_y =
+        top * static_cast<int>(shape_.height.stride) - static_cast<int>(shape_.height.padding);
+    const int first_x =
+        left * static_cast<int>(shape_.width.stride) - static_cast<int>(shape_.width.padding);
+    for (int i = block_.thread(); i < band_.x_width * band_.x_height * kChunks;
+         i += Tile::kThreads) {
+      const int pixel = i / kChunks, channel = i % kChunks * Tile::kVector;
+      const int place = places.load(pixel), row = place / 256, column = place % 256;
+      const int y = first_y + row * down, x = first_x + column * right;
+      const bool inside = 0 <= y && y < height && 0 <= x && x < width;
+      const int offset = (y * width + x) * inputs_ + first_in_ + channel;
+      const int slot =
+          row * band_.pitch + column % Tile::kStride * band_.phase + column / Tile::kStride;
       bring_channels(block_, to, slot * Tile::kInPitch + channel, image, offset,
-                     inside ? channels - first_in_ - channel : 0, channels % 8 == 0);
+                     inside ? inputs_ - first_in_ - channel : 0, inputs_ % Tile::kVector == 0);
     }
   }
 
-  // Adds the products of a band, 16 pixels at a time.
-  PRIVIMAGE_DEVICE void multiply(int stage, float (&sums)[Tile::kSide][2][4][4]) const {
-    const Shared<Bfloat16> grads = grad_stage(stage), inputs = input_stage(stage);
+  // Where the first tap of this warp's row finds a pixel's input, and how far tap `tap` is from it.
+  PRIVIMAGE_DEVICE int first_slot(int place) const {
+    return (place / 256 * Tile::kStride + tap_row_) * band_.pitch + place % 256;
+  }
+  PRIVIMAGE_DEVICE int tap_shift(int tap) const {
+    return tap % Tile::kStride * band_.phase + tap / Tile::kStride;
+  }
+
+  // Adds the products of a band, some pixels at a time.
+  PRIVIMAGE_DEVICE void multiply(int stage, Sums& sums) const {
+    const Shared<Scalar> grads = grad_stage(stage), inputs = x_stage(stage);
     const Shared<uint16_t> places = grad_places();
+    for (int pixel = 0; pixel < band_.pixels; pixel += Math::kDepth) {
+      step(Math{}, grads, inputs, places, pixel, sums);
+    }
+  }
+
+  PRIVIMAGE_DEVICE void step(Bf16Math, const Shared<Bfloat16>& grads,
+                             const Shared<Bfloat16>& inputs, const Shared<uint16_t>& places,
+                             int pixel, Sums& sums) const {
     // Which row of the four 8x8 matrices this lane has the address of.
     const int lane = block_.lane();
     const int grad_pixel = lane / 16 * 8 + lane % 8;
     const int grad_channel = warp_out_ + lane / 8 % 2 * 8;
     const int input_pixel = lane / 8 % 2 * 8 + lane % 8;
     const int input_channel = warp_in_ + lane / 16 * 8;
-    for (int pixel = 0; pixel < band_.pixels; pixel += 16) {
-      uint32_t grad[2][4];
-      for (int out = 0; out < 2; ++out) {
-        block_.load_transposed(grad[out], grads,
-                               (pixel + grad_pixel) * Tile::kOutPitch + grad_channel + 16 * out);
-      }
-      const int place = places.load(pixel + input_pixel);
-      const int slot = (place / 256 + tap_row_) * band_.pitch + place % 256;
-#pragma unroll
-      for (int tap = 0; tap < Tile::kSide; ++tap) {
-#pragma unroll
-        for (int in = 0; in < 2; ++in) {
-          uint32_t input[4];
-          block_.load_transposed(input, inputs,
-                                 (slot + tap) * Tile::kInPitch + input_channel + 16 * in);
-#pragma unroll
-          for (int out = 0; out < 2; ++out) {
-            block_.multiply_add(sums[tap][out][2 * in], grad[out], input[0], input[1]);
-            block_.multiply_add(sums[tap][out][2 * in + 1], grad[out], input[2], input[3]);
-          }
-        }
-      }
+    uint32_t grad[2][4];
+    for (int out = 0; out < 2; ++out) {
+      block_.load_transposed(grad[out], grads,
+                             (pixel + grad_pixel) * Tile::kOutPitch + grad_channel + 16 * out);
     }
-  }
-
-  // The channels that element `i` of a thread's [16 outputs, 8 inputs, fragment] belongs to.
-  PRIVIMAGE_DEVICE int out_channel(int i) const {
-    return first_out_ + warp_out_ + i / 16 * 16 + i / 2 % 2 * 8 + block_.lane() / 4;
-  }
-  PRIVIMAGE_DEVICE int in_channel(int i) const {
-    return first_in_ + warp_in_ + i / 4 % 4 * 8 + block_.lane() % 4 * 2 + i % 2;
-  }
-
-  // Writes what this thread has of the tile, two neighbours at once where they lie aligned.
-  PRIVIMAGE_DEVICE void store(const float (&sums)[Tile::kSide][2][4][4]) const {
-    float* part = job_.parts + block_.x() * job_.part_stride;
-    const int channels = static_cast<int>(job_.in_channels);
-    const bool paired = channels % 2 == 0 && reinterpret_cast<uintptr_t>(part) % 8 == 0;
+    const int slot = first_slot(places.load(pixel + input_pixel));
 #pragma unroll
     for (int tap = 0; tap < Tile::kSide; ++tap) {
 #pragma unroll
-      for (int i = 0; i < 32; i += 2) {
-        const int out = out_channel(i), in = in_channel(i);
-        if (out >= job_.out_channels || in >= channels) continue;
-        const float* pair = &sums[tap][i / 16][i / 4 % 4][i % 4];
-        const int64_t place = (out * Tile::kSide + tap_row_) * Tile::kSide + tap;
-        float* to = part + place * channels + in;
-        if (paired) {
-          *reinterpret_cast<FloatPair*>(to) = {pair[0], pair[1]};
-        } else {
-          to[0] = pair[0];
-          if (in + 1 < channels) to[1] = pair[1];
+      for (int in = 0; in < 2; ++in) {
+        uint32_t input[4];
+        block_.load_transposed(input, inputs,
+                               (slot + tap_shift(tap)) * Tile::kInPitch + input_channel + 16 * in);
+#pragma unroll
+        for (int out = 0; out < 2; ++out) {
+          block_.multiply_add(sums[tap][out][2 * in], grad[out], input[0], input[1]);
+          block_.multiply_add(sums[tap][out][2 * in + 1], grad[out], input[2], input[3]);
         }
       }
     }
+  }
+
+  // Fragment register i has output lane / 4 + 8 (i % 2) at pixel lane % 4 + 4 (i / 2), and the
+  // input's register i the same pixels of input lane / 4.
+  PRIVIMAGE_DEVICE void step(Tf32Math, const Shared<float>& grads, const Shared<float>& inputs,
+                             const Shared<uint16_t>& places, int pixel, Sums& sums) const {
+    const int member = block_.lane() % 4, group = block_.lane() / 4;
+    uint32_t grad[2][4];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int at = (pixel + member + i / 2 % 2 * 4) * Tile::kOutPitch + warp_out_ + group +
+                     i / 4 * 16 + i % 2 * 8;
+      grad[i / 4][i % 4] = block_.to_tf32(grads.load(at));
+    }
+    const int slots[2] = {first_slot(places.load(pixel + member)),
+                          first_slot(places.load(pixel + member + 4))};
+#pragma unroll
+    for (int tap = 0; tap < Tile::kSide; ++tap) {
+#pragma unroll
+      for (int in = 0; in < 4; ++in) {
+        uint32_t input[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          input[i] = block_.to_tf32(inputs.load((slots[i] + tap_shift(tap)) * Tile::kInPitch +
+                                                warp_in_ + group + 8 * in));
+        }
+        block_.multiply_add_tf32(sums[tap][0][in], grad[0], input[0], input[1]);
+        block_.multiply_add_tf32(sums[tap][1][in], grad[1], input[0], input[1]);
+      }
+    }
+  }
+
+  // The same places of the tile as tensor cores give a thread, so that one epilogue does for all.
+  PRIVIMAGE_DEVICE void step(Fp32Math, const Shared<float>& grads, const Shared<float>& inputs,
+                             const Shared<uint16_t>& places, int pixel, Sums& sums) const {
+    float grad[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      grad[i] = grads.load(pixel * Tile::kOutPitch + warp_out_ + block_.lane() / 4 + 8 * i);
+    }
+    const int slot = first_slot(places.load(pixel));
+#pragma unroll
+    for (int tap = 0; tap < Tile::kSide; ++tap) {
+#pragma unroll
+      for (int in = 0; in < 4; ++in) {
+        const auto input = inputs.template load_vector<2>(
+            (slot + tap_shift(tap)) * Tile::kInPitch + warp_in_ + 8 * in + block_.lane() % 4 * 2);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          float& sum = sums[tap][i / 4][in][i % 4];
+          sum = std::fmaf(grad[i / 2], input.at[i % 2], sum);
+        }
+      }
+    }
+  }
+
+  // Calls body(place in the part, sum) for what this thread has of the tile, the taps of a pair of
+  // channels one after another.
+  template <typename Body>
+  PRIVIMAGE_DEVICE void for_each_sum(Sums& sums, Body body) const {
+    const int lane = block_.lane();
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      const int out = first_out_ + warp_out_ + i / 16 * 16 + i / 2 % 2 * 8 + lane / 4;
+      const int in = first_in_ + warp_in_ + i / 4 % 4 * 8 + lane % 4 * 2 + i % 2;
+      if (out >= outputs_ || in >= inputs_) continue;
+      const int64_t place =
+          ((static_cast<int64_t>(out) * inputs_ + in) * Tile::kSide + tap_row_) * Tile::kSide;
+#pragma unroll
+      for (int tap = 0; tap < Tile::kSide; ++tap) {
+        body(place + tap, sums[tap][i / 16][i / 4 % 4][i % 4]);
+      }
+    }
+  }
+
+  PRIVIMAGE_DEVICE void add_parts(Sums& sums) const {
+    const float* part = job_.parts + block_.x() * job_.part_stride;
+    for_each_sum(sums, [&](int64_t place, float& sum) { sum += part[place]; });
+  }
+
+  PRIVIMAGE_DEVICE void store(Sums& sums) const {
+    float* part = job_.parts + block_.x() * job_.part_stride;
+    for_each_sum(sums, [&](int64_t place, float& sum) { part[place] = sum; });
+  }
+
+  // Each coordinate is rounded towards zero before it is added; integers have no order to keep.
+  PRIVIMAGE_DEVICE void add_to_grid(Sums& sums) const {
+    const double scale = job_.scales[block_.x()];
+    if (scale == 0.0) return;
+    for_each_sum(sums, [&](int64_t place, float& sum) {
+      block_.add(job_.sum + place, int64_t{grid_coordinate(sum, scale)});
+    });
   }
 
   // The squares of the very values that are stored, in double precision. Channels that don't exist
   // were brought as zeros and add none, unless a value is infinite, and then so is the norm.
-  PRIVIMAGE_DEVICE double add_squares(const float (&sums)[Tile::kSide][2][4][4]) const {
+  PRIVIMAGE_DEVICE double add_squares(const Sums& sums) const {
     double squares = 0.0;
 #pragma unroll
     for (int tap = 0; tap < Tile::kSide; ++tap) {
@@ -290,28 +321,30 @@ class ConvWeightGradBlock {
 
   // Adds the squares of the lanes of a warp, then of the warps, in a fixed order.
   PRIVIMAGE_DEVICE void write_squares(double squares) const {
-    const Shared<double> partial = block_.shared<double>(kSumsAt, Tile::kWarps);
+    const Shared<double> partial = block_.template shared<double>(kSumsAt, Tile::kWarps);
     for (int mask = 16; mask > 0; mask /= 2) squares += block_.shuffle_xor(squares, mask);
     if (block_.lane() == 0) partial.store(block_.warp(), squares);
     block_.barrier();
     if (block_.thread() != 0) return;
     double total = 0.0;
     for (int warp = 0; warp < Tile::kWarps; ++warp) total += partial.load(warp);
-    job_.squares[block_.x() * conv_slots<Tile>(job_) + block_.y()] = total;
+    job_.squares[block_.x() * conv_slots<Tile>(shape_) + block_.y()] = total;
   }
 
   const Block block_;
-  const ConvWeightGrad& job_;
+  const ConvWeightGrad<Scalar>& job_;
+  const ConvGeometry& shape_;
   const ConvBand band_;
-  const int in_tiles_;
+  const int inputs_, outputs_;      // channels
   const int first_out_, first_in_;  // channels of the tile
   const int tap_row_, warp_out_, warp_in_;
 };
 
 // What the launcher runs: blocks [examples, slots] of Tile::kThreads threads.
-template <typename Tile, bool kStore>
-PRIVIMAGE_DEVICE void conv_weight_grad(const Block& block, const ConvWeightGrad& job) {
-  ConvWeightGradBlock<Tile>(block, job).template run<kStore>();
+template <typename Tile>
+PRIVIMAGE_DEVICE void conv_weight_grad(const Block& block,
+                                       const ConvWeightGrad<typename Tile::Scalar>& job) {
+  ConvWeightGradBlock<Tile>(block, job).run();
 }
 
 }  // namespace privimage::cuda

@@ -1,41 +1,46 @@
-// The per-example weight gradient of a convolution on a GPU, and its squared norm: arguments and
-// launcher.
-//
-// This is device code without an op of its own: the launcher of example_weight_grad sends it the
-// shapes that tensor cores do well, bfloat16 channels-last with stride 1.
+// The per-example weight gradient of a convolution on a GPU, tile by tile, and its squared norm:
+// arguments and launchers. The launcher of example_weight_grad sends it the layers that it takes.
 #pragma once
 
 #include <cstdint>
 
 #include "shared/bfloat16.h"
+#include "shared/conv_geometry.h"
 
 namespace privimage {
 
-// A convolution with stride 1 and side x side taps (side 1 or 3), padded by side / 2, so that its
-// output is as large as its input. Any of the sizes may be 0.
+// A convolution of one group with side x side taps (side 1 or 3) and no dilation; a stride of 1 or
+// 2 that is the same along both axes, or any for one tap. Any of the sizes may be 0.
+template <typename Scalar>
 struct ConvWeightGrad {
-  const Bfloat16* input;        // [examples, draws, height, width, in_channels], 16-byte aligned
-  const Bfloat16* output_grad;  // [examples, draws, height, width, out_channels], likewise
-  float* parts;     // [examples, part_stride], a row [out_channels, side, side, in_channels]
-  double* squares;  // [examples, slots]: their sum over the slots is a part's squared norm
-  int64_t examples;
-  int64_t draws;
-  int64_t height;
-  int64_t width;
-  int64_t in_channels;
-  int64_t out_channels;
+  ConvGeometry geometry;
+  const Scalar* x;     // [examples, draws, height, width, inputs], 16-byte aligned
+  const Scalar* grad;  // [examples, draws, height', width', outputs], likewise
+  float* parts;        // [examples, part_stride], a row [outputs, inputs, side, side]; or null
   int64_t part_stride;
+  bool accumulate;       // the parts are added to what is there; squares and sum are of the result
+  double* squares;       // [examples, slots], their sum is a part's squared norm; or null
+  const double* scales;  // [examples], see grid_scale; read where there is a sum
+  int64_t* sum;          // [outputs, inputs, side, side] in grid steps, added to; or null
 };
 
 namespace cuda {
 
-// The squares an example that the launcher writes: one a tile of output and input channels.
-int64_t conv_weight_grad_slots(const ConvWeightGrad& job, int side);
+// How float32 values are multiplied.
+enum class Precision {
+  kExact,  // fused multiply-add in float32
+  kTf32,   // on tensor cores, after rounding to 11 bits
+};
 
-// Queues the kernel on `stream` (a cudaStream_t) and returns the CUDA error code, 0 for none. With
-// `store` the parts are written too; without, `parts` is not looked at. Both give the same squares,
-// bit by bit. Allocates, synchronises and throws nothing.
-int launch_conv_weight_grad(const ConvWeightGrad& job, int side, bool store, void* stream);
+// The squares an example that the launcher writes: one a tile of output and input channels.
+int64_t conv_weight_grad_slots(const ConvWeightGrad<Bfloat16>& job);
+int64_t conv_weight_grad_slots(const ConvWeightGrad<float>& job, Precision precision);
+
+// Queues the kernel on `stream` (a cudaStream_t) and returns the CUDA error code, 0 for none. All
+// that is asked for, parts, squares and sum, comes from the same values, bit by bit the same in
+// every combination. Allocates, synchronises and throws nothing.
+int launch_conv_weight_grad(const ConvWeightGrad<Bfloat16>& job, void* stream);
+int launch_conv_weight_grad(const ConvWeightGrad<float>& job, Precision precision, void* stream);
 
 }  // namespace cuda
 }  // namespace privimage

@@ -1,5 +1,4 @@
 // Launches the per-example weight gradient on a GPU; the bridge between the .cu file and the op.
-// Compiled for every target, but not run on a GPU yet.
 #pragma once
 
 #include "shared/example_weight_grad.h"
@@ -8,6 +7,7 @@ namespace privimage::cuda {
 
 // Queues the kernels on `stream` (a cudaStream_t) and returns the CUDA error code, 0 for none.
 // All pointers of `job` are device memory. Allocates, synchronises and throws nothing.
+int launch_example_weight_grad(const ExampleWeightGrad<Bfloat16>& job, void* stream);
 int launch_example_weight_grad(const ExampleWeightGrad<float>& job, void* stream);
 int launch_example_weight_grad(const ExampleWeightGrad<double>& job, void* stream);
 

@@ -1,51 +1,37 @@
-// The last pass of a private step on a GPU: noise and update of eight parameters a thread.
-#include <cuda_runtime.h>
-
-#include "kernels/private_update.h"
+// The last pass of a private step on a GPU: entry point and launcher; the kernels are in
+// private_update.cuh.
+#include "kernels/launch.cuh"
+#include "kernels/private_update.cuh"
 
 namespace privimage::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-
-// ---------------------------------------------------------------------------------------- kernels
-
-// One thread a ChaCha20 block.
 template <bool kAdam, bool kAverage>
-__global__ void update_kernel(UpdateOnGpu job) {
-  const int64_t block = job.update.first_index / kTile * kLanes +
-                        static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  update_block<kAdam, kAverage>(job.update, job.key, static_cast<uint64_t>(*job.step), block);
+__global__ void __launch_bounds__(kUpdateThreads) update_kernel(UpdateOnGpu job) {
+  update_parameters<kAdam, kAverage>(Block{}, job);
 }
 
-// After the pass, in the same stream: no step is ever drawn twice.
-__global__ void next_step_kernel(int64_t* step) { ++*step; }
-
-// --------------------------------------------------------------------------------------- launcher
+__global__ void count_step_kernel(UpdateOnGpu job) { count_step(Block{}, job); }
 
 template <bool kAdam, bool kAverage>
-void launch(const UpdateOnGpu& job, cudaStream_t queue) {
-  const int64_t first = job.update.first_index / kTile;
-  const int64_t end = (job.update.first_index + job.update.count + kTile - 1) / kTile;
-  const int64_t grid = ((end - first) * kLanes + kThreads - 1) / kThreads;
-  // A grid of no blocks is an error to CUDA, and nothing to do for us.
-  if (grid > 0) {
-    update_kernel<kAdam, kAverage><<<static_cast<unsigned>(grid), kThreads, 0, queue>>>(job);
-  }
-  next_step_kernel<<<1, 1, 0, queue>>>(job.step);
+int launch_update(const UpdateOnGpu& job, void* stream) {
+  return launch(update_kernel<kAdam, kAverage>, update_launch(job.update), job, stream);
 }
 
 }  // namespace
 
 int launch_private_update(const UpdateOnGpu& job, void* stream) {
-  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
   const bool average = job.update.average != nullptr;
+  int error;
   if (job.update.second_moment != nullptr) {
-    average ? launch<true, true>(job, queue) : launch<true, false>(job, queue);
+    error =
+        average ? launch_update<true, true>(job, stream) : launch_update<true, false>(job, stream);
   } else {
-    average ? launch<false, true>(job, queue) : launch<false, false>(job, queue);
+    error = average ? launch_update<false, true>(job, stream)
+                    : launch_update<false, false>(job, stream);
   }
-  return static_cast<int>(cudaGetLastError());
+  // In the same stream after the pass, whatever that had to do: no step is ever drawn twice.
+  return error != 0 ? error : launch(count_step_kernel, {1, 1, 32, 0}, job, stream);
 }
 
 }  // namespace privimage::cuda

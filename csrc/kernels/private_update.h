@@ -16,6 +16,9 @@ struct UpdateOnGpu {
 // Queues the pass, and then the addition of 1 to the step, on `stream` (a cudaStream_t); returns
 // the CUDA error code, 0 for none. All pointers of `job` are device memory. Allocates, synchronises
 // and throws nothing.
+//
+// A captured graph keeps the numbers of `update.rule` as they were: whoever captures Adam's step
+// freezes its bias correction and its learning rate.
 int launch_private_update(const UpdateOnGpu& job, void* stream);
 
 }  // namespace privimage::cuda

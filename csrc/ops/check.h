@@ -3,20 +3,30 @@
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <string>
 
 namespace privimage {
 
-inline void check_matrix(const torch::stable::Tensor& tensor, const std::string& name) {
-  STD_TORCH_CHECK(tensor.dim() == 2, name, ": expected 2 dimensions, got ", tensor.dim());
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
-}
-
 inline void check_positive(double value, const std::string& name) {
   STD_TORCH_CHECK(value > 0.0 && value < 1e300, name, ": expected a finite number above 0, got ",
                   value);
+}
+
+// Of sums over a tensor's values, and of what stands beside them: weights, statistics, gradients.
+inline torch::headeronly::ScalarType wide_type(const torch::stable::Tensor& tensor) {
+  using torch::headeronly::ScalarType;
+  const ScalarType type = tensor.scalar_type();
+  return type == ScalarType::BFloat16 ? ScalarType::Float : type;
+}
+
+inline void check_beside(const torch::stable::Tensor& tensor, torch::headeronly::ScalarType type,
+                         const torch::stable::Tensor& x, const std::string& name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name,
+                  ": expected the type of x, or float32 beside bfloat16");
+  STD_TORCH_CHECK(tensor.device() == x.device(), name, ": expected the device of x");
 }
 
 }  // namespace privimage

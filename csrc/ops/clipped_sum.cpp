@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
+
 #include "ops/check.h"
 
 #ifdef PRIVIMAGE_CUDA
@@ -28,39 +30,51 @@ struct Output {
   Tensor sum;     // int64 [parameters]
 };
 
-Output allocate(const Tensor& parts, double max_grad_norm) {
-  check_matrix(parts, "parts");
-  check_positive(max_grad_norm, "max_grad_norm");
+Output allocate(const Tensor& parts, const ClipRule& rule) {
+  STD_TORCH_CHECK(parts.dim() == 2, "parts: expected 2 dimensions, got ", parts.dim());
+  STD_TORCH_CHECK(parts.size(1) < 2 || parts.stride(1) == 1, "parts: expected contiguous rows");
+  check_positive(rule.max_grad_norm, "max_grad_norm");
+  STD_TORCH_CHECK(rule.share > 0.0 && rule.share <= 1.0, "share: expected a number in (0, 1], got ",
+                  rule.share);
+  STD_TORCH_CHECK(!rule.normalise || (rule.stability >= 1e-30 && rule.stability <= 1e30),
+                  "stability: expected a number in [1e-30, 1e30], got ", rule.stability);
   return {torch::stable::new_empty(parts, {parts.size(0)}, ScalarType::Double),
           torch::stable::new_empty(parts, {parts.size(1)}, ScalarType::Long)};
 }
 
 template <typename Scalar>
-ClippedSum<Scalar> describe(const Tensor& parts, const Output& output, double max_grad_norm) {
+ClippedSum<Scalar> describe(const Tensor& parts, const Output& output, const ClipRule& rule) {
   return {static_cast<const Scalar*>(parts.const_data_ptr()),
           static_cast<double*>(output.scales.mutable_data_ptr()),
           static_cast<int64_t*>(output.sum.mutable_data_ptr()),
           parts.size(0),
           parts.size(1),
-          max_grad_norm};
+          parts.stride(0),
+          rule};
 }
 
 // Calls run(job) with the job in the type of `parts`.
 template <typename Run>
-void dispatch(const Tensor& parts, const Output& output, double max_grad_norm, Run run) {
+void dispatch(const Tensor& parts, const Output& output, const ClipRule& rule, Run run) {
   const ScalarType type = parts.scalar_type();
   if (type == ScalarType::Float) {
-    run(describe<float>(parts, output, max_grad_norm));
+    run(describe<float>(parts, output, rule));
   } else if (type == ScalarType::Double) {
-    run(describe<double>(parts, output, max_grad_norm));
+    run(describe<double>(parts, output, rule));
   } else {
     STD_TORCH_CHECK(false, "parts: expected float32 or float64");
   }
 }
 
-Tensor clipped_sum_cpu(const Tensor& parts, double max_grad_norm) {
-  const Output output = allocate(parts, max_grad_norm);
-  dispatch(parts, output, max_grad_norm, [](const auto& job) {
+ClipRule read_rule(double max_grad_norm, double share, const std::optional<double>& stability) {
+  return {max_grad_norm, share, stability.has_value(), stability.value_or(0.0)};
+}
+
+Tensor clipped_sum_cpu(const Tensor& parts, double max_grad_norm, double share,
+                       const std::optional<double>& stability) {
+  const ClipRule rule = read_rule(max_grad_norm, share, stability);
+  const Output output = allocate(parts, rule);
+  dispatch(parts, output, rule, [](const auto& job) {
     const int64_t rows = kGrain / (job.parameters + 1) + 1;
     torch::stable::parallel_for(0, job.examples, rows, [&](int64_t begin, int64_t end) {
       cpu::clipped_sum_scales(job, begin, end);
@@ -74,11 +88,13 @@ Tensor clipped_sum_cpu(const Tensor& parts, double max_grad_norm) {
 }
 
 #ifdef PRIVIMAGE_CUDA
-Tensor clipped_sum_cuda(const Tensor& parts, double max_grad_norm) {
+Tensor clipped_sum_cuda(const Tensor& parts, double max_grad_norm, double share,
+                        const std::optional<double>& stability) {
   const torch::stable::accelerator::DeviceGuard guard(parts.get_device_index());
-  const Output output = allocate(parts, max_grad_norm);
+  const ClipRule rule = read_rule(max_grad_norm, share, stability);
+  const Output output = allocate(parts, rule);
   void* stream = current_cuda_stream(parts.get_device_index());
-  dispatch(parts, output, max_grad_norm, [stream](const auto& job) {
+  dispatch(parts, output, rule, [stream](const auto& job) {
     const int error = cuda::launch_clipped_sum(job, stream);
     STD_TORCH_CHECK(error == 0, "clipped_sum: CUDA error ", error);
   });
@@ -89,7 +105,9 @@ Tensor clipped_sum_cuda(const Tensor& parts, double max_grad_norm) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(privimage, library) {
-  library.def("clipped_sum(Tensor parts, float max_grad_norm) -> Tensor");
+  library.def(
+      "clipped_sum(Tensor parts, float max_grad_norm, float share=1.0, float? stability=None) "
+      "-> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(privimage, CPU, library) {

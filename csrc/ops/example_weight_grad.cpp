@@ -86,24 +86,19 @@ void check_rows(const Tensor& tensor, const std::string& name) {
                   ": expected rows that do not overlap");
 }
 
-void check_like(const Tensor& tensor, const Tensor& x, const std::string& name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, ": expected the type of x");
-  STD_TORCH_CHECK(tensor.device() == x.device(), name, ": expected the device of x");
-}
-
 Arguments check(const Tensor& x, const Tensor& grad, const Tensor& weight,
                 const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
                 const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                 int64_t groups, bool accumulate) {
   const ConvGeometry geometry = geometry_of(x, grad, weight, stride, padding, dilation, groups);
-  check_like(grad, x, "grad");
-  check_like(weight, x, "weight");
+  check_beside(grad, x.scalar_type(), x, "grad");
+  check_beside(weight, wide_type(x), x, "weight");
   check_rows(weight, "weight");
   if (bias) {
     STD_TORCH_CHECK(
         bias->dim() == 2 && bias->size(0) == weight.size(0) && bias->size(1) == weight.size(1),
         "bias: expected [examples, outputs]");
-    check_like(*bias, x, "bias");
+    check_beside(*bias, wide_type(x), x, "bias");
     check_rows(*bias, "bias");
   }
   return {x, grad, weight, bias, geometry, accumulate};
@@ -120,9 +115,9 @@ ExampleWeightGrad<Scalar> describe(const Arguments& given) {
           strides_of(given.x),
           static_cast<const Scalar*>(given.grad.const_data_ptr()),
           strides_of(given.grad),
-          static_cast<Scalar*>(given.weight.mutable_data_ptr()),
+          static_cast<Wide<Scalar>*>(given.weight.mutable_data_ptr()),
           given.weight.stride(0),
-          given.bias ? static_cast<Scalar*>(given.bias->mutable_data_ptr()) : nullptr,
+          given.bias ? static_cast<Wide<Scalar>*>(given.bias->mutable_data_ptr()) : nullptr,
           given.bias ? given.bias->stride(0) : 0,
           given.accumulate};
 }
@@ -165,10 +160,15 @@ void example_weight_grad_cuda(const Tensor x, const Tensor grad, const Tensor we
   const Arguments given =
       check(x, grad, weight, bias, stride, padding, dilation, groups, accumulate);
   void* stream = current_cuda_stream(x.get_device_index());
-  dispatch(given, [stream](const auto& job) {
+  const auto run = [stream](const auto& job) {
     const int error = cuda::launch_example_weight_grad(job, stream);
     STD_TORCH_CHECK(error == 0, "example_weight_grad: CUDA error ", error);
-  });
+  };
+  if (x.scalar_type() == ScalarType::BFloat16) {
+    run(in_one_row(describe<Bfloat16>(given)));
+  } else {
+    dispatch(given, run);
+  }
 }
 #endif
 

@@ -10,6 +10,13 @@
 
 #include "ops/check.h"
 
+#ifdef PRIVIMAGE_CUDA
+#include <torch/csrc/stable/accelerator.h>
+
+#include "kernels/group_norm_silu.h"
+#include "ops/cuda_stream.h"
+#endif
+
 namespace privimage {
 namespace {
 
@@ -38,14 +45,9 @@ GroupNormShape shape_of(const Tensor& x, int64_t examples, int64_t groups, bool 
           silu};
 }
 
-void check_same(const Tensor& tensor, const Tensor& x, const std::string& name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, ": expected the type of x");
-  STD_TORCH_CHECK(tensor.device() == x.device(), name, ": expected the device of x");
-}
-
 void check_vector(const std::optional<Tensor>& tensor, const Tensor& x, const std::string& name) {
   if (!tensor) return;
-  check_same(*tensor, x, name);
+  check_beside(*tensor, wide_type(x), x, name);
   STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == x.size(1) && tensor->is_contiguous(),
                   name, ": expected [channels]");
 }
@@ -53,21 +55,21 @@ void check_vector(const std::optional<Tensor>& tensor, const Tensor& x, const st
 void check_rows(const std::optional<Tensor>& tensor, const Tensor& x, int64_t examples,
                 const std::string& name) {
   if (!tensor) return;
-  check_same(*tensor, x, name);
+  check_beside(*tensor, wide_type(x), x, name);
   STD_TORCH_CHECK(tensor->dim() == 2 && tensor->size(0) == examples &&
                       tensor->size(1) == x.size(1) && tensor->stride(1) == 1 &&
                       (examples <= 1 || tensor->stride(0) >= x.size(1)),
                   name, ": expected rows [examples, channels] that do not overlap");
 }
 
-template <typename Scalar>
-const Scalar* read(const std::optional<Tensor>& tensor) {
-  return tensor ? static_cast<const Scalar*>(tensor->const_data_ptr()) : nullptr;
+template <typename T>
+const T* read(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
 }
 
-template <typename Scalar>
-Scalar* write(const std::optional<Tensor>& tensor) {
-  return tensor ? static_cast<Scalar*>(tensor->mutable_data_ptr()) : nullptr;
+template <typename T>
+T* write(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<T*>(tensor->mutable_data_ptr()) : nullptr;
 }
 
 int64_t grain(const GroupNormShape& shape) {
@@ -87,47 +89,78 @@ void dispatch(const Tensor& x, Run run) {
   }
 }
 
-std::tuple<Tensor, Tensor> group_norm_silu_cpu(const Tensor x, const std::optional<Tensor> weight,
-                                               const std::optional<Tensor> bias, int64_t groups,
-                                               double eps, bool silu) {
+struct Forward {
+  GroupNormShape shape;
+  const Tensor& x;
+  const std::optional<Tensor>&weight, &bias;
+  double eps;
+  Tensor y;
+  Tensor moments;  // [2, rows, groups]
+};
+
+Forward allocate(const Tensor& x, const std::optional<Tensor>& weight,
+                 const std::optional<Tensor>& bias, int64_t groups, double eps, bool silu) {
   const GroupNormShape shape = shape_of(x, x.size(0), groups, silu);
   check_vector(weight, x, "weight");
   check_vector(bias, x, "bias");
-  Tensor y = torch::stable::empty_like(x);
-  Tensor moments = torch::stable::new_empty(x, {2, x.size(0), groups});
+  return {shape,
+          x,
+          weight,
+          bias,
+          eps,
+          torch::stable::empty_like(x),
+          torch::stable::new_empty(x, {2, x.size(0), groups}, wide_type(x))};
+}
+
+template <typename Scalar>
+GroupNormSilu<Scalar> describe(const Forward& given) {
+  using Real = Wide<Scalar>;
+  Real* moments = write<Real>(given.moments);
+  return {given.shape,
+          read<Scalar>(given.x),
+          read<Real>(given.weight),
+          read<Real>(given.bias),
+          write<Scalar>(given.y),
+          moments,
+          moments + given.x.size(0) * given.shape.groups,
+          given.eps};
+}
+
+std::tuple<Tensor, Tensor> group_norm_silu_cpu(const Tensor x, const std::optional<Tensor> weight,
+                                               const std::optional<Tensor> bias, int64_t groups,
+                                               double eps, bool silu) {
+  const Forward given = allocate(x, weight, bias, groups, eps, silu);
   dispatch(x, [&](auto zero) {
-    using Scalar = decltype(zero);
-    const GroupNormSilu<Scalar> job{shape,
-                                    read<Scalar>(x),
-                                    read<Scalar>(weight),
-                                    read<Scalar>(bias),
-                                    write<Scalar>(y),
-                                    write<Scalar>(moments),
-                                    write<Scalar>(moments) + x.size(0) * groups,
-                                    eps};
-    torch::stable::parallel_for(0, shape.examples, grain(shape), [&](int64_t begin, int64_t end) {
+    const auto job = describe<decltype(zero)>(given);
+    const int64_t examples = given.shape.examples;
+    torch::stable::parallel_for(0, examples, grain(given.shape), [&](int64_t begin, int64_t end) {
       cpu::group_norm_silu(job, begin, end);
     });
   });
-  return {y, moments};
+  return {given.y, given.moments};
 }
 
-Tensor group_norm_silu_backward_cpu(const Tensor grad, const Tensor x, const Tensor moments,
-                                    const std::optional<Tensor> weight,
-                                    const std::optional<Tensor> bias,
-                                    const std::optional<Tensor> grad_weight,
-                                    const std::optional<Tensor> grad_bias, bool silu,
-                                    bool accumulate) {
+struct Backward {
+  GroupNormShape shape;
+  const Tensor &grad, &x, &moments;
+  const std::optional<Tensor>&weight, &bias, &grad_weight, &grad_bias;
+  bool accumulate;
+  Tensor grad_x;
+};
+
+Backward allocate(const Tensor& grad, const Tensor& x, const Tensor& moments,
+                  const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                  const std::optional<Tensor>& grad_weight, const std::optional<Tensor>& grad_bias,
+                  bool silu, bool accumulate) {
   STD_TORCH_CHECK(moments.dim() == 3 && moments.size(0) == 2 && moments.size(1) == x.size(0) &&
                       moments.is_contiguous(),
                   "moments: expected [2, rows, groups]");
-  check_same(moments, x, "moments");
+  check_beside(moments, wide_type(x), x, "moments");
   const int64_t examples = grad_weight ? grad_weight->size(0)
                            : grad_bias ? grad_bias->size(0)
                                        : x.size(0);
-  const int64_t groups = moments.size(2);
-  const GroupNormShape shape = shape_of(x, examples, groups, silu);
-  check_same(grad, x, "grad");
+  const GroupNormShape shape = shape_of(x, examples, moments.size(2), silu);
+  check_beside(grad, x.scalar_type(), x, "grad");
   STD_TORCH_CHECK(grad.dim() == x.dim(), "grad: expected the shape of x");
   for (int64_t dim = 0; dim < x.dim(); ++dim) {
     STD_TORCH_CHECK(grad.size(dim) == x.size(dim), "grad: expected the shape of x");
@@ -138,28 +171,92 @@ Tensor group_norm_silu_backward_cpu(const Tensor grad, const Tensor x, const Ten
   check_vector(bias, x, "bias");
   check_rows(grad_weight, x, examples, "grad_weight");
   check_rows(grad_bias, x, examples, "grad_bias");
-  Tensor grad_x = torch::stable::empty_like(x);
+  return {shape, grad,        x,         moments,    weight,
+          bias,  grad_weight, grad_bias, accumulate, torch::stable::empty_like(x)};
+}
+
+template <typename Scalar>
+GroupNormSiluBackward<Scalar> describe(const Backward& given) {
+  using Real = Wide<Scalar>;
+  const Real* moments = read<Real>(given.moments);
+  return {given.shape,
+          read<Scalar>(given.grad),
+          read<Scalar>(given.x),
+          moments,
+          moments + given.x.size(0) * given.shape.groups,
+          read<Real>(given.weight),
+          read<Real>(given.bias),
+          write<Scalar>(given.grad_x),
+          write<Real>(given.grad_weight),
+          given.grad_weight ? given.grad_weight->stride(0) : 0,
+          write<Real>(given.grad_bias),
+          given.grad_bias ? given.grad_bias->stride(0) : 0,
+          given.accumulate};
+}
+
+Tensor group_norm_silu_backward_cpu(const Tensor grad, const Tensor x, const Tensor moments,
+                                    const std::optional<Tensor> weight,
+                                    const std::optional<Tensor> bias,
+                                    const std::optional<Tensor> grad_weight,
+                                    const std::optional<Tensor> grad_bias, bool silu,
+                                    bool accumulate) {
+  const Backward given =
+      allocate(grad, x, moments, weight, bias, grad_weight, grad_bias, silu, accumulate);
   dispatch(x, [&](auto zero) {
-    using Scalar = decltype(zero);
-    const GroupNormSiluBackward<Scalar> job{shape,
-                                            read<Scalar>(grad),
-                                            read<Scalar>(x),
-                                            read<Scalar>(moments),
-                                            read<Scalar>(moments) + x.size(0) * groups,
-                                            read<Scalar>(weight),
-                                            read<Scalar>(bias),
-                                            write<Scalar>(grad_x),
-                                            write<Scalar>(grad_weight),
-                                            grad_weight ? grad_weight->stride(0) : 0,
-                                            write<Scalar>(grad_bias),
-                                            grad_bias ? grad_bias->stride(0) : 0,
-                                            accumulate};
-    torch::stable::parallel_for(0, shape.examples, grain(shape), [&](int64_t begin, int64_t end) {
+    const auto job = describe<decltype(zero)>(given);
+    const int64_t examples = given.shape.examples;
+    torch::stable::parallel_for(0, examples, grain(given.shape), [&](int64_t begin, int64_t end) {
       cpu::group_norm_silu_backward(job, begin, end);
     });
   });
-  return grad_x;
+  return given.grad_x;
 }
+
+#ifdef PRIVIMAGE_CUDA
+// The same with bfloat16, which the CPU's kernels do not have.
+template <typename Run>
+void dispatch_on_gpu(const Tensor& x, Run run) {
+  if (x.scalar_type() == ScalarType::BFloat16) {
+    run(Bfloat16{});
+  } else {
+    dispatch(x, run);
+  }
+}
+
+std::tuple<Tensor, Tensor> group_norm_silu_cuda(const Tensor x, const std::optional<Tensor> weight,
+                                                const std::optional<Tensor> bias, int64_t groups,
+                                                double eps, bool silu) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const Forward given = allocate(x, weight, bias, groups, eps, silu);
+  void* stream = current_cuda_stream(x.get_device_index());
+  dispatch_on_gpu(x, [&](auto zero) {
+    const int error = cuda::launch_group_norm_silu(describe<decltype(zero)>(given), stream);
+    STD_TORCH_CHECK(error == 0, "group_norm_silu: CUDA error ", error);
+  });
+  return {given.y, given.moments};
+}
+
+Tensor group_norm_silu_backward_cuda(const Tensor grad, const Tensor x, const Tensor moments,
+                                     const std::optional<Tensor> weight,
+                                     const std::optional<Tensor> bias,
+                                     const std::optional<Tensor> grad_weight,
+                                     const std::optional<Tensor> grad_bias, bool silu,
+                                     bool accumulate) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const Backward given =
+      allocate(grad, x, moments, weight, bias, grad_weight, grad_bias, silu, accumulate);
+  const Tensor row_sums =
+      torch::stable::new_empty(x, {x.size(0), 2, given.shape.channels}, wide_type(x));
+  void* stream = current_cuda_stream(x.get_device_index());
+  dispatch_on_gpu(x, [&](auto zero) {
+    using Scalar = decltype(zero);
+    const int error = cuda::launch_group_norm_silu_backward(describe<Scalar>(given),
+                                                            write<Wide<Scalar>>(row_sums), stream);
+    STD_TORCH_CHECK(error == 0, "group_norm_silu_backward: CUDA error ", error);
+  });
+  return given.grad_x;
+}
+#endif
 
 }  // namespace
 
@@ -177,5 +274,12 @@ STABLE_TORCH_LIBRARY_IMPL(privimage, CPU, library) {
   library.impl("group_norm_silu", TORCH_BOX(&group_norm_silu_cpu));
   library.impl("group_norm_silu_backward", TORCH_BOX(&group_norm_silu_backward_cpu));
 }
+
+#ifdef PRIVIMAGE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(privimage, CUDA, library) {
+  library.impl("group_norm_silu", TORCH_BOX(&group_norm_silu_cuda));
+  library.impl("group_norm_silu_backward", TORCH_BOX(&group_norm_silu_backward_cuda));
+}
+#endif
 
 }  // namespace privimage

@@ -1,10 +1,10 @@
-// A bfloat16 as its bits: the upper half of a float.
+// A bfloat16 as its bits: the upper half of a float; and the wider type that its sums have.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#include "shared/grid.h"
+#include "shared/host_device.h"
 
 namespace privimage {
 
@@ -25,6 +25,31 @@ PRIVIMAGE_HOST_DEVICE Bfloat16 to_bfloat16(float value) {
   memcpy(&bits, &value, sizeof bits);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>(bits >> 16 | 0x40u)};
   return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+
+// The type in which values of another are added up.
+template <typename Scalar>
+struct WideType {
+  using type = Scalar;
+};
+template <>
+struct WideType<Bfloat16> {
+  using type = float;
+};
+template <typename Scalar>
+using Wide = typename WideType<Scalar>::type;
+
+PRIVIMAGE_HOST_DEVICE float widen(Bfloat16 value) { return to_float(value); }
+PRIVIMAGE_HOST_DEVICE float widen(float value) { return value; }
+PRIVIMAGE_HOST_DEVICE double widen(double value) { return value; }
+
+template <typename Scalar>
+PRIVIMAGE_HOST_DEVICE Scalar narrow(Wide<Scalar> value) {
+  return value;
+}
+template <>
+PRIVIMAGE_HOST_DEVICE Bfloat16 narrow<Bfloat16>(float value) {
+  return to_bfloat16(value);
 }
 
 }  // namespace privimage

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "shared/bfloat16.h"
 #include "shared/conv_geometry.h"
 
 namespace privimage {
@@ -22,9 +23,10 @@ struct ExampleWeightGrad {
   ImageStrides x_strides;
   const Scalar* grad;  // [examples * draws, groups * outputs, height', width'], of its output
   ImageStrides grad_strides;
-  Scalar* weight;  // [examples, groups * outputs, inputs, taps, taps], an example's in one piece
+  Wide<Scalar>*
+      weight;  // [examples, groups * outputs, inputs, taps, taps], an example's in one piece
   int64_t weight_stride;  // from one example to the next
-  Scalar* bias;           // [examples, groups * outputs], or null
+  Wide<Scalar>* bias;     // [examples, groups * outputs], or null
   int64_t bias_stride;
   bool accumulate;  // add to what weight and bias hold, instead of writing over it
 };

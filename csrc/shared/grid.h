@@ -1,7 +1,8 @@
 // The integer grid on which clipped gradients are added: exact sums, whatever their order.
 //
-// A grid step is C / 2^30 for clipping norm C. An example is scaled so that its norm is at most C,
-// and each coordinate is rounded towards zero, which can only make the norm smaller.
+// A grid step is C / 2^30 for clipping norm C. An example is scaled so that its norm is at most C
+// (or a share of it), and each coordinate is rounded towards zero, which can only make the norm
+// smaller.
 #pragma once
 
 #include <cmath>
@@ -25,18 +26,36 @@ constexpr int kGridBits = 30;
 //   product once each: together less than 8 u.
 // So the coordinates, in steps, have a norm of at most 2^30 (1 - 2^-20) (1 + 2^-21.9) < 2^30, and
 // rounding towards zero can only make it smaller.
+// A share s of C, itself rounded once, gives s times that. Shares whose exact squares add up to 1
+// leave room for such a rounding each, so parts scaled with them one by one are at most 2^30 long
+// together. Where an example is normalised, the root is divided by a larger number than here, and
+// squares that underflow hide at most 2^-521 of N, which a stability of 1e-30 or more makes up for.
 constexpr double kNormMargin = 0x1p-20;
+
+// How long a scaled gradient may be, and which are scaled.
+struct ClipRule {
+  double max_grad_norm;    // C
+  double share = 1.0;      // of C that the norm may reach, in (0, 1]
+  bool normalise = false;  // divides by norm + stability (arXiv 2206.07136), whatever the norm
+  double stability = 0.0;  // in [1e-30, 1e30] where it normalises
+};
 
 // What a coordinate is multiplied with to be in grid steps, from the example's squared norm.
 //
 // 0 stands for an example that is not finite, or whose squares overflow: it must be passed over,
 // not multiplied, since 0 * inf is not a number. Squares that underflow need no clipping.
-PRIVIMAGE_HOST_DEVICE double grid_scale(double squared_norm, double max_grad_norm) {
+PRIVIMAGE_HOST_DEVICE double grid_scale(double squared_norm, const ClipRule& rule) {
   const double steps = static_cast<double>(int64_t{1} << kGridBits);
   if (!(squared_norm <= 1.7976931348623157e308)) return 0.0;
   const double norm = sqrt(squared_norm);
-  const double allowed = max_grad_norm * (1.0 - kNormMargin);
-  return steps / max_grad_norm * (norm > allowed ? allowed / norm : 1.0);
+  const double allowed = rule.max_grad_norm * rule.share * (1.0 - kNormMargin);
+  double factor = 1.0;
+  if (rule.normalise) {
+    factor = allowed / (norm + rule.stability);
+  } else if (norm > allowed) {
+    factor = allowed / norm;
+  }
+  return steps / rule.max_grad_norm * factor;
 }
 
 // A coordinate in grid steps, towards zero. It is at most 2^30, so 32 bits hold it, and the

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "shared/host_device.h"
+#include "shared/bfloat16.h"
 
 namespace privimage {
 
@@ -17,31 +17,32 @@ struct GroupNormShape {
   bool silu;           // x * sigmoid(x) on top
 };
 
+// Statistics, weights and their gradients of bfloat16 activations are float32.
 template <typename Scalar>
 struct GroupNormSilu {
   GroupNormShape shape;
-  const Scalar* x;       // [rows, …]
-  const Scalar* weight;  // [channels], or null for ones
-  const Scalar* bias;    // [channels], or null for zeros
-  Scalar* y;             // as x
-  Scalar* mean;          // [rows, groups]
-  Scalar* rstd;          // [rows, groups], 1 / standard deviation
+  const Scalar* x;             // [rows, …]
+  const Wide<Scalar>* weight;  // [channels], or null for ones
+  const Wide<Scalar>* bias;    // [channels], or null for zeros
+  Scalar* y;                   // as x
+  Wide<Scalar>* mean;          // [rows, groups]
+  Wide<Scalar>* rstd;          // [rows, groups], 1 / standard deviation
   double eps;
 };
 
 template <typename Scalar>
 struct GroupNormSiluBackward {
   GroupNormShape shape;
-  const Scalar* grad;    // as x, of the output
-  const Scalar* x;       // [rows, …]
-  const Scalar* mean;    // [rows, groups]
-  const Scalar* rstd;    // [rows, groups]
-  const Scalar* weight;  // [channels], or null for ones
-  const Scalar* bias;    // [channels], or null for zeros
-  Scalar* grad_x;        // as x
-  Scalar* grad_weight;   // [examples, channels], or null
+  const Scalar* grad;          // as x, of the output
+  const Scalar* x;             // [rows, …]
+  const Wide<Scalar>* mean;    // [rows, groups]
+  const Wide<Scalar>* rstd;    // [rows, groups]
+  const Wide<Scalar>* weight;  // [channels], or null for ones
+  const Wide<Scalar>* bias;    // [channels], or null for zeros
+  Scalar* grad_x;              // as x
+  Wide<Scalar>* grad_weight;   // [examples, channels], or null
   int64_t weight_stride;
-  Scalar* grad_bias;  // [examples, channels], or null
+  Wide<Scalar>* grad_bias;  // [examples, channels], or null
   int64_t bias_stride;
   bool accumulate;  // add to what grad_weight and grad_bias hold
 };

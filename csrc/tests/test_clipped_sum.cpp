@@ -14,7 +14,8 @@ std::vector<int64_t> run(const std::vector<Scalar>& parts, int64_t examples, int
                          double clip, int64_t split) {
   std::vector<double> scales(examples, std::nan(""));
   std::vector<int64_t> sum(parameters, std::numeric_limits<int64_t>::min());
-  const ClippedSum<Scalar> job{parts.data(), scales.data(), sum.data(), examples, parameters, clip};
+  const ClippedSum<Scalar> job{parts.data(), scales.data(), sum.data(), examples,
+                               parameters,   parameters,    {clip}};
   for (int64_t begin = 0; begin < examples; begin += split) {
     privimage::cpu::clipped_sum_scales(job, begin, std::min(begin + split, examples));
   }
@@ -43,7 +44,7 @@ void matches_the_definition() {
           const long double value = parts[example * parameters + i];
           squares += value * value;
         }
-        const double scale = privimage::grid_scale(double(squares), clip);
+        const double scale = privimage::grid_scale(double(squares), {clip});
         for (int64_t i = 0; i < parameters; ++i) {
           expected[i] += privimage::grid_coordinate(parts[example * parameters + i], scale);
         }

@@ -7,6 +7,7 @@
 #include "check.h"
 #include "shared/grid.h"
 
+using privimage::ClipRule;
 using privimage::grid_coordinate;
 using privimage::grid_scale;
 
@@ -14,15 +15,17 @@ constexpr double kSteps = double(int64_t{1} << privimage::kGridBits);
 
 void non_finite_norms_give_scale_zero() {
   const double infinity = std::numeric_limits<double>::infinity();
-  CHECK(grid_scale(infinity, 1.0) == 0.0);
-  CHECK(grid_scale(std::nan(""), 1.0) == 0.0);
-  CHECK(grid_scale(std::numeric_limits<double>::max(), 1.0) > 0.0);
+  CHECK(grid_scale(infinity, {1.0}) == 0.0);
+  CHECK(grid_scale(std::nan(""), {1.0}) == 0.0);
+  CHECK(grid_scale(std::numeric_limits<double>::max(), {1.0}) > 0.0);
+  CHECK(grid_scale(infinity, {1.0, 1.0, true, 0.01}) == 0.0);
+  CHECK(grid_scale(std::nan(""), {1.0, 1.0, true, 0.01}) == 0.0);
 }
 
 void short_gradients_are_not_clipped() {
-  CHECK(grid_scale(0.0, 1.0) == kSteps);
-  CHECK(grid_scale(0.25, 2.0) == kSteps / 2.0);
-  CHECK(grid_scale(std::numeric_limits<double>::denorm_min(), 1e-3) == kSteps / 1e-3);
+  CHECK(grid_scale(0.0, {1.0}) == kSteps);
+  CHECK(grid_scale(0.25, {2.0}) == kSteps / 2.0);
+  CHECK(grid_scale(std::numeric_limits<double>::denorm_min(), {1e-3}) == kSteps / 1e-3);
 }
 
 void rounding_is_towards_zero() {
@@ -30,6 +33,31 @@ void rounding_is_towards_zero() {
   CHECK(grid_coordinate(-0.999, 1.0) == 0);
   CHECK(grid_coordinate(-1.5, 2.0) == -3);
   CHECK(grid_coordinate(1.75, 2.0) == 3);
+}
+
+// The norm, in grid steps, of what a gradient adds.
+double added_norm(const std::vector<double>& row, double squares, const ClipRule& rule) {
+  const double scale = grid_scale(squares, rule);
+  long double total = 0.0L;
+  for (double value : row) {
+    const long double coordinate = grid_coordinate(value, scale);
+    total += coordinate * coordinate;
+  }
+  return double(std::sqrt(total));
+}
+
+void shares_of_many_parts_stay_within_the_clip() {
+  for (int parts = 1; parts <= 2000; ++parts) {
+    const double share = 1.0 / std::sqrt(double(parts));
+    const double norm = added_norm({3.0}, 9.0, {1.0, share});
+    CHECK(norm * norm * parts <= kSteps * kSteps);
+  }
+}
+
+void squares_that_underflow_are_normalised_safely() {
+  const double norm = added_norm({1e-200}, 0.0, {1e30, 1.0, true, 1e-30});
+  CHECK(norm == 0.0);
+  CHECK(added_norm({1e-31}, 1e-62, {1e-30, 1.0, true, 1e-30}) <= kSteps / 11);
 }
 
 void norms_never_exceed_the_clip() {
@@ -44,15 +72,18 @@ void norms_never_exceed_the_clip() {
       value = float(size * normal(random));
       squares += value * value;
     }
-    const double scale = grid_scale(squares, clip);
-    long double total = 0.0L;
-    for (double value : row) {
-      const long double coordinate = grid_coordinate(value, scale);
-      total += coordinate * coordinate;
-    }
-    CHECK(total <= (long double)kSteps * kSteps);
-    const bool clipped = std::sqrt(squares) > clip;
-    CHECK(!clipped || std::sqrt(total) > kSteps * (1 - 1e-5));
+    const double norm = std::sqrt(squares);
+    const double flat = added_norm(row, squares, {clip});
+    CHECK(flat <= kSteps);
+    CHECK(norm <= clip || flat > kSteps * (1 - 1e-5));
+    const double share = std::sqrt(1.0 / (1 + random() % 9));
+    const double part = added_norm(row, squares, {clip, share});
+    CHECK(part <= kSteps * share);
+    CHECK(norm <= clip * share || part > kSteps * share * (1 - 1e-5));
+    const double stability = std::pow(10.0, 5 * normal(random));
+    const double normalised = added_norm(row, squares, {clip, 1.0, true, stability});
+    CHECK(normalised <= kSteps * norm / (norm + stability));
+    CHECK(normalised > kSteps * (1 - 1e-5) * norm / (norm + stability) - std::sqrt(row.size()));
   }
 }
 
@@ -61,4 +92,6 @@ int main() {
   short_gradients_are_not_clipped();
   rounding_is_towards_zero();
   norms_never_exceed_the_clip();
+  shares_of_many_parts_stay_within_the_clip();
+  squares_that_underflow_are_normalised_safely();
 }

@@ -2,12 +2,14 @@
 
 from privimage.data.images import ImageSet, ImageShape, to_bytes, to_unit_range
 from privimage.data.load import check_source, load_public, load_sensitive
+from privimage.data.persons import PersonKey
 from privimage.data.write import ImageFile, file_name, image_files, png, write_parquet
 
 __all__ = [
     "ImageFile",
     "ImageSet",
     "ImageShape",
+    "PersonKey",
     "check_source",
     "file_name",
     "image_files",

@@ -1,7 +1,8 @@
 """zip and tar archives of image files: which members are images, by a rule for each alone.
 
 A member is an image if it is a regular file whose name stays inside the archive, ends like that of
-an image file and has no hidden part; its class is the folder right around it. One that can't be
+an image file and has no hidden part; its class is the folder right around it, but for that of its
+person. One that can't be
 unpacked within its limits (see `members`) is an image without content. Only what concerns the
 archive as a whole is an error: that it is none, is cut short or has too many members.
 """
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from privimage.data.members import DAMAGE, Member, members
+from privimage.data.persons import PersonKey, person_and_class, refuse_persons, too_deep
 from privimage.data.source import SUFFIXES, Entry, Source, no_images, one_line, some
 from privimage.errors import UserError
 
@@ -23,6 +25,7 @@ class ArchiveSource(Source):
 
     form = "archive of images"
     names_by_image = True
+    person: PersonKey | None
 
     def entries(self) -> Iterator[Entry]:
         """Member by member, each unpacked in memory."""
@@ -31,19 +34,24 @@ class ArchiveSource(Source):
             for member in members(self.path):
                 path = _path(member)
                 if _looks_like_an_image(member) and not _fault(member):
-                    yield Entry(member.content(), number_of.get(path.parent.name), str(path))
+                    person, label = person_and_class(path.parts[:-1], self.person)
+                    yield Entry(member.content(), number_of.get(label), str(path), person)
         except DAMAGE as error:
             raise UserError(
                 f"'{self.path}' is damaged as an archive ({one_line(error)})"
             ) from error
 
 
-def open_archive(name: str, path: Path) -> Source:
+def open_archive(name: str, path: Path, person: PersonKey | None = None) -> Source:
     """The image set in the archive `path`; nothing is unpacked.
 
     Raises:
-        UserError: it is no archive, is cut short, is too large, or holds no images.
+        UserError: it is no archive, is cut short, is too large, holds no images, or none as deep
+            as the folders that name persons.
     """
+    if person is not None and person.column:
+        refuse_persons(name, path, person)
+    persons: set[str] = set()
     images: set[str] = set()
     classes: set[str] = set()
     odd: dict[str, list[str]] = {}
@@ -58,19 +66,24 @@ def open_archive(name: str, path: Path) -> Source:
                 odd.setdefault("occur more than once; each counts", []).append(member.name)
             count += 1
             images.add(str(place))
-            classes.add(place.parent.name)
+            whose, label = person_and_class(place.parts[:-1], person)
+            persons.add(whose)
+            classes.add(label)
     except DAMAGE as error:
         raise UserError(
             f"{name}: '{path}' is not readable as an archive ({one_line(error)})"
         ) from error
     if count == 0:
         raise no_images(name, path)
+    if person is not None and persons == {""}:
+        raise too_deep(name, path, person)
     classes.discard("")
     return ArchiveSource(
         path=path,
         names=tuple(sorted(classes)),
         is_labelled=bool(classes),
         count=count,
+        person=person,
         remarks=tuple(f"{len(those)} names {what} ({some(those)})" for what, those in odd.items()),
     )
 

@@ -2,7 +2,9 @@
 
 import io
 import logging
+import math
 import os
+import tempfile
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +23,8 @@ from privimage.errors import UserError
 GREY = 128
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _PIECE = 256
+# A larger set lies on disk, and the system keeps as much of it in memory as it has room for.
+_MOST_IN_MEMORY = 2**30
 _LEAST_WITH_PROGRESS = 20_000
 
 Steps = Callable[[str, int], Iterable[int]]
@@ -44,10 +48,11 @@ def decode_all(
 
     Returns:
         The images, uint8 [count, channels, size, size], and which of them could be decoded, bool
-        [count]; the others are grey.
+        [count]; the others are grey. Above 1 GiB the images lie in a temporary file without name,
+        mapped into memory.
 
     Raises:
-        UserError: the images don't fit into memory.
+        UserError: the images don't fit there.
     """
     images = _room(count, shape)
     is_good = np.zeros(count, dtype=bool)
@@ -69,13 +74,21 @@ def decode_all(
 
 
 def _room(count: int, shape: ImageShape) -> np.ndarray:
+    """Uninitialised images in memory; large sets in a file without name that is mapped into it."""
+    dimensions = (count, shape.channels, shape.size, shape.size)
+    size = math.prod(dimensions)
+    if size <= _MOST_IN_MEMORY:
+        return np.empty(dimensions, dtype=np.uint8)
     try:
-        return np.empty((count, shape.channels, shape.size, shape.size), dtype=np.uint8)
-    except (MemoryError, ValueError) as error:
-        size = count * shape.channels * shape.size**2 / 2**30
+        with tempfile.TemporaryFile() as file:
+            # Reserved now: a write to a mapped page for which the disk has no room kills us.
+            os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, dtype=np.uint8, mode="r+", shape=dimensions)
+    except (OSError, OverflowError, ValueError) as error:
         raise UserError(
-            f"{count} images of {shape.size}×{shape.size} pixels need {size:,.0f} GiB of memory, "
-            "more than there is; take fewer images or a smaller --image-size"
+            f"{count} images of {shape.size}×{shape.size} pixels need {size / 2**30:,.0f} GiB in "
+            f"'{tempfile.gettempdir()}', more than there is; set TMPDIR to a folder with more "
+            "room, take fewer images or a smaller --image-size"
         ) from error
 
 

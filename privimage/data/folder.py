@@ -1,103 +1,170 @@
-"""Folders of image files: one subfolder a class, or flat, with or without a CSV of labels."""
+"""Folders of image files: one subfolder a class, or flat, with or without a CSV of labels.
+
+Where a folder names the person, folders may lie in folders, and the class is read as in archives.
+"""
 
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from privimage.data.persons import (
+    PersonKey,
+    no_column,
+    person_and_class,
+    refuse_persons,
+    too_deep,
+)
 from privimage.data.source import SUFFIXES, Entry, Source, no_images, one_line, some
 from privimage.errors import UserError
 
 LABELS = "labels.csv"
 
 
+class File(NamedTuple):
+    """One image file: its path below the set's folder, its label, and whose it is."""
+
+    name: str
+    label: int | None
+    person: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FolderSource(Source):
-    """Files below `path`, each with its label; by class, then by name."""
+    """Files below `path`, by class or folder, then by name."""
 
     form = "folder of images"
     names_by_image = True
-    files: tuple[tuple[str, int | None], ...]
+    files: tuple[File, ...]
 
     def entries(self) -> Iterator[Entry]:
         """A file that can't be read has no content."""
-        for name, label in self.files:
+        for name, label, person in self.files:
             try:
                 content = (self.path / name).read_bytes()
             except OSError:
                 content = b""
-            yield Entry(content, label, name)
+            yield Entry(content, label, name, person)
 
 
-def open_folder(name: str, path: Path) -> Source:
+def open_folder(name: str, path: Path, person: PersonKey | None = None) -> Source:
     """The image set in the folder `path`.
 
     Raises:
-        UserError: there are no images, or the CSV of labels is not readable as one.
+        UserError: there are no images, the CSV of labels is not readable as one, or nothing names
+            a person in the way of `person`.
     """
-    classes = tuple(
-        sorted(
-            entry.name
-            for entry in path.iterdir()
-            if entry.is_dir() and entry.name[0] != "." and not entry.is_symlink()
-        )
-    )
+    classes = tuple(_subfolders(path))
     if not classes and (path / LABELS).is_file():
-        return _open_with_csv(name, path)
-    files: list[tuple[str, int | None]] = [
-        (f"{folder}/{file}", label)
+        return _open_with_csv(name, path, person)
+    if person is not None:
+        return _open_with_persons(name, path, person)
+    files = [
+        File(f"{folder}/{file}", label)
         for label, folder in enumerate(classes)
         for file in _image_files(path / folder)
     ]
     if not classes:
-        files = [(file, None) for file in _image_files(path)]
-    if not files:
-        raise no_images(name, path, ", in one subfolder a class or in the folder itself")
-    return FolderSource(
-        path=path,
-        names=classes,
-        is_labelled=bool(classes),
-        count=len(files),
-        files=tuple(files),
-    )
+        files = [File(file, None) for file in _image_files(path)]
+    return _source(name, path, classes, files, is_labelled=bool(classes))
 
 
-def _open_with_csv(name: str, path: Path) -> Source:
+def _open_with_persons(name: str, path: Path, person: PersonKey) -> Source:
+    """A folder with folders of persons, in which or around which are the classes."""
+    if person.column:
+        refuse_persons(name, path, person)
+    places = [file.relative_to(path) for file in _image_files_below(path)]
+    found = [person_and_class(place.parts[:-1], person) for place in places]
+    if found and not any(whose for whose, _ in found):
+        raise too_deep(name, path, person)
+    classes = tuple(sorted({label for _, label in found if label}))
+    number_of = {label: number for number, label in enumerate(classes)}
+    files = [
+        File(str(place), number_of.get(label), whose)
+        for place, (whose, label) in zip(places, found, strict=True)
+    ]
+    return _source(name, path, classes, files, is_labelled=bool(classes))
+
+
+def _open_with_csv(name: str, path: Path, person: PersonKey | None) -> Source:
     """A flat folder whose files' labels stand in a CSV; the first row of a file counts."""
-    value_of = _read_csv(name, path / LABELS)
-    values = {value for value in value_of.values() if value}
+    if person is not None and not person.column:
+        raise too_deep(name, path, person)
+    row_of = _read_csv(name, path / LABELS, None if person is None else person.column)
+    values = {label for label, _ in row_of.values() if label}
     # "10" comes after "9" where all are numbers.
     are_numbers = all(value.isdecimal() for value in values)
     names = tuple(sorted(values, key=lambda value: (int(value) if are_numbers else 0, value)))
     number_of = {value: number for number, value in enumerate(names)}
-    files = _image_files(path)
-    if not files:
-        raise no_images(name, path)
-    missing = sorted(set(value_of) - set(files))
+    files = []
+    for file in _image_files(path):
+        label, whose = row_of.get(file, ("", ""))
+        files.append(File(file, number_of.get(label), whose))
+    missing = sorted(set(row_of) - {file.name for file in files})
     remark = f"{LABELS} names {len(missing)} files that are not there ({some(missing)})"
+    return _source(name, path, names, files, is_labelled=True, remarks=(remark,) if missing else ())
+
+
+def _read_csv(name: str, path: Path, column: str | None) -> dict[str, tuple[str, str]]:
+    """File → its label and its person, whom `column` names, if any; all as text."""
+    row_of: dict[str, tuple[str, str]] = {}
+    try:
+        # Two names of persons may differ in nothing but bytes that are no UTF-8.
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            reader = csv.DictReader(file)
+            known = reader.fieldnames or ()
+            if not {"file", "label"} <= set(known):
+                raise UserError(f"{name}: '{path}' needs the columns 'file' and 'label'")
+            if column is not None and column not in known:
+                raise no_column(name, path, column, map(_printable, known))
+            for row in reader:
+                label, person = _printable(row["label"]), row[column] if column else ""
+                row_of.setdefault(_printable(row["file"]), (label, person or ""))
+    except csv.Error as error:
+        raise UserError(f"{name}: '{path}' is not readable as CSV ({one_line(error)})") from error
+    return row_of
+
+
+def _printable(text: str | None) -> str:
+    """What a cell says, without the bytes in it that are no UTF-8."""
+    return (text or "").encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
+
+
+def _source(
+    name: str,
+    path: Path,
+    names: tuple[str, ...],
+    files: list[File],
+    is_labelled: bool,
+    remarks: tuple[str, ...] = (),
+) -> Source:
+    if not files:
+        raise no_images(name, path, ", in subfolders or in the folder itself")
     return FolderSource(
         path=path,
         names=names,
-        is_labelled=True,
+        is_labelled=is_labelled,
         count=len(files),
-        files=tuple((file, number_of.get(value_of.get(file, ""))) for file in files),
-        remarks=(remark,) if missing else (),
+        files=tuple(files),
+        remarks=remarks,
     )
 
 
-def _read_csv(name: str, path: Path) -> dict[str, str]:
-    """File → label, both as text."""
-    value_of: dict[str, str] = {}
-    try:
-        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-            reader = csv.DictReader(file)
-            if not {"file", "label"} <= set(reader.fieldnames or ()):
-                raise UserError(f"{name}: '{path}' needs the columns 'file' and 'label'")
-            for row in reader:
-                value_of.setdefault((row["file"] or "").strip(), (row["label"] or "").strip())
-    except csv.Error as error:
-        raise UserError(f"{name}: '{path}' is not readable as CSV ({one_line(error)})") from error
-    return value_of
+def _subfolders(folder: Path) -> list[str]:
+    """The folders right in `folder`, by name; none that is hidden or that a link leads to."""
+    return sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and entry.name[0] != "." and not entry.is_symlink()
+    )
+
+
+def _image_files_below(folder: Path) -> Iterator[Path]:
+    """The image files in `folder` and the folders in it."""
+    yield from (folder / file for file in _image_files(folder))
+    for name in _subfolders(folder):
+        yield from _image_files_below(folder / name)
 
 
 def _image_files(folder: Path) -> list[str]:

@@ -9,6 +9,7 @@ from privimage.data.folder import open_folder
 from privimage.data.idx import is_idx, open_idx
 from privimage.data.npz import open_npz
 from privimage.data.parquet import open_parquet
+from privimage.data.persons import PersonKey, refuse_persons
 from privimage.data.source import Source
 from privimage.errors import UserError
 
@@ -18,44 +19,49 @@ KNOWN = (
 )
 
 
-def open_source(name: str, path: Path) -> Source:
+def open_source(name: str, path: Path, person: PersonKey | None = None) -> Source:
     """Opens the image set at `path`; its images are not looked at.
 
     Args:
         name: how messages call the set, such as "--public".
         path: a file or folder, or a pattern such as `data/train-*.parquet`.
+        person: where its persons are named; None if nobody asks.
 
     Raises:
-        UserError: the path is missing, empty, of no known format, or damaged as a whole.
+        UserError: the path is missing, empty, of no known format, or damaged as a whole, or names
+            no persons in that way.
     """
     try:
         if not path.exists():
             shards = sorted(map(Path, glob.glob(str(path))))
             if shards and all(shard.suffix == ".parquet" for shard in shards):
-                return open_parquet(name, path, shards)
+                return open_parquet(name, path, shards, person)
             raise UserError(f"{name}: there is no file or folder '{path}'")
-        return _open_folder(name, path) if path.is_dir() else _open_file(name, path)
+        opened = _open_folder if path.is_dir() else _open_file
+        return opened(name, path, person)
     except OSError as error:
         raise UserError(f"{name}: '{path}' can't be read ({error.strerror or error})") from error
 
 
-def _open_folder(name: str, path: Path) -> Source:
+def _open_folder(name: str, path: Path, person: PersonKey | None) -> Source:
     shards = sorted(path.glob("*.parquet"))
     if shards:
-        return open_parquet(name, path, shards)
+        return open_parquet(name, path, shards, person)
     batches = training_files(path)
-    return open_cifar(name, path, batches) if batches else open_folder(name, path)
+    if not batches:
+        return open_folder(name, path, person)
+    refuse_persons(name, path, person)
+    return open_cifar(name, path, batches)
 
 
-def _open_file(name: str, path: Path) -> Source:
+def _open_file(name: str, path: Path, person: PersonKey | None) -> Source:
     if path.name.lower().endswith(ARCHIVES):
-        return open_archive(name, path)
+        return open_archive(name, path, person)
     if path.suffix == ".parquet":
-        return open_parquet(name, path, [path])
+        return open_parquet(name, path, [path], person)
     if path.suffix == ".npz":
-        return open_npz(name, path)
-    if path.suffix == ".bin":
-        return open_cifar(name, path, [path])
-    if is_idx(path):
-        return open_idx(name, path)
+        return open_npz(name, path, person)
+    if path.suffix == ".bin" or is_idx(path):
+        refuse_persons(name, path, person)
+        return open_cifar(name, path, [path]) if path.suffix == ".bin" else open_idx(name, path)
     raise UserError(f"{name}: '{path}' is no image set of a known format: {KNOWN}")

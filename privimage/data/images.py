@@ -1,4 +1,4 @@
-"""What an image set is: uint8 images, a label for each, and the names of the labels."""
+"""What an image set is: uint8 images, a label and perhaps a person for each, names of labels."""
 
 from dataclasses import dataclass
 
@@ -21,11 +21,14 @@ class ImageSet:
         images: uint8 [examples, channels, height, width].
         labels: int64 [examples] in 0 … len(names); the last value stands for "no label".
         names: of the labels; empty for an unlabelled set, whose labels are then all 0.
+        persons: int64 [examples], the number of each image's person, 0 … persons - 1, each with an
+            image; None where every image stands for itself.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     names: tuple[str, ...]
+    persons: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -33,6 +36,24 @@ class ImageSet:
     def __repr__(self) -> str:
         """Declared facts only: a set may be sensitive, and its size with it."""
         return f"ImageSet({len(self.names)} labels, {tuple(self.images.shape[1:])})"
+
+    @property
+    def unit(self) -> str:
+        """Whom the set counts by: "image" or "person"."""
+        return "image" if self.persons is None else "person"
+
+    @property
+    def units(self) -> torch.Tensor:
+        """The privacy unit of each image, int64 [examples]: its person, or else the image itself.
+
+        Units are numbered 0 … units - 1, and each has an image.
+        """
+        return torch.arange(len(self)) if self.persons is None else self.persons
+
+    def by_unit(self) -> tuple[torch.Tensor, ...]:
+        """The indices of each privacy unit's images, int64 [images of the unit], ascending."""
+        order, counts = self.units.argsort(stable=True), self.units.bincount()
+        return tuple(torch.split(order, counts.tolist()))
 
 
 def to_unit_range(images: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from privimage.data import digits, glyphs
 from privimage.data.decode import Steps, decode_all
 from privimage.data.formats import open_source
 from privimage.data.images import ImageSet, ImageShape
+from privimage.data.persons import PersonKey, numbered, refuse_persons
 from privimage.data.source import Content, Source, some
 from privimage.errors import UserError, nearest
 
@@ -23,10 +24,12 @@ _BUILTIN: dict[str, Callable[[], ImageSet]] = {
 }
 
 
-def check_source(name: str, source: str) -> None:
+def check_source(name: str, source: str, person: PersonKey | None = None) -> None:
     """Raises UserError unless `source` is empty, a built-in set, or an image set that opens."""
-    if source and not source.startswith(_PREFIX):
-        open_source(name, Path(source))
+    if source.startswith(_PREFIX):
+        refuse_persons(name, source, person)
+    elif source:
+        open_source(name, Path(source), person)
 
 
 def load_public(
@@ -56,7 +59,7 @@ def load_public(
             f"--public: '{source}' has no labels; give a Parquet file with a column 'label', a "
             "folder or archive with one subfolder a class, or a flat folder with a labels.csv"
         )
-    images, is_good, labels = _decoded(opened, shape, steps)
+    images, is_good, labels, _ = _decoded(opened, shape, steps)
     bad = len(images) - int(is_good.sum())
     if bad:
         warn(
@@ -90,6 +93,7 @@ def load_sensitive(
     names: tuple[str, ...] | None,
     role: str = "--sensitive",
     steps: Steps | None = None,
+    person: PersonKey | None = None,
 ) -> ImageSet:
     """Sensitive images in the declared form, each mapped by itself.
 
@@ -98,7 +102,8 @@ def load_sensitive(
     a label that is missing or not declared becomes "no label"
     (tests/data/test_load.py::test_no_content_can_stop_a_sensitive_set,
     tests/data/test_archive.py::test_removing_one_member_removes_its_row_and_nothing_else). Layout,
-    format and, unless `names` declares others, the names of the labels are facts of the set.
+    format and, unless `names` declares others, the names of the labels are facts of the set. Which
+    images share a person is a function of their own names for the person (`persons.numbered`).
 
     Args:
         source: a path (see `formats`) or the name of a built-in set.
@@ -107,14 +112,16 @@ def load_sensitive(
             are then treated as public. With names, classes are matched by name.
         role: how messages call the set.
         steps: shows how far the reading of a large set is, and so how large it is.
+        person: where its persons are named; None if every image stands for itself.
 
     Raises:
         UserError: the set is missing, empty, of no known format or damaged as a whole (such as an
-            archive cut short), or declares no names while it has labels.
+            archive cut short), declares no names while it has labels, or names no persons.
     """
     if source.startswith(_PREFIX):
+        refuse_persons(role, source, person)
         return _builtin(source, shape)
-    opened = open_source(role, Path(source))
+    opened = open_source(role, Path(source), person)
     if not opened.is_labelled:
         names = ()
     elif names is None:
@@ -124,10 +131,15 @@ def load_sensitive(
                 "(names, or their number)"
             )
         names = opened.names
-    images, _, labels = _decoded(opened, shape, steps)
+    images, _, labels, persons = _decoded(opened, shape, steps)
     number_of = _numbers(opened, names)
     values = [number_of.get(label, len(names)) for label in labels]
-    return ImageSet(torch.from_numpy(images), torch.tensor(values, dtype=torch.int64), names)
+    return ImageSet(
+        torch.from_numpy(images),
+        torch.tensor(values, dtype=torch.int64),
+        names,
+        None if person is None else numbered(persons),
+    )
 
 
 def _numbers(opened: Source, names: tuple[str, ...]) -> dict[int | None, int]:
@@ -143,19 +155,21 @@ def _numbers(opened: Source, names: tuple[str, ...]) -> dict[int | None, int]:
 
 def _decoded(
     opened: Source, shape: ImageShape, steps: Steps | None
-) -> tuple[np.ndarray, np.ndarray, list[int | None]]:
-    """All images, which of them could be decoded, and their labels."""
+) -> tuple[np.ndarray, np.ndarray, list[int | None], list[str]]:
+    """All images, which of them could be decoded, their labels and the names of their persons."""
     labels: list[int | None] = []
+    persons: list[str] = []
 
     def contents() -> Iterator[Content]:
-        for content, label, _ in opened.entries():
+        for content, label, _, person in opened.entries():
             labels.append(label)
+            persons.append(person)
             yield content
 
     images, is_good = decode_all(contents(), opened.count, shape, steps)
     if len(labels) != opened.count:
         raise UserError(f"'{opened.path}' changed while it was read")
-    return images, is_good, labels
+    return images, is_good, labels, persons
 
 
 def _known(source: str, labels: list[int | None], names: tuple[str, ...]) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from privimage.data.members import DAMAGE
+from privimage.data.persons import PersonKey, no_column, refuse_persons
 from privimage.data.source import MOST_PIXELS, Entry, Source, one_line
 from privimage.errors import UserError
 
@@ -20,11 +21,12 @@ _DAMAGE = (*DAMAGE, MemoryError)
 
 @dataclass(frozen=True, kw_only=True)
 class NpzSource(Source):
-    """Images of shape `shape` each, and their labels."""
+    """Images of shape `shape` each, their labels and persons."""
 
     form = "NumPy archive"
     shape: tuple[int, ...]
     labels: tuple[int, ...] | None
+    persons: tuple[str, ...] | None
 
     def entries(self) -> Iterator[Entry]:
         """In the order of the array, one image in memory at a time."""
@@ -38,19 +40,23 @@ class NpzSource(Source):
                     if channels_first:
                         pixels = pixels.transpose(1, 2, 0)
                     label = None if self.labels is None else self.labels[row]
-                    yield Entry(pixels, label, f"row {row}")
+                    person = "" if self.persons is None else self.persons[row]
+                    yield Entry(pixels, label, f"row {row}", person)
         except _DAMAGE as error:
             raise UserError(
                 f"'{self.path}' is damaged as a NumPy archive ({one_line(error)})"
             ) from error
 
 
-def open_npz(name: str, path: Path) -> Source:
+def open_npz(name: str, path: Path, person: PersonKey | None = None) -> Source:
     """The image set in the NumPy archive `path`.
 
     Raises:
-        UserError: it is none, or an array has another shape or type than it should.
+        UserError: it is none, an array has another shape or type than it should, or there is none
+            of persons.
     """
+    if person is not None and not person.column:
+        refuse_persons(name, path, person)
     try:
         with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as arrays:
             if "images.npy" not in archive.namelist():
@@ -59,6 +65,9 @@ def open_npz(name: str, path: Path) -> Source:
                 shape, is_fortran, dtype = _header(file)
             labels = np.asarray(arrays["labels"]) if "labels" in arrays.files else None
             names = np.asarray(arrays.get("names", np.array((), str)))
+            if person is not None and person.column not in arrays.files:
+                raise no_column(name, path, person.column, arrays.files)
+            persons = None if person is None else np.asarray(arrays[person.column])
     except _DAMAGE as error:
         raise UserError(
             f"{name}: '{path}' is not readable as a NumPy archive ({one_line(error)})"
@@ -77,6 +86,11 @@ def open_npz(name: str, path: Path) -> Source:
             f"{name}: '{path}': 'labels' must be {shape[0]} whole numbers, one an image, not "
             f"{labels.dtype} {list(labels.shape)}"
         )
+    if persons is not None and (persons.dtype.kind not in "iuU" or persons.shape != shape[:1]):
+        raise UserError(
+            f"{name}: '{path}': {person} must be {shape[0]} texts or whole numbers, one an image, "
+            f"not {persons.dtype} {list(persons.shape)}"
+        )
     if names.dtype.kind != "U" or names.ndim != 1:
         raise UserError(f"{name}: '{path}': 'names' must be a list of text")
     return NpzSource(
@@ -86,6 +100,7 @@ def open_npz(name: str, path: Path) -> Source:
         count=shape[0],
         shape=shape[1:],
         labels=None if labels is None else tuple(map(int, labels)),
+        persons=None if persons is None else tuple(map(str, persons)),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from privimage.data.persons import PersonKey, no_column, refuse_persons
 from privimage.data.source import Entry, Source, one_line, some
 from privimage.errors import UserError
 
@@ -19,10 +20,11 @@ _SHARD = re.compile(r"(.+)-\d+-of-\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetSource(Source):
-    """One file, or several of one schema, in the order given."""
+    """One file, or several of one schema, in the order given; `person` is a column of theirs."""
 
     form = "Parquet"
     shards: tuple[Path, ...]
+    person: str | None = None
 
     def entries(self) -> Iterator[Entry]:
         """In row order, batch by batch."""
@@ -35,27 +37,32 @@ class ParquetSource(Source):
                 ) from error
 
     def _entries_of(self, shard: Path) -> Iterator[Entry]:
-        columns = ["image.bytes", "label"] if self.is_labelled else ["image.bytes"]
+        columns = {"image.bytes", *(["label"] if self.is_labelled else [])}
+        columns |= {self.person} if self.person else set()
         row = 0
         # With buffers Arrow keeps all row groups that it has read: the whole file in the end.
         with pq.ParquetFile(shard, pre_buffer=False) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+            for batch in file.iter_batches(_BATCH_ROWS, columns=sorted(columns)):
                 images = batch.column("image").field("bytes").to_pylist()
                 is_null = batch.column("image").is_null().to_pylist()
                 labels = batch.column("label").to_pylist() if self.is_labelled else None
+                persons = _texts(batch.column(self.person)) if self.person else None
                 for place, content in enumerate(images):
                     known = b"" if content is None or is_null[place] else content
                     label = None if labels is None else labels[place]
-                    yield Entry(known, label, f"{shard.name} row {row}")
+                    person = "" if persons is None else persons[place]
+                    yield Entry(known, label, f"{shard.name} row {row}", person)
                     row += 1
 
 
-def open_parquet(name: str, path: Path, shards: list[Path]) -> Source:
+def open_parquet(
+    name: str, path: Path, shards: list[Path], person: PersonKey | None = None
+) -> Source:
     """The image set of `shards`, which `path` (a file, folder or pattern) stands for.
 
     Raises:
         UserError: a shard is no Parquet file of images, the shards differ in their columns or
-            names, or belong to several splits.
+            names, or belong to several splits; or there is no column of persons.
     """
     splits = sorted({found[1] for shard in shards if (found := _SHARD.fullmatch(shard.stem))})
     if len(splits) > 1:
@@ -73,6 +80,8 @@ def open_parquet(name: str, path: Path, shards: list[Path]) -> Source:
     rows = sum(rows for _, rows in opened)
     if rows == 0:
         raise UserError(f"{name}: there are no images in '{path}'")
+    if person is not None:
+        _check_persons(name, path, person, first)
     is_labelled = "label" in first.names
     return ParquetSource(
         path=path,
@@ -80,6 +89,7 @@ def open_parquet(name: str, path: Path, shards: list[Path]) -> Source:
         is_labelled=is_labelled,
         count=rows,
         shards=tuple(shards),
+        person=None if person is None else person.column,
     )
 
 
@@ -101,6 +111,34 @@ def _opened(name: str, path: Path) -> tuple[pa.Schema, int]:
     if "label" in schema.names and not pa.types.is_integer(schema.field("label").type):
         raise UserError(f"{name}: '{path}': the column 'label' must hold integers")
     return schema, rows
+
+
+def _check_persons(name: str, path: Path, person: PersonKey, schema: pa.Schema) -> None:
+    """Raises UserError unless the column that names persons is there, of text or integers."""
+    if not person.column:
+        refuse_persons(name, path, person)
+    if person.column not in schema.names:
+        raise no_column(name, path, person.column, schema.names)
+    kind = schema.field(person.column).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (
+        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    ):
+        raise UserError(
+            f"{name}: '{path}': the column '{person.column}' must hold text or integers to name "
+            f"persons, not {kind}"
+        )
+
+
+def _texts(column: pa.Array) -> list[str]:
+    """Text or integers as text, "" for null; text that is no UTF-8 stays different text."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_integer(column.type):
+        return ["" if value is None else str(value) for value in column.to_pylist()]
+    values = column.cast(pa.large_binary()).to_pylist()
+    return ["" if value is None else value.decode("utf-8", "surrogateescape") for value in values]
 
 
 def _names_of(schema: pa.Schema) -> tuple[str, ...]:

@@ -32,11 +32,15 @@ channels]."""
 
 
 class Entry(NamedTuple):
-    """One image: its content, its label (None if it has none), and what to call it."""
+    """One image: its content, its label (None if it has none), what to call it, and its person.
+
+    `person` is "" where nobody is named, or was asked for.
+    """
 
     content: Content
     label: int | None
     name: str
+    person: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -194,9 +194,16 @@ class Pretraining:
         return total
 
     def _piece_gradients(self, piece: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The piece's share of the gradient of the batch's mean loss, and of that loss."""
+        """The piece's share of the gradient of the batch's mean loss, and of that loss.
+
+        On a GPU activations are bfloat16, channels last; weights, gradients and Adam stay float32.
+        """
         images, sigma, noise, labels = piece
-        loss = losses(Denoiser(self._network), images, sigma, noise, labels).sum()
+        on_gpu = self._device.type == "cuda"
+        if on_gpu:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=on_gpu):
+            loss = losses(Denoiser(self._network), images, sigma, noise, labels).sum()
         share = loss / self._settings.batch_size
         gradients = torch.autograd.grad(share, list(self._parameters.values()))
         return [*gradients, share.detach()]

@@ -1,7 +1,6 @@
 """Differentially private training for any PyTorch project: gradients, noise, accounting, ledger."""
 
 from privimage.dp.accounting import (
-    ADJACENCY,
     DELTA_RANGE,
     Epsilon,
     Gaussian,
@@ -19,7 +18,7 @@ from privimage.dp.calibration import (
     calibrate_noise_multiplier,
     estimate_noise_multiplier,
 )
-from privimage.dp.clipping import GRID_UNITS, clipped_sum
+from privimage.dp.clipping import GRID_UNITS, clipped_sum, layer_clipped_sum, normalised_sum
 from privimage.dp.engine import ExampleGradients
 from privimage.dp.history import History
 from privimage.dp.joint import JointPromise, compose
@@ -27,15 +26,25 @@ from privimage.dp.ledger import Ledger
 from privimage.dp.narrative import narrate
 from privimage.dp.noise import Domain, SecretKey, SecretStream, generators
 from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
-from privimage.dp.records import Plan, QueryReservation, StepReservation
-from privimage.dp.sampling import poisson_sample, rate_threshold
+from privimage.dp.privacy import Privacy
+from privimage.dp.private_engine import PrivateEngine
+from privimage.dp.records import (
+    UNITS,
+    Plan,
+    QueryReservation,
+    Selftest,
+    StepReservation,
+    adjacency,
+)
+from privimage.dp.rules import register_rule, watched
+from privimage.dp.sampling import PoissonLoader, poisson_sample, rate_threshold
 from privimage.dp.verification import Made, Verification, verify
 
 __all__ = [
-    "ADJACENCY",
     "DELTA_RANGE",
     "DPSGD",
     "GRID_UNITS",
+    "UNITS",
     "DPAdam",
     "DPAdamW",
     "Domain",
@@ -48,13 +57,18 @@ __all__ = [
     "Made",
     "Mechanism",
     "Plan",
+    "PoissonLoader",
+    "Privacy",
+    "PrivateEngine",
     "QueryReservation",
     "SecretKey",
     "SecretStream",
+    "Selftest",
     "StepBudget",
     "StepReservation",
     "SubsampledGaussian",
     "Verification",
+    "adjacency",
     "affordable_steps",
     "calibrate_noise_multiplier",
     "check_delta",
@@ -65,9 +79,13 @@ __all__ = [
     "estimate_noise_multiplier",
     "generators",
     "group_epsilon",
+    "layer_clipped_sum",
     "narrate",
+    "normalised_sum",
     "poisson_sample",
     "rate_threshold",
+    "register_rule",
     "replace_one_epsilon",
     "verify",
+    "watched",
 ]

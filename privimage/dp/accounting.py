@@ -12,7 +12,6 @@ from privimage.dp import pld, prv
 from privimage.dp.composition import Composition, Steps
 from privimage.errors import UserError, check_count, check_non_negative, check_probability
 
-ADJACENCY = "add_remove_one_image"
 DELTA_RANGE = (1e-9, 1e-2)
 EPSILON_ERROR = 0.01
 _DISAGREEMENT = 1e-3
@@ -94,6 +93,14 @@ def bounds(
     if not composition.count:
         return Epsilon(0.0, 0.0, 0.0)
     return Epsilon(*prv.bounds(composition, delta, epsilon_error))
+
+
+def cost(mechanisms: Sequence[Mechanism], delta: float, epsilon_error: float) -> float:
+    """What `bounds` costs, in grid points; it refuses more than `prv.LARGEST_GRID`."""
+    composition = composed(mechanisms) if _has_noise(mechanisms) else None
+    if composition is None or not composition.count:
+        return 0.0
+    return prv.grid_points(composition, delta, epsilon_error)
 
 
 def epsilon_over_steps(

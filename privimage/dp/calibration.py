@@ -14,8 +14,10 @@ from privimage.dp.accounting import (
     bounds,
     check_delta,
     composed,
+    cost,
     epsilon,
 )
+from privimage.dp.prv import LARGEST_GRID
 from privimage.dp.search import COARSE_ERROR, Crossing
 from privimage.errors import UserError
 
@@ -40,16 +42,17 @@ def calibrate_noise_multiplier(
     one never less than 0.3.
 
     Raises:
-        UserError: what is already spent leaves nothing, δ, rate or steps are out of range, or the
-            accountants disagree.
+        UserError: what is already spent leaves nothing, δ, rate or steps are out of range, the
+            accountants disagree, or the search would take minutes.
     """
     _check_target(target_epsilon, delta)
     plan = SubsampledGaussian(sample_rate, 1.0, steps)
     if math.isinf(target_epsilon):
         return 0.0
-    if _upper(already_spent, delta) >= target_epsilon:
+    meter = _Meter(delta)
+    if meter.upper(already_spent) >= target_epsilon:
         raise _no_budget(target_epsilon, steps)
-    search = _over_noise(target_epsilon, delta, plan, already_spent)
+    search = _over_noise(target_epsilon, meter, plan, already_spent)
     found = search.last_within(_noise_guess(target_epsilon, delta, plan, already_spent))
     plan = replace(plan, noise_multiplier=found / _DECIMALS)
     if not epsilon([plan, *already_spent], delta).upper <= target_epsilon:
@@ -69,15 +72,16 @@ def estimate_noise_multiplier(
     For comparing plans, not for running one: ε is met to about 1e-3.
 
     Raises:
-        UserError: target, δ, rate or steps are out of range.
+        UserError: target, δ, rate or steps are out of range, or the search would take minutes.
     """
     _check_target(target_epsilon, delta)
     plan = SubsampledGaussian(sample_rate, 1.0, steps)
     if math.isinf(target_epsilon):
         return 0.0
-    if _upper(already_spent, delta) >= target_epsilon:
+    meter = _Meter(delta)
+    if meter.upper(already_spent) >= target_epsilon:
         return math.inf
-    search = _over_noise(target_epsilon, delta, plan, already_spent)
+    search = _over_noise(target_epsilon, meter, plan, already_spent)
     root, _ = search.estimate(_noise_guess(target_epsilon, delta, plan, already_spent))
     return root / _DECIMALS if root < _LARGEST_NOISE else math.inf
 
@@ -94,20 +98,23 @@ def affordable_steps(
     they were taken, and their cost stands in `already_spent`.
 
     Raises:
-        UserError: the target is not above 0, δ is out of range, or the accountants disagree.
+        UserError: the target is not above 0, δ is out of range, the accountants disagree, or the
+            search would take minutes.
     """
     _check_target(target_epsilon, delta)
     if math.isinf(target_epsilon):
         return plan.steps
 
+    meter = _Meter(delta)
+
     def upper_bound(steps: int, error: float = EPSILON_ERROR) -> float:
-        return _upper([replace(plan, steps=steps), *already_spent], delta, error)
+        return meter.upper([replace(plan, steps=steps), *already_spent], error)
 
     found = plan.steps
     # A plan far beyond the target would take long to bound finely.
     far = upper_bound(found, COARSE_ERROR) > target_epsilon + 1.5 * COARSE_ERROR
     if far or upper_bound(found) > target_epsilon:
-        if plan.noise_multiplier == 0 or _upper(already_spent, delta) > target_epsilon:
+        if plan.noise_multiplier == 0 or meter.upper(already_spent) > target_epsilon:
             return 0
         mu = _remaining_mu(target_epsilon, delta, already_spent)
         guess = (mu / _step_mu(plan.sample_rate, plan.noise_multiplier)) ** 2
@@ -117,13 +124,45 @@ def affordable_steps(
     return found
 
 
+class _Meter:
+    """The upper bound on ε at one δ, for one search that must end within half a minute.
+
+    The work is counted in grid points, which are known beforehand, and not in seconds: so the same
+    question has the same answer on every machine.
+    """
+
+    def __init__(self, delta: float) -> None:
+        self._delta = delta
+        self._points_left = float(LARGEST_GRID)
+
+    def upper(self, mechanisms: Sequence[Mechanism], epsilon_error: float = EPSILON_ERROR) -> float:
+        """The upper bound, infinite where the accountant refuses.
+
+        Raises:
+            UserError: the search has asked for too much.
+        """
+        points = cost(mechanisms, self._delta, epsilon_error)
+        if not points <= LARGEST_GRID:
+            return math.inf
+        self._points_left -= points
+        if self._points_left < 0:
+            raise UserError(
+                "finding what this budget pays for would take the accountant minutes; ask for a "
+                "smaller ε, more noise or fewer steps"
+            )
+        try:
+            return bounds(mechanisms, self._delta, epsilon_error).upper
+        except UserError:
+            return math.inf
+
+
 def _over_noise(
-    target_epsilon: float, delta: float, plan: SubsampledGaussian, spent: Sequence[Mechanism]
+    target_epsilon: float, meter: _Meter, plan: SubsampledGaussian, spent: Sequence[Mechanism]
 ) -> Crossing:
     """The search over `plan`'s noise multiplier, counted in units of its last decimal."""
 
     def upper_bound(noise: int, error: float) -> float:
-        return _upper([replace(plan, noise_multiplier=noise / _DECIMALS), *spent], delta, error)
+        return meter.upper([replace(plan, noise_multiplier=noise / _DECIMALS), *spent], error)
 
     return Crossing(upper_bound, target_epsilon, _LARGEST_NOISE, _SMALLEST_NOISE - 1)
 
@@ -161,16 +200,6 @@ def _step_mu(sample_rate: float, noise_multiplier: float) -> float:
     """μ of one subsampled step in the central limit, huge instead of infinite."""
     mu = 1 / noise_multiplier
     return sample_rate * math.sqrt(math.expm1(min(mu * mu, 300.0)))
-
-
-def _upper(
-    mechanisms: Sequence[Mechanism], delta: float, epsilon_error: float = EPSILON_ERROR
-) -> float:
-    """The upper bound on ε, infinite where the accountant refuses."""
-    try:
-        return bounds(mechanisms, delta, epsilon_error).upper
-    except UserError:
-        return math.inf
 
 
 def _check_target(target_epsilon: float, delta: float) -> None:

@@ -1,4 +1,7 @@
-"""The sum of clipped per-example gradients on an integer grid, and the way back to real numbers."""
+"""Sums of clipped per-example gradients on an integer grid, in three ways of clipping."""
+
+import math
+from collections.abc import Sequence
 
 import torch
 
@@ -27,3 +30,47 @@ def clipped_sum(parts: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
         int64 [parameters], in units of C / `GRID_UNITS`.
     """
     return ops.clipped_sum(parts, max_grad_norm)
+
+
+def layer_clipped_sum(
+    parts: torch.Tensor, max_grad_norm: float, sizes: Sequence[int]
+) -> torch.Tensor:
+    """As `clipped_sum`, each of L layers scaled by itself to a norm of at most C / √L.
+
+    Formal guarantee: as `clipped_sum`, since the squares of the layers' shares add up to 1
+    (tests/dp/test_clipping.py::test_one_row_moves_the_sum_by_at_most_the_clip); where one layer of
+    a row is not finite, that layer alone adds 0.
+
+    Args:
+        parts: as there.
+        max_grad_norm: as there, over all layers.
+        sizes: parameters of each layer, in the order of the columns.
+
+    Returns:
+        As there.
+    """
+    share = 1.0 / math.sqrt(max(len(sizes), 1))
+    layers = parts.split(list(sizes), dim=1)
+    return torch.cat([ops.clipped_sum(layer, max_grad_norm, share) for layer in layers])
+
+
+def normalised_sum(
+    parts: torch.Tensor, max_grad_norm: float, stability: float = 0.01
+) -> torch.Tensor:
+    """Sums the rows of `parts`, each first multiplied by C / (its norm + `stability`).
+
+    Automatic clipping (AUTO-S; Bu, Wang, Zha, Karypis, arXiv 2206.07136, section 3): no clipping
+    norm to tune, since C only scales the result.
+
+    Formal guarantee: as `clipped_sum`
+    (tests/dp/test_clipping.py::test_one_row_moves_the_sum_by_at_most_the_clip).
+
+    Args:
+        parts: as there.
+        max_grad_norm: C, which no row's norm reaches.
+        stability: γ in [1e-30, 1e30], in units of the gradient: rows much shorter stay short.
+
+    Returns:
+        As there.
+    """
+    return ops.clipped_sum(parts, max_grad_norm, stability=stability)

@@ -40,6 +40,7 @@ class ExampleGradients:
     Attributes:
         names: trainable parameters, in the order of `model.named_parameters()`.
         size: P, the number of scalars in them.
+        module_sizes: the number of scalars of each module that has some, in the same order.
 
     Raises:
         UserError: the model has no trainable parameter, or a layer that mixes examples.
@@ -47,6 +48,7 @@ class ExampleGradients:
 
     names: tuple[str, ...]
     size: int
+    module_sizes: tuple[int, ...]
 
     def __init__(
         self, model: nn.Module, memory_format: torch.memory_format = torch.preserve_format
@@ -61,8 +63,14 @@ class ExampleGradients:
         self._model = model
         self._memory_format = memory_format
         self._parameters = tuple(trainable.values())
+        self._described = [_described(model, name) for name in trainable]
         self.names = tuple(trainable)
         self.size = sum(parameter.numel() for parameter in self._parameters)
+        sizes: dict[str, int] = {}
+        for name, parameter in trainable.items():
+            module = name.rpartition(".")[0]
+            sizes[module] = sizes.get(module, 0) + parameter.numel()
+        self.module_sizes = tuple(sizes.values())
 
     def __call__(self, losses: Losses, *batch: torch.Tensor, draws: int = 1) -> torch.Tensor:
         """The gradient of each example's mean loss over its draws.
@@ -89,21 +97,22 @@ class ExampleGradients:
             anchor = torch.zeros((), device=arena.device, requires_grad=True)
             slots = dict(self._slots(arena))
             examples = Examples(count, anchor, slots, self._memory_format)
-            with Exchange(examples, self._names_by_id(), count * draws) as exchange:
+            described = dict(zip(map(id, self._parameters), self._described, strict=True))
+            with Exchange(examples, described, count * draws) as exchange:
                 values = losses(self._model, *batch)
             total = _mean_over_draws(values, count, draws).sum()
         if not total.requires_grad:
             raise UserError("the losses don't depend on any trainable parameter")
         watched = [anchor, *exchange.stand_ins, *self._parameters]
-        _, *unseen = torch.autograd.grad(total, watched, allow_unused=True)
+        _, *unseen = _gradients(total, watched)
         results = ["a normalised result"] * len(exchange.stand_ins)
-        names = results + [f"parameter '{name}'" for name in self.names]
-        for name, gradient in zip(names, unseen, strict=True):
+        for name, gradient in zip(results + self._described, unseen, strict=True):
             if gradient is not None:
                 raise UserError(
                     f"{name} is used where per-example gradients can't see it "
                     "(torch.jit, another thread, an own autograd.Function, a view made earlier); "
-                    "use it through plain PyTorch calls, or freeze it with requires_grad_(False)"
+                    "use it through plain PyTorch calls, register_rule for an own function, "
+                    "or freeze it with requires_grad_(False)"
                 )
         for slot in slots.values():
             slot.finish()
@@ -154,9 +163,6 @@ class ExampleGradients:
             yield id(parameter), Slot(columns.view(len(arena), *parameter.shape))
             first += parameter.numel()
 
-    def _names_by_id(self) -> dict[int, str]:
-        return {id(p): name for p, name in zip(self._parameters, self.names, strict=True)}
-
     def _observe(
         self, losses: Losses, batch: Sequence[torch.Tensor], draws: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,6 +177,29 @@ class ExampleGradients:
             torch.manual_seed(0)
             gradients = self(recorded, *batch, draws=draws)
         return _mean_over_draws(seen[0].detach(), len(gradients), draws), gradients
+
+
+def _gradients(
+    total: torch.Tensor, watched: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor | None, ...]:
+    """`torch.autograd.grad`, with a sentence for what was overwritten."""
+    try:
+        return torch.autograd.grad(total, watched, allow_unused=True)
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise UserError(
+            "a parameter, or what a layer takes in or puts out, was changed in place after it was "
+            "used; look for +=, inplace=True and functions that end in _, and write to a new tensor"
+        ) from error
+
+
+def _described(model: nn.Module, name: str) -> str:
+    """A parameter in words, with the module that owns it."""
+    path, _, _ = name.rpartition(".")
+    kind = type(model.get_submodule(path)).__name__
+    module = f"module '{path}' ({kind})" if path else f"the model ({kind})"
+    return f"{module}: parameter '{name}'"
 
 
 def _count_examples(batch: Sequence[torch.Tensor], draws: int) -> int:
@@ -194,7 +223,7 @@ def _mean_over_draws(values: torch.Tensor, count: int, draws: int) -> torch.Tens
         return values.reshape(count, draws).mean(dim=1)
     raise UserError(
         f"losses must have the shape [{count * draws}] or [{count}], one a row or example, "
-        f"got {list(values.shape)}"
+        f"got {list(values.shape)}; a loss function needs reduction='none'"
     )
 
 

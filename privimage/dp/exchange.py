@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from privimage.dp.layers import RULES
 from privimage.dp.pending import Pending, StandIns
+from privimage.dp.rules import REGISTERED
 from privimage.dp.slots import Examples
 from privimage.errors import UserError
 
@@ -32,6 +32,7 @@ class Exchange(TorchFunctionMode):
     """Sends each use of a trainable parameter to its rule, or refuses it by name."""
 
     def __init__(self, examples: Examples, names: dict[int, str], rows: int) -> None:
+        """`names` says in words what the parameter of each `id` is."""
         super().__init__()
         self._examples = examples
         self._names = names
@@ -57,22 +58,24 @@ class Exchange(TorchFunctionMode):
         name = next(self._used((args, kwargs)), None)
         if name is None or func in _METADATA:
             return func(*args, **kwargs)
-        if func not in RULES:
-            known = ", ".join(rule.__name__ for rule in RULES.values())
+        if func not in REGISTERED:
+            known = ", ".join(operation.__name__ for operation in REGISTERED)
             raise UserError(
-                f"parameter '{name}' is used by {resolve_name(func) or func}, which has no "
-                f"per-example gradient here; use {known}, or freeze it with requires_grad_(False)"
+                f"{name} is used by {_called(func)}, which has no per-example "
+                f"gradient here; use {known}, give it one by privimage.dp.register_rule, "
+                "or freeze it with requires_grad_(False)"
             )
         x, *rest = args if args else (kwargs.pop("input"),)
+        rule = REGISTERED[func]
         try:
-            self._check_use(x)
-            output = RULES[func](self._examples, x, *rest, **kwargs)
+            self._check_use(x, rule.rows_dimension)
+            output = rule.apply(self._examples, x, *rest, **kwargs)
         except UserError as error:
-            raise UserError(f"parameter '{name}' in {resolve_name(func)}: {error}") from None
+            raise UserError(f"{name} in {_called(func)}: {error}") from None
         return self._stand_ins.put(output, x.dtype) if isinstance(output, Pending) else output
 
     def _used(self, value: Any) -> Iterator[str]:
-        """The names of the trainable parameters in a structure of arguments."""
+        """What the trainable parameters in a structure of arguments are."""
         if isinstance(value, torch.Tensor):
             if id(value) in self._names:
                 yield self._names[id(value)]
@@ -82,7 +85,7 @@ class Exchange(TorchFunctionMode):
         elif isinstance(value, dict):
             yield from self._used(list(value.values()))
 
-    def _check_use(self, x: torch.Tensor) -> None:
+    def _check_use(self, x: torch.Tensor, dimension: int) -> None:
         if not torch.is_grad_enabled():
             raise UserError(
                 "gradients are switched off here (torch.no_grad, a custom autograd.Function, "
@@ -94,8 +97,15 @@ class Exchange(TorchFunctionMode):
                 "a parameter can't be the input, only the weight; "
                 "look it up with nn.Embedding, or freeze it with requires_grad_(False)"
             )
-        if x.dim() == 0 or len(x) not in (self._rows, self._examples.count):
+        rows = x.shape[dimension] if x.dim() > dimension else None
+        if rows not in (self._rows, self._examples.count):
+            which = ("first", "second")[dimension]
             raise UserError(
-                f"the first dimension of its input {list(x.shape)} must be that of the "
+                f"the {which} dimension of its input {list(x.shape)} must be that of the "
                 f"{self._rows} rows (or {self._examples.count} examples) of the batch"
             )
+
+
+def _called(func: Callable[..., Any]) -> str:
+    """What its caller calls an operation."""
+    return str(resolve_name(func) or getattr(func, "__name__", func))

@@ -1,5 +1,6 @@
 """What the lines of a ledger say, for whoever only reads them."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +16,7 @@ from privimage.dp.records import (
     NotPrivate,
     Plan,
     QueryReservation,
+    Selftest,
     StepReservation,
 )
 from privimage.errors import UserError
@@ -102,6 +104,16 @@ class History:
         """ε of everything ever reserved."""
         return accounting.epsilon(self.spent(), delta)
 
+    def replace_one_epsilon(self, delta: float) -> float:
+        """ε of everything ever reserved if one unit is replaced by another.
+
+        Infinite where nothing is promised or the accountant gives no bound.
+        """
+        try:
+            return accounting.replace_one_epsilon(self.spent(), delta)
+        except UserError:
+            return math.inf
+
     def completed(self, purpose: str, artifact_sha256: str) -> bool:
         """Whether the file with this hash was released under this ledger."""
         return any(
@@ -121,6 +133,11 @@ class History:
     def nonprivate(self) -> list[str]:
         """What was computed on sensitive data without noise: declared, and outside ε."""
         return list(dict.fromkeys(event.what for event in self._all(Nonprivate)))
+
+    @property
+    def selftests(self) -> list[Selftest]:
+        """The self-tests of the machines that worked under this ledger, in their order."""
+        return self._all(Selftest)
 
     def _all(self, kind: type[Kind]) -> list[Kind]:
         return [entry.content for entry in self.entries if isinstance(entry.content, kind)]

@@ -23,10 +23,11 @@ from privimage.dp.records import (
     NotPrivate,
     Plan,
     QueryReservation,
+    Selftest,
     StepReservation,
     adjacency,
 )
-from privimage.errors import UserError, check_choice
+from privimage.errors import UserError
 
 
 class Ledger(History):
@@ -65,7 +66,7 @@ class Ledger(History):
             super().__init__(path, self._recovered(path))
             if not self.entries:
                 self._append(genesis)
-            check_choice(f"{path}: unit", unit, [self.unit])
+            self.check_unit(unit)
         except BaseException:
             self._log.close()
             raise
@@ -82,6 +83,14 @@ class Ledger(History):
         if self._failure:
             raise UserError(f"{self.path}: {self._failure}; start again from what the disk holds")
         return self._entries
+
+    def check_unit(self, unit: str) -> None:
+        """Raises UserError unless `unit` is whom this ledger protects."""
+        if unit != self.unit:
+            raise UserError(
+                f"{self.path}: unit: this ledger is by {self.unit}, so nothing can be spent by "
+                f"{unit}; begin a new run with --out"
+            )
 
     def set_plan(self, plan: Plan) -> None:
         """Records what may be spent from here on; the plan in force is not recorded again."""
@@ -154,8 +163,16 @@ class Ledger(History):
             self._append(NotPrivate(reason))
 
     def record_nonprivate(self, what: str) -> None:
-        """Records that `what` was computed on sensitive data without noise: ε does not cover it."""
-        self._append(Nonprivate(what))
+        """Records that `what` was computed on sensitive data without noise: ε does not cover it.
+
+        To be called before it is computed, so that no crash can lose it; once is enough.
+        """
+        if what not in self.nonprivate:
+            self._append(Nonprivate(what))
+
+    def record_selftest(self, selftest: Selftest) -> None:
+        """Records that this machine and build were checked, and what failed; costs nothing."""
+        self._append(selftest)
 
     def _reserve_steps(self, budget: StepBudget, first_step: int, steps: int) -> None:
         if budget is not self._budget:

@@ -1,5 +1,6 @@
 """A ledger in lines that a person reads: when, what was reserved, ε so far."""
 
+import math
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -15,6 +16,7 @@ from privimage.dp.records import (
     NotPrivate,
     Plan,
     QueryReservation,
+    Selftest,
     StepReservation,
 )
 
@@ -24,12 +26,13 @@ _NAMES = {"query": "query", "finetune": "fine-tuning", "synthetic": "synthetic i
 def narrate(history: History) -> Iterator[str]:
     """One line for each entry; reservations of steps that follow each other share one.
 
-    ε is that of everything up to the line, at the δ of the last plan.
+    ε is that of everything up to the line, at the δ of the last plan. At the end stands what is
+    promised in all, under both adjacencies, and what lies outside it.
     """
     plan, so_far = history.plan, list[Mechanism]()
     for _, group in groupby(history.entries, key=_is_step_reservation_or_number):
         entries = list(group)
-        text = _steps(entries) if len(entries) > 1 else _sentence(entries[0].content)
+        text = _steps(entries) if len(entries) > 1 else _sentence(entries[0].content, history.unit)
         spends = [
             entry.content.mechanism
             for entry in entries
@@ -39,6 +42,25 @@ def narrate(history: History) -> Iterator[str]:
         if spends and plan is not None:
             text += f"; ε so far {accounting.epsilon(so_far, plan.delta).upper:.4f}"
         yield f"{entries[-1].time}  {text}"
+    if plan is not None:
+        yield from _promise(history, plan)
+
+
+def _promise(history: History, plan: Plan) -> Iterator[str]:
+    """What all lines together promise."""
+    reasons = history.not_private_because
+    if reasons:
+        yield f"In all: NOT PRIVATE ({'; '.join(reasons)}), so no ε is promised."
+    else:
+        unit, added = history.unit, history.epsilon(plan.delta).upper
+        replaced = history.replace_one_epsilon(plan.delta)
+        exchanged = f"{replaced:.4f}" if math.isfinite(replaced) else "unbounded"
+        yield (
+            f"In all: ε = {added:.4f} at δ = {plan.delta:g} if one {unit} is added or removed, "
+            f"{exchanged} if one {unit} is replaced by another."
+        )
+    if history.nonprivate:
+        yield f"Not covered by ε, computed without noise: {'; '.join(history.nonprivate)}."
 
 
 def _is_step_reservation_or_number(entry: Entry) -> int:
@@ -60,14 +82,15 @@ def _steps(entries: list[Entry]) -> str:
     )
 
 
-def _sentence(content: Content) -> str:
+def _sentence(content: Content, unit: str) -> str:
     match content:
         case Genesis():
             return f"begun     {content.schema}, unit {content.unit}, {content.adjacency}"
         case Plan():
-            return f"planned   {_plan(content)}"
+            return f"planned   {_plan(content, unit)}"
         case QueryReservation():
             votes = f"{content.votes_per_image} vote{'s' * (content.votes_per_image > 1)} an image"
+            votes += ", clipped by person" if unit == "person" else ""
             return (
                 f"reserved  query: σ {content.mechanism.noise_multiplier:g}, {votes}, "
                 f"std {content.noise_std:g} on each count"
@@ -86,14 +109,20 @@ def _sentence(content: Content) -> str:
             return f"NOT PRIVATE from here on: {content.reason}"
         case Nonprivate():
             return f"outside ε {content.what}"
+        case Selftest():
+            found = f"FAILED: {', '.join(content.failed)}" if content.failed else "all passed"
+            return (
+                f"tested    noise, sampling and clipping on {content.device} (privimage "
+                f"{content.version}, torch {content.torch}, build {content.build}): {found}"
+            )
 
 
-def _plan(plan: Plan) -> str:
+def _plan(plan: Plan, unit: str) -> str:
     if not plan.is_private:
         return "no privacy: ε is infinite"
     noise, steps = plan.query_noise_multiplier, plan.finetune
     query = "" if noise is None else f"query σ {noise:g}; "
     return (
-        f"ε ≤ {plan.epsilon:g} at δ = {plan.delta:g}: {query}{steps.steps} steps at rate "
-        f"{steps.sample_rate:.4g}, σ {steps.noise_multiplier:g}"
+        f"ε ≤ {plan.epsilon:g} at δ = {plan.delta:g} for one {unit}: {query}{steps.steps} steps "
+        f"at rate {steps.sample_rate:.4g}, σ {steps.noise_multiplier:g}"
     )

@@ -9,7 +9,9 @@ steps of its domain up and never back, so no two uses can ever see the same word
 import enum
 import hashlib
 import hmac
+import math
 import os
+import weakref
 from typing import NoReturn
 
 import torch
@@ -37,7 +39,9 @@ class SecretKey:
     a seed, and no two keys or streams share a word
     (tests/dp/test_noise.py::test_two_keys_share_nothing,
     tests/dp/test_noise.py::test_a_domain_has_one_stream); it is in no state, representation or
-    serialised form (tests/dp/test_noise.py::test_a_key_cannot_leave_the_process). With the
+    serialised form (tests/dp/test_noise.py::test_a_key_cannot_leave_the_process), and its memory is
+    overwritten after its last use
+    (tests/dp/test_noise.py::test_a_key_is_overwritten_when_its_last_stream_is_gone). With the
     environment variable PRIVIMAGE_TEST_KEY set there is no guarantee, and `is_secret` says so.
 
     Attributes:
@@ -48,8 +52,10 @@ class SecretKey:
 
     def __init__(self, secret: bytes, nonce: bytes, is_secret: bool) -> None:
         """For `from_os` alone."""
-        digest = hmac.digest(secret, nonce, hashlib.sha256)
-        self._key = torch.tensor(list(digest), dtype=torch.uint8)
+        memory = bytearray(hmac.digest(secret, nonce, hashlib.sha256))
+        self._key = torch.frombuffer(memory, dtype=torch.uint8)
+        # When the last stream is gone, or the process ends.
+        weakref.finalize(self._key, _overwrite, memory)
         self._taken: set[Domain] = set()
         self.is_secret = is_secret
 
@@ -84,18 +90,20 @@ class SecretStream:
 
     Raises:
         RuntimeError: from every draw in a forked process, whose parent draws the same words
-            (tests/dp/test_noise.py::test_a_forked_process_draws_nothing).
+            (tests/dp/test_noise.py::test_a_forked_process_draws_nothing), and after the key was
+            overwritten.
 
     Attributes:
         is_secret: as the key's.
     """
 
-    __slots__ = ("_counter", "_key", "_process", "is_secret")
+    __slots__ = ("_counter", "_drawn_to", "_key", "_process", "is_secret")
 
     def __init__(self, key: SecretKey, domain: Domain) -> None:
         """For `SecretKey.stream` alone."""
         self._key = key._key
         self._counter = torch.tensor([int(domain) << _STEP_BITS])
+        self._drawn_to = math.inf
         self._process = os.getpid()
         self.is_secret = key.is_secret
 
@@ -119,12 +127,25 @@ class SecretStream:
         return ops.gaussian_integers(self._key, self._next(), 0, count, std)
 
     def private_update(
-        self, clipped_sum: torch.Tensor, state: ops.UpdateState, rule: ops.UpdateRule
+        self,
+        clipped_sum: torch.Tensor,
+        state: ops.UpdateState,
+        rule: ops.UpdateRule,
+        first_index: int = 0,
     ) -> None:
-        """`ops.private_update` with the next step's noise; the step is counted on the device."""
-        self._refuse_fork()
+        """`ops.private_update` with the next step's noise; the step is counted on the device.
+
+        A call for parameters that lie behind those of the last call goes on with its step, so that
+        the noise is the same however the parameters are divided. Every other call begins a new
+        step: no word is ever drawn twice
+        (tests/dp/test_noise.py::test_no_two_updates_draw_the_same_noise).
+        """
+        self._check_key()
         self._counter = self._counter.to(state.parameters.device)
-        ops.private_update(clipped_sum, self._key, self._counter, state, rule)
+        goes_on = first_index >= self._drawn_to
+        counter = self._counter - 1 if goes_on else self._counter
+        ops.private_update(clipped_sum, self._key, counter, state, rule, first_index)
+        self._drawn_to = first_index + len(clipped_sum)
 
     def __repr__(self) -> str:
         return f"SecretStream(is_secret={self.is_secret})"
@@ -132,15 +153,22 @@ class SecretStream:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a secret stream stays in its process: it can't be copied or serialised")
 
-    def _refuse_fork(self) -> None:
+    def _check_key(self) -> None:
         if os.getpid() != self._process:
             raise RuntimeError("a forked process would draw its parent's words; it needs a new key")
+        if not self._key.any():
+            raise RuntimeError("the key was overwritten, as the process is ending")
 
     def _next(self) -> int:
-        self._refuse_fork()
+        self._check_key()
         step = int(self._counter)
         self._counter += 1
+        self._drawn_to = math.inf
         return step
+
+
+def _overwrite(memory: bytearray) -> None:
+    memory[:] = bytes(len(memory))
 
 
 def generators(words: torch.Tensor) -> list[torch.Generator]:

@@ -29,7 +29,7 @@ def add_or_remove(composition: Composition, delta: float) -> float:
     """ε at `delta` when one record is added or removed.
 
     Raises:
-        UserError: the losses are too large.
+        UserError: the losses are too large, or the accountant fails.
     """
     mesh = max(_MESH, _largest_loss(composition, 1) / _MOST_POINTS)
     return _epsilon(composition, delta, 1, mesh, _step(NeighboringRelation.ADD_OR_REMOVE_ONE, mesh))
@@ -40,7 +40,7 @@ def replace_one(composition: Composition, delta: float) -> float:
     """ε at `delta` when one record is replaced: every sum moves by up to twice its sensitivity.
 
     Raises:
-        UserError: the losses are too large.
+        UserError: the losses are too large, or the accountant fails.
     """
     mesh = max(_MESH, _largest_loss(composition, 2) / _MOST_POINTS)
     return _epsilon(composition, delta, 2, mesh, _step(NeighboringRelation.REPLACE_ONE, mesh))
@@ -55,7 +55,7 @@ def add_or_remove_group(composition: Composition, delta: float, group_size: int)
     times its sensitivity.
 
     Raises:
-        UserError: the losses are too large.
+        UserError: the losses are too large, or the accountant fails.
     """
     mesh = max(_GROUP_MESH, _largest_loss(composition, group_size) / _MOST_GROUP_POINTS)
     sizes = range(group_size + 1)
@@ -81,13 +81,19 @@ def _epsilon(
     """Composes the un-subsampled Gaussians, moved by `sensitivity`, with every `step`."""
     mu = sensitivity * composition.total_gaussian_mu
     total = losses.identity(value_discretization_interval=mesh)
-    # Tails overflow and vanish, rightly.
-    with np.errstate(all="ignore"):
-        if mu:
-            total = losses.from_gaussian_mechanism(1 / mu, value_discretization_interval=mesh)
-        for steps in composition.subsampled:
-            total = total.compose(step(steps).self_compose(steps.count))
-        return float(total.get_epsilon_for_delta(delta))
+    try:
+        # Tails overflow and vanish, rightly.
+        with np.errstate(all="ignore"):
+            if mu:
+                total = losses.from_gaussian_mechanism(1 / mu, value_discretization_interval=mesh)
+            for steps in composition.subsampled:
+                total = total.compose(step(steps).self_compose(steps.count))
+            return float(total.get_epsilon_for_delta(delta))
+    except (ArithmeticError, ValueError, MemoryError) as error:
+        raise UserError(
+            f"the accountant of privacy loss distributions fails ({error}); add noise or take a "
+            "smaller group"
+        ) from error
 
 
 def _step(relation: NeighboringRelation, mesh: float) -> Callable[[Steps], PrivacyLossDistribution]:

@@ -16,8 +16,11 @@ from privimage.errors import UserError
 
 Bounds = tuple[float, float, float]
 
-# About 200 bytes a point: 3 GB at most, and a minute on a slow core.
-_LARGEST_GRID = 2**24
+LARGEST_GRID = 2**23
+"""Grid points that are not too many: 200 bytes and, on a slow core, 4 µs each: half a minute."""
+
+# What every further answer from the same grid costs of the first one's time.
+_SHARE = 1 / 3
 
 
 @functools.lru_cache(maxsize=1024)
@@ -53,7 +56,7 @@ def bounds_over_steps(
         terms, whole = _terms(composition)
         # Tails overflow to infinity, rightly; whatever else is not finite is refused below.
         with np.errstate(all="ignore"):
-            _check_grid(compute_safe_domain_size(terms, whole, **errors), sum(whole), **errors)
+            _check_grid(_points(terms, whole, **errors) * (1 + _SHARE * (len(counts) - 1)))
             accountant = PRVAccountant(prvs=terms, max_self_compositions=whole, **errors)
             found = [
                 accountant.compute_epsilon(delta, [*part, *whole[len(part) :]]) for part in counts
@@ -66,6 +69,16 @@ def bounds_over_steps(
     if not all(math.isfinite(bound) for three in found for bound in three):
         raise UserError(f"the accountant returned {found} for {_named(composition)}")
     return [(max(0.0, float(a)), max(0.0, float(b)), max(0.0, float(c))) for a, b, c in found]
+
+
+def grid_points(composition: Composition, delta: float, epsilon_error: float) -> float:
+    """What `bounds` costs, in points of its grid; infinite or not a number where it must fail."""
+    terms, counts = _terms(composition)
+    try:
+        with np.errstate(all="ignore"):
+            return _points(terms, counts, epsilon_error, delta / 1000)
+    except (RuntimeError, ValueError, ArithmeticError):
+        return math.inf
 
 
 class _Steps(PoissonSubsampledGaussianMechanism):  # type: ignore[misc]
@@ -109,14 +122,22 @@ def _terms(composition: Composition) -> tuple[list[object], list[int]]:
     return terms, counts
 
 
-def _check_grid(width: float, releases: int, eps_error: float, delta_error: float) -> None:
-    """Refuses what would run for minutes or fill the memory, before it starts.
+def _points(
+    terms: Sequence[object], counts: Sequence[int], eps_error: float, delta_error: float
+) -> float:
+    """How many points the accountant's grid would have, known before any is computed.
 
     The grid reaches from -width to width, its mesh is that of theorem 5.5 of the paper.
     """
-    mesh = eps_error / math.sqrt(releases / 2 * math.log(12 / delta_error))
-    if not 2 * width / mesh <= _LARGEST_GRID:
-        raise ValueError(f"ε up to {width:.0f} would need {2 * width / mesh:.1g} grid points")
+    width = compute_safe_domain_size(terms, counts, eps_error=eps_error, delta_error=delta_error)
+    mesh = eps_error / math.sqrt(sum(counts) / 2 * math.log(12 / delta_error))
+    return float(2 * width / mesh)
+
+
+def _check_grid(points: float) -> None:
+    """Refuses what would run for minutes or fill the memory, before it starts."""
+    if not points <= LARGEST_GRID:
+        raise ValueError(f"it would need {points:.1g} grid points")
 
 
 def _named(composition: Composition) -> str:

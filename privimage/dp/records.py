@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +11,8 @@ from privimage.dp.sampling import rate_threshold
 from privimage.errors import UserError, check_choice, check_count, check_non_negative
 
 SCHEMA = "privimage-ledger/2"
+"""Changes when a record gets another meaning or other fields; a new kind of record needs no new
+version: who does not know it refuses the ledger, and every older ledger stays readable."""
 UNITS = ("image", "person")
 PURPOSES = ("query", "finetune", "synthetic")
 
@@ -79,7 +81,8 @@ class QueryReservation:
 
     Attributes:
         mechanism: σ_q = noise std / L2 sensitivity.
-        votes_per_image: k1; one image changes k1 counts by 1, so the sensitivity is √k1.
+        votes_per_image: k1; one image changes k1 counts by 1, and a person's votes are clipped to
+            the norm of that, so the sensitivity is √k1 for either unit.
         noise_std: standard deviation of the noise on each count: σ_q · √k1.
         nonce: 64 random bits: no two reservations, and so no two heads after one, are ever equal,
             not even in a ledger that was rolled back and went on.
@@ -165,11 +168,39 @@ class Nonprivate:
         _check_text(self.what)
 
 
+@dataclass(frozen=True)
+class Selftest:
+    """Noise, sampling and clipping were checked on the machine of this run; costs nothing.
+
+    Attributes:
+        version: of privimage.
+        torch: version of torch.
+        build: of the native operators, `ops.describe_build()`.
+        device: on which the checks ran.
+        failed: the names of the checks that failed; empty if all passed.
+    """
+
+    KIND: ClassVar[dict[str, str]] = {"type": "selftest"}
+
+    version: str
+    torch: str
+    build: str
+    device: str
+    failed: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.failed, str):
+            raise TypeError("a list of names is needed")
+        object.__setattr__(self, "failed", tuple(self.failed))
+        for text in (self.version, self.torch, self.build, self.device, *self.failed):
+            _check_text(text)
+
+
 Reservation = QueryReservation | StepReservation
-Content = Genesis | Plan | Reservation | Completion | NotPrivate | Nonprivate
+Content = Genesis | Plan | Reservation | Completion | NotPrivate | Nonprivate | Selftest
 _CLASSES: tuple[type[Content], ...] = (
     *(Genesis, Plan, QueryReservation, StepReservation),
-    *(Completion, NotPrivate, Nonprivate),
+    *(Completion, NotPrivate, Nonprivate, Selftest),
 )
 # The fields that are objects in JSON, and what they are here.
 _NESTED: dict[type[Any], dict[str, type[Any]]] = {

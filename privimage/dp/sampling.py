@@ -1,11 +1,18 @@
 """Poisson sampling: each example enters a step by itself, by comparing 64 secret random bits."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
+from torch.utils.data import default_collate
 
 from privimage.dp.noise import SecretStream
-from privimage.errors import check_probability
+from privimage.errors import UserError, check_count, check_probability
 
 _CERTAIN = 2**64
+
+Rows = tuple[torch.Tensor, ...]
+"""Tensors [rows, ...] of equal length: what losses are computed from."""
 
 
 def rate_threshold(sample_rate: float) -> int:
@@ -43,3 +50,103 @@ def poisson_sample(examples: int, threshold: int, stream: SecretStream) -> torch
     if threshold >= _CERTAIN:
         return torch.arange(examples)
     return (words < threshold - _CERTAIN // 2).nonzero().flatten()
+
+
+class PoissonLoader:
+    """Poisson batches of any map-style data set, in micro-batches of one shape.
+
+    Shapes and types of an example, the same for all, are taken for public, and so is their number
+    where `Privacy` says so. A data set whose examples differ in shape, or that raises for some of
+    them, gives that away: it must map each example to that shape by itself, and never raise. Nor
+    may it draw from a generator that anything else uses, for then that shows how many were drawn.
+
+    Formal guarantee: a step's examples are those of one `poisson_sample`, each once and in as many
+    micro-batches as it takes
+    (tests/dp/test_private_engine.py::test_a_step_takes_one_poisson_sample_whole).
+
+    Args:
+        data: a tensor or several of equal length, or a map-style data set of tensors or numbers or
+            tuples of them.
+        sample_rate: probability with which an example enters a step, in (0, 1].
+
+    Raises:
+        UserError: tensors of unequal length, or a data set without length or of another kind.
+    """
+
+    def __init__(self, data: Any, sample_rate: float) -> None:
+        tensors = (data,) if isinstance(data, torch.Tensor) else data
+        is_tensors = isinstance(tensors, tuple | list) and all(
+            isinstance(item, torch.Tensor) for item in tensors
+        )
+        self._tensors: Rows | None = tuple(tensors) if is_tensors and len(tensors) else None
+        self._data = data
+        if self._tensors is not None:
+            lengths = {len(tensor) if tensor.dim() else None for tensor in self._tensors}
+            if len(lengths) != 1 or None in lengths:
+                shapes = [list(tensor.shape) for tensor in self._tensors]
+                raise UserError(f"data: the tensors must be of equal length, got {shapes}")
+        elif not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+            raise UserError(
+                f"data: expected tensors or a map-style data set, got {type(data).__name__}; "
+                "a DataLoader shuffles, which no Poisson sampling is: give its data set"
+            )
+        self._threshold = rate_threshold(sample_rate)
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self._tensors[0] if self._tensors is not None else self._data)
+
+    def made_up(self) -> Rows:
+        """Two examples of normal numbers, or of the integers 0 and 1, in the shape of the data.
+
+        Of a data set, the first example is read for that shape; its values are used for nothing.
+
+        Raises:
+            UserError: a data set without an example, or of examples of another kind.
+        """
+        if self._tensors is None and len(self) == 0:
+            raise UserError("data: the data set is empty, so nobody knows the shape of an example")
+        rows = self._rows(torch.arange(0 if self._tensors is not None else 1))
+        return tuple(_made_up(tensor.dtype, tensor.shape[1:]) for tensor in rows)
+
+    def micro_batches(
+        self, stream: SecretStream, size: int, template: Rows
+    ) -> Iterator[tuple[Rows, int]]:
+        """One step's sample as (rows, count): `size` rows, zeros behind the first `count`.
+
+        The shape of a micro-batch does not depend on how many examples were sampled, so that an
+        example's gradient does not either. An empty sample has no micro-batch.
+
+        Args:
+            stream: of the domain SAMPLING; a step of it is used.
+            size: examples a micro-batch, at least 1.
+            template: tensors with the shapes and types of an example, whatever their rows.
+        """
+        check_count("micro_batch", size)
+        chosen = poisson_sample(len(self), self._threshold, stream)
+        for indices in chosen.split(size) if len(chosen) else ():
+            rows = tuple(empty.new_zeros(size, *empty.shape[1:]) for empty in template)
+            for whole, part in zip(rows, self._rows(indices), strict=True):
+                whole[: len(indices)] = part
+            yield rows, len(indices)
+
+    def _rows(self, indices: torch.Tensor) -> Rows:
+        """These examples, [len(indices), ...] each."""
+        if self._tensors is not None:
+            return tuple(tensor[indices] for tensor in self._tensors)
+        rows = default_collate([self._data[index] for index in indices.tolist()])
+        rows = (rows,) if isinstance(rows, torch.Tensor) else rows
+        if not (isinstance(rows, tuple | list) and all(isinstance(r, torch.Tensor) for r in rows)):
+            raise UserError(
+                "data: an example must be a tensor, a number or a tuple of them; "
+                "wrap the data set in one that returns such tuples"
+            )
+        return tuple(rows)
+
+
+def _made_up(dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+    """Two examples that differ, [2, *shape]."""
+    if dtype.is_floating_point:
+        return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    places = torch.arange(shape.numel()).view(shape)
+    return torch.stack([places % 2, (places + 1) % 2]).to(dtype)

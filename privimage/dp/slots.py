@@ -79,6 +79,12 @@ class Examples:
         """The slots of a layer's parameters."""
         return self.slots.get(id(weight)), self.slots.get(id(bias))
 
+    def own(self, value: Any) -> tuple[Any, int | None]:
+        """A trainable parameter as `expand` gives it, and 0; anything else as it is, and None."""
+        if isinstance(value, torch.Tensor) and id(value) in self.slots:
+            return self.expand(value), 0
+        return value, None
+
     def hide(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
         """A trainable parameter without its own gradient; any other tensor as it is."""
         return tensor.detach() if tensor is not None and id(tensor) in self.slots else tensor

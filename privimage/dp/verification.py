@@ -10,7 +10,7 @@ from pathlib import Path
 from privimage.dp.accounting import Epsilon, Gaussian, SubsampledGaussian
 from privimage.dp.chain import Entry
 from privimage.dp.history import History
-from privimage.dp.records import Completion, Plan, QueryReservation, StepReservation
+from privimage.dp.records import Completion, Plan, QueryReservation, Selftest, StepReservation
 from privimage.dp.sampling import rate_threshold
 
 
@@ -33,10 +33,15 @@ class Made:
 class Verification:
     """What `verify` found; `problems` is empty if all is well.
 
-    `nonprivate` names what was computed on sensitive data outside ε: declared, so no problem.
+    Attributes:
+        epsilon: bounds on ε of everything reserved, for `unit` and `adjacency`.
+        replace_one_epsilon: the same if one unit is replaced; infinite if there is no bound.
+        nonprivate: what was computed on sensitive data outside ε: declared, so no problem.
+        selftests: what the machines were checked for; a check that failed is a problem.
     """
 
     epsilon: Epsilon
+    replace_one_epsilon: float
     planned_epsilon: float
     delta: float
     unit: str
@@ -46,6 +51,7 @@ class Verification:
     queries_completed: int
     steps_reserved: int
     nonprivate: tuple[str, ...]
+    selftests: tuple[Selftest, ...]
     problems: tuple[str, ...]
 
 
@@ -68,10 +74,16 @@ def verify(path: Path, made: Made) -> Verification:
     problems = [*walk.problems, *_held_against(made, walk, plan)]
     if plan.is_private:
         problems += [f"not private: {reason}" for reason in history.not_private_because]
+    problems += [
+        f"the self-test on {test.device} failed: {', '.join(test.failed)}"
+        for test in history.selftests
+        if test.failed
+    ]
     if bounds.upper > plan.epsilon:
         problems.append(f"ε is {bounds.upper:.4f}, above the planned {plan.epsilon:g}")
     return Verification(
         epsilon=bounds,
+        replace_one_epsilon=history.replace_one_epsilon(plan.delta),
         planned_epsilon=plan.epsilon,
         delta=plan.delta,
         unit=history.unit,
@@ -81,6 +93,7 @@ def verify(path: Path, made: Made) -> Verification:
         queries_completed=len(walk.completed("query")),
         steps_reserved=sum(part.steps for part in reserved if isinstance(part, SubsampledGaussian)),
         nonprivate=tuple(history.nonprivate),
+        selftests=tuple(history.selftests),
         problems=tuple(problems),
     )
 

@@ -1,14 +1,40 @@
 """How good synthetic images are, measured on images that are declared public."""
 
-from privimage.evaluate.classifiers import accuracies, check_test_set
-from privimage.evaluate.metrics import fid
-from privimage.evaluate.report import accuracy_table, comparison_picture, epsilon_sentence
+from privimage.evaluate.classifiers import Resources, accuracies, check_test_set
+from privimage.evaluate.duplicates import near_duplicates
+from privimage.evaluate.evaluation import Material, evaluate
+from privimage.evaluate.features import FeatureNetwork, extract, load_features
+from privimage.evaluate.metrics import fid, inception_score, kid
+from privimage.evaluate.neighbours import manifold, nearest_distances
+from privimage.evaluate.report import comparison_picture, epsilon_sentence
+from privimage.evaluate.result import Evaluation, as_json, from_json
+from privimage.evaluate.scores import scores
+from privimage.evaluate.settings import EvaluationSettings
+from privimage.evaluate.tables import accuracy_table, score_table, sentences
 
 __all__ = [
+    "Evaluation",
+    "EvaluationSettings",
+    "FeatureNetwork",
+    "Material",
+    "Resources",
     "accuracies",
     "accuracy_table",
+    "as_json",
     "check_test_set",
     "comparison_picture",
     "epsilon_sentence",
+    "evaluate",
+    "extract",
     "fid",
+    "from_json",
+    "inception_score",
+    "kid",
+    "load_features",
+    "manifold",
+    "near_duplicates",
+    "nearest_distances",
+    "score_table",
+    "scores",
+    "sentences",
 ]

@@ -1,8 +1,9 @@
 """Accuracy on real test images of classifiers that were trained on synthetic ones."""
 
-import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -11,68 +12,83 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
-from torch.nn import functional as F
 
 from privimage.data import ImageSet, to_unit_range
 from privimage.errors import UserError
+from privimage.evaluate import intervals
+from privimage.evaluate.result import Accuracy
+from privimage.evaluate.settings import LABELS, EvaluationSettings
+from privimage.evaluate.training import Training
+from privimage.networks import NETWORKS, build_network
 from privimage.progress import Reporter
 from privimage.seeds import generator
 from privimage.threads import Workers
 
-_EPOCHS = 30
-_BATCH_SIZE = 128
-_LEARNING_RATE = 3e-3
-_HELD_OUT = 0.1
 # Fewer images of a label leave none to hold out.
 _LEAST_TO_STOP_EARLY = 20
-_LARGEST_SHIFT = 1
-_NOISE = 0.1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one trained classifier says of the test images, int64 [images].
+
+    `held_out` is its accuracy on the held-out training images; None if none were held out.
+    """
+
+    labels: torch.Tensor
+    held_out: float | None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where and how fast classifiers are trained, and whom to tell."""
+
+    device: torch.device
+    workers: Workers
+    reporter: Reporter
 
 
 def accuracies(
     training_sets: Sequence[ImageSet],
     test: ImageSet,
+    settings: EvaluationSettings,
     seed: int,
-    workers: Workers,
-    reporter: Reporter,
-) -> list[dict[str, float]]:
+    resources: Resources,
+) -> list[dict[str, Accuracy]]:
     """The fraction of `test` that each classifier gets right after training on one set alone.
 
-    Nothing is chosen on the test images: the CNN keeps the epoch that is best on a tenth of the
-    training images, the other two run until they converge.
+    Nothing is chosen on the test images: networks keep the epoch that is best on a tenth of the
+    training images, an MLP stops by another tenth, a logistic regression runs until it converges.
 
     Args:
-        training_sets: synthetic images, all with the same labels.
+        training_sets: labelled images, all with the same labels; those without a declared label
+            are left out.
         test: real images, declared public.
+        settings: which classifiers, how often.
         seed: decides every random choice.
-        workers: train on several sets at a time.
-        reporter: for progress.
+        resources: train on several sets at a time.
 
     Returns:
-        For each training set fractions for "cnn", "mlp" and "logistic".
+        For each training set an accuracy by kind of classifier.
 
     Raises:
-        UserError: the test images have other labels.
+        UserError: the test images have other labels, or a set has no labelled image.
+        Stopped: the reporter asked for it; nothing is kept.
     """
     check_test_set(test, training_sets[0].names)
-    # Built here, because initialisation draws from a generator that threads would share.
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        start = _cnn(test.images.shape[1], len(test.names))
-    trials: list[tuple[str, Callable[[ImageSet], float]]] = [
-        ("cnn", lambda images: _cnn_accuracy(copy.deepcopy(start), images, test, seed)),
-        ("mlp", lambda images: _sklearn_accuracy(_mlp(images, seed), images, test)),
-        ("logistic", lambda images: _sklearn_accuracy(_logistic(), images, test)),
-    ]
-    results: list[dict[str, float]] = [{} for _ in training_sets]
-    with warnings.catch_warnings():
-        # A limit of iterations bounds the time; what it costs shows in the accuracy.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        for index in reporter.steps("training classifiers", len(trials)):
-            kind, trial = trials[index]
-            for result, accuracy in zip(results, workers.map(trial, training_sets), strict=True):
-                result[kind] = accuracy
+    sets = [_labelled(images) for images in training_sets]
+    results: list[dict[str, Accuracy]] = [{} for _ in sets]
+    for kind in settings.classifiers:
+        # Without coins of its own, it finds the same every time.
+        repeats = 1 if kind == "logistic" else settings.repeats
+        trials = [(images, repeat) for images in sets for repeat in range(repeats)]
+        if kind in NETWORKS:
+            found = _networks(kind, trials, test, settings, seed, resources)
+        else:
+            found = _by_sklearn(kind, trials, test, seed, resources)
+        for index, images in enumerate(sets):
+            mine = found[index * repeats : (index + 1) * repeats]
+            results[index][kind] = _accuracy(kind, mine, images, test)
     return results
 
 
@@ -85,24 +101,72 @@ def check_test_set(test: ImageSet, names: tuple[str, ...]) -> None:
         )
 
 
-def _logistic() -> LogisticRegression:
-    return LogisticRegression(max_iter=300, tol=1e-3)
+Trial = tuple[ImageSet, int]
 
 
-def _mlp(training: ImageSet, seed: int) -> MLPClassifier:
-    rarest = int(training.labels.unique(return_counts=True)[1].min())
-    early = rarest >= _LEAST_TO_STOP_EARLY
-    return MLPClassifier((128,), early_stopping=early, n_iter_no_change=10, random_state=seed)
+def _networks(
+    kind: str,
+    trials: list[Trial],
+    test: ImageSet,
+    settings: EvaluationSettings,
+    seed: int,
+    resources: Resources,
+) -> list[Prediction]:
+    """All trials of one network, epoch by epoch side by side."""
+
+    def begun(trial: Trial) -> Training:
+        images, repeat = trial
+        # Initialisation draws from a generator that threads would share, so this is in turn.
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + repeat)
+            model = build_network(kind, images.images.shape[1], len(images.names))
+        random = generator(seed, "evaluation", kind, repeat)
+        return Training(model.to(resources.device), images, settings.epochs, settings.flip, random)
+
+    trainings = [begun(trial) for trial in trials]
+    reporter, workers = resources.reporter, resources.workers
+    for _ in reporter.stoppable_steps(f"training {LABELS[kind]}", settings.epochs):
+        workers.map(lambda training: training.epoch(reporter), trainings)
+    return workers.map(
+        lambda training: Prediction(training.predict(test.images), training.held_out_accuracy),
+        trainings,
+    )
 
 
-def _sklearn_accuracy(
-    classifier: LogisticRegression | MLPClassifier, training: ImageSet, test: ImageSet
-) -> float:
-    if len(training.labels.unique()) < 2:
-        return float((test.labels == training.labels[0]).float().mean())
+def _by_sklearn(
+    kind: str, trials: list[Trial], test: ImageSet, seed: int, resources: Resources
+) -> list[Prediction]:
+    """All trials of one of scikit-learn's classifiers, as many at a time as there are workers."""
+
+    def trained(trial: Trial) -> Prediction:
+        images, repeat = trial
+        return _fitted(kind, images, test, seed + repeat)
+
+    size = resources.workers.threads
+    groups = [trials[start : start + size] for start in range(0, len(trials), size)]
+    found: list[Prediction] = []
+    with warnings.catch_warnings():
+        # A limit of iterations bounds the time; what it costs shows in the accuracy.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for index in resources.reporter.stoppable_steps(f"training {LABELS[kind]}", len(groups)):
+            found += resources.workers.map(trained, groups[index])
+    return found
+
+
+def _fitted(kind: str, training: ImageSet, test: ImageSet, seed: int) -> Prediction:
+    present, counts = training.labels.unique(return_counts=True)
+    if len(present) < 2:
+        return Prediction(present.expand(len(test)), None)
+    early = int(counts.min()) >= _LEAST_TO_STOP_EARLY
+    classifier = (
+        MLPClassifier((128,), early_stopping=early, n_iter_no_change=10, random_state=seed)
+        if kind == "mlp"
+        else LogisticRegression(max_iter=300, tol=1e-3)
+    )
     model = make_pipeline(StandardScaler(), classifier)
     model.fit(_flat(training), training.labels.numpy())
-    return float(model.score(_flat(test), test.labels.numpy()))
+    held_out = float(classifier.best_validation_score_) if kind == "mlp" and early else None
+    return Prediction(torch.from_numpy(model.predict(_flat(test))), held_out)
 
 
 def _flat(images: ImageSet) -> np.ndarray:
@@ -110,64 +174,32 @@ def _flat(images: ImageSet) -> np.ndarray:
     return flat
 
 
-def _cnn_accuracy(model: nn.Module, training: ImageSet, test: ImageSet, seed: int) -> float:
-    random = generator(seed, "evaluation")
-    order = torch.randperm(len(training), generator=random)
-    held_out, kept = order[: int(_HELD_OUT * len(order))], order[int(_HELD_OUT * len(order)) :]
-    images, labels = to_unit_range(training.images), training.labels
-    best, best_score = model, -1.0
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
-    total = _EPOCHS * -(-len(kept) // _BATCH_SIZE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total)
-    for _ in range(_EPOCHS):
-        model.train()
-        for rows in kept[torch.randperm(len(kept), generator=random)].split(_BATCH_SIZE):
-            optimizer.zero_grad()
-            batch = _augmented(images[rows], random)
-            F.cross_entropy(model(batch), labels[rows]).backward()
-            optimizer.step()
-            schedule.step()
-        score = _score(model, images[held_out], labels[held_out])
-        if score >= best_score:
-            best, best_score = copy.deepcopy(model), score
-    return _score(best, to_unit_range(test.images), test.labels)
+def _labelled(images: ImageSet) -> ImageSet:
+    """The images that have one of the declared labels."""
+    kept = images.labels < len(images.names)
+    if not kept.any():
+        raise UserError("accuracy needs labelled images to train on, and there are none")
+    return ImageSet(images.images[kept], images.labels[kept], images.names)
 
 
-def _augmented(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """Shifts by up to a pixel and a little noise: synthetic images are too clean otherwise."""
-    down, right = torch.randint(-_LARGEST_SHIFT, _LARGEST_SHIFT + 1, (2,), generator=random)
-    padded = F.pad(images, (_LARGEST_SHIFT,) * 4, value=-1.0)
-    height, width = images.shape[2:]
-    top, left = _LARGEST_SHIFT + int(down), _LARGEST_SHIFT + int(right)
-    shifted = padded[:, :, top : top + height, left : left + width]
-    return shifted + _NOISE * torch.randn(shifted.shape, generator=random)
-
-
-@torch.no_grad()
-def _score(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    if not len(images):
-        return 0.0
-    model.eval()
-    found = torch.cat([model(piece).argmax(dim=1) for piece in images.split(500)])
-    return float((found == labels).float().mean())
-
-
-def _cnn(channels: int, classes: int) -> nn.Sequential:
-    """Three convolutions and a hidden layer; for images from 8×8."""
-    return nn.Sequential(
-        nn.Conv2d(channels, 32, 3, padding=1),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3, padding=1),
-        nn.BatchNorm2d(64),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(64, 128, 3, padding=1),
-        nn.BatchNorm2d(128),
-        nn.ReLU(),
-        nn.AdaptiveMaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(512, 128),
-        nn.ReLU(),
-        nn.Linear(128, classes),
+def _accuracy(
+    kind: str, predictions: list[Prediction], training: ImageSet, test: ImageSet
+) -> Accuracy:
+    """What the predictions of one kind's repeats come to."""
+    right = torch.stack([prediction.labels == test.labels for prediction in predictions]).double()
+    repeats = right.mean(dim=1).tolist()
+    held_out = [p.held_out for p in predictions if p.held_out is not None]
+    recall: dict[str, float | None] = {}
+    for label, name in enumerate(test.names):
+        of_label = right[:, test.labels == label]
+        recall[name] = float(of_label.mean()) if of_label.numel() else None
+    return Accuracy(
+        label=LABELS[kind],
+        over_test_images=intervals.over_images(fmean(repeats), len(test)),
+        over_repeats=intervals.over_repeats(repeats, "trainings"),
+        repeats=tuple(repeats),
+        held_out=fmean(held_out) if held_out else None,
+        recall=recall,
+        n_training=len(training),
+        n_test=len(test),
     )

@@ -1,14 +1,12 @@
-"""What a person sees of a result: a picture, a table, and ε in a sentence."""
+"""What a person sees of a result: a picture, and ε in a sentence."""
 
 import warnings
 from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from privimage.data import ImageSet
 from privimage.errors import UserError
@@ -17,7 +15,6 @@ _COLUMNS = 10
 _ROWS = 20
 _LONGEST_NAME = 24
 _ROUNDED_UP = Context(prec=3, rounding=ROUND_CEILING)
-_KINDS = {"cnn": "CNN", "mlp": "MLP", "logistic": "logistic regression"}
 
 
 def comparison_picture(path: Path, synthetic: ImageSet, before: ImageSet | None) -> None:
@@ -50,20 +47,6 @@ def comparison_picture(path: Path, synthetic: ImageSet, before: ImageSet | None)
             figure.savefig(path)
     except OSError as error:
         raise UserError(f"{path}: can't write the picture ({error.strerror})") from error
-
-
-def accuracy_table(metrics: dict[str, Any]) -> Table:
-    """Accuracies on real test images by kind of classifier, before and after DP fine-tuning."""
-    table = Table(title="accuracy on real test images, trained on synthetic ones")
-    table.add_column("classifier")
-    before = metrics["pretrained"]
-    if before is not None:
-        table.add_column("before DP fine-tuning", justify="right")
-    table.add_column("synthetic", justify="right")
-    for kind, name in _KINDS.items():
-        cells = [] if before is None else [f"{before['accuracy'][kind]:.1%}"]
-        table.add_row(name, *cells, f"{metrics['accuracy'][kind]:.1%}")
-    return table
 
 
 def epsilon_sentence(epsilon: float | None, delta: float, unit: str) -> str:

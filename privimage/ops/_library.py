@@ -10,7 +10,10 @@ import torch
 from privimage.ops import reference
 
 _SCHEMAS = {
-    "clipped_sum": "clipped_sum(Tensor parts, float max_grad_norm) -> Tensor",
+    "clipped_sum": (
+        "clipped_sum(Tensor parts, float max_grad_norm, float share=1.0, float? stability=None) "
+        "-> Tensor"
+    ),
     "random_words": "random_words(Tensor key, int step, int first, int count) -> Tensor",
     "gaussian_integers": (
         "gaussian_integers(Tensor key, int step, int first, int count, float std) -> Tensor"
@@ -36,7 +39,6 @@ _SCHEMAS = {
         "-> Tensor"
     ),
 }
-_NATIVE_ON_CPU_ALONE = ("group_norm_silu", "group_norm_silu_backward")
 _NAMESPACE = "privimage"
 
 _native = importlib.util.find_spec("privimage.ops._native")
@@ -57,7 +59,8 @@ if _native is not None and _native.origin is not None:
     from privimage import _host
 
     build: str = _host.build
-    _register_reference(_NATIVE_ON_CPU_ALONE if build == "cuda" else _SCHEMAS, ("CUDA",))
+    if build != "cuda":
+        _register_reference(_SCHEMAS, ("CUDA",))
 else:
     build = "none"
     for _schema in _SCHEMAS.values():

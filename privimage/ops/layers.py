@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+_HALF = torch.bfloat16
+
 ConvGeometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
 """Stride, padding, dilation (height and width each) and groups, as `torch.conv2d` takes them."""
 
@@ -27,7 +29,8 @@ def example_weight_grad(
 
     Args:
         x: float32 or float64 [rows, inputs, height, width], what the convolution was given;
-            rows = examples x draws, an example's draws consecutive.
+            rows = examples x draws, an example's draws consecutive. On a GPU bfloat16 as well, with
+            float32 for `weight` and `bias`.
         grad: [rows, outputs, height', width'], gradient of its output.
         weight: [examples, outputs, inputs / groups, *taps], written; each example's values in one
             piece, as are those of a slice of columns of [examples, parameters].
@@ -54,12 +57,15 @@ def _check_weight_grad(
     bias: torch.Tensor | None,
     geometry: ConvGeometry,
 ) -> None:
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x: expected a float32 or float64 tensor, got {x.dtype}")
-    for name, tensor in (("grad", grad), ("weight", weight), ("bias", bias)):
-        if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
+    wide = _wide_type(x)
+    for name, tensor, dtype in (
+        ("grad", grad, x.dtype),
+        ("weight", weight, wide),
+        ("bias", bias, wide),
+    ):
+        if tensor is not None and (tensor.dtype != dtype or tensor.device != x.device):
             there = f"{tensor.dtype} on {tensor.device}"
-            raise TypeError(f"{name}: expected {x.dtype} on {x.device} as x, got {there}")
+            raise TypeError(f"{name}: expected {dtype} on {x.device} as x, got {there}")
     if x.dim() != 4 or weight.dim() != 5:
         raise ValueError(
             "x, weight: expected [rows, inputs, height, width] and [examples, outputs, inputs / "
@@ -103,7 +109,8 @@ def group_norm_silu(
     Not differentiable; `group_norm_silu_backward` has the gradients.
 
     Args:
-        x: float32 or float64 [rows, channels, ...]; keeps its memory format.
+        x: float32 or float64 [rows, channels, ...]; keeps its memory format. On a GPU bfloat16 as
+            well, with float32 for weights, moments and their gradients.
         weight: [channels], or None for ones.
         bias: [channels], or None for zeros.
         groups: number of groups, divides the channels.
@@ -178,6 +185,15 @@ def group_norm_silu_backward(
     return result
 
 
+def _wide_type(x: torch.Tensor) -> torch.dtype:
+    """The type of sums over x. Raises TypeError for an x that the operators can't take."""
+    if x.dtype not in (torch.float32, torch.float64) and not (x.is_cuda and x.dtype == _HALF):
+        raise TypeError(
+            f"x: expected a float32 or float64 tensor, or bfloat16 on a GPU, got {x.dtype}"
+        )
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def _in_order(x: torch.Tensor) -> torch.Tensor:
     """In one of the two memory formats that the kernels read."""
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
@@ -185,12 +201,11 @@ def _in_order(x: torch.Tensor) -> torch.Tensor:
 
 
 def _check_group_norm(x: torch.Tensor, affine: dict[str, torch.Tensor | None], groups: int) -> None:
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x: expected a float32 or float64 tensor, got {x.dtype}")
+    wide = _wide_type(x)
     if x.dim() < 2 or groups < 1 or x.shape[1] % groups:
         raise ValueError(f"groups: {groups} do not fit x {list(x.shape)}")
     for name, tensor in affine.items():
-        if tensor is not None and tensor.dtype != x.dtype:
-            raise TypeError(f"{name}: expected {x.dtype} as x, got {tensor.dtype}")
+        if tensor is not None and tensor.dtype != wide:
+            raise TypeError(f"{name}: expected {wide} for x, got {tensor.dtype}")
         if tensor is not None and tensor.shape != (x.shape[1],):
             raise ValueError(f"{name}: expected [{x.shape[1]}], got {list(tensor.shape)}")

@@ -33,10 +33,14 @@ _LN2 = tuple(map(float.fromhex, ("0x1.62e42fefa2000p-1", "0x1.9ef35793c7673p-41"
 _HALF_PI = tuple(map(float.fromhex, ("0x1.921fb54442d18p+0", "0x1.1a62633145c07p-54")))
 
 
-def clipped_sum(parts: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
+def clipped_sum(
+    parts: torch.Tensor, max_grad_norm: float, share: float = 1.0, stability: float | None = None
+) -> torch.Tensor:
     """[examples, parameters] → int64 [parameters]; see `privimage.ops.clipped_sum`."""
     norms = parts.double().square().sum(dim=1).sqrt()
-    scales = 2**GRID_BITS / max_grad_norm * (max_grad_norm * (1 - _MARGIN) / norms).clamp(max=1)
+    allowed = max_grad_norm * share * (1 - _MARGIN)
+    clipped, normalised = (allowed / norms).clamp(max=1), allowed / (norms + (stability or 0.0))
+    scales = 2**GRID_BITS / max_grad_norm * (clipped if stability is None else normalised)
     rows = torch.where(norms.isfinite()[:, None], parts.double() * scales[:, None], 0.0)
     return rows.trunc().long().sum(dim=0)
 
@@ -185,10 +189,11 @@ def example_weight_grad(
     draws = len(x) // max(len(weight), 1)
     for i, row in enumerate(weight if weight.numel() else ()):
         one = slice(i * draws, (i + 1) * draws)
-        part = conv2d_weight(x[one], row.shape, grad[one], stride, padding, dilation, groups)
+        inputs, grads = (t[one].to(row.dtype) for t in (x, grad))
+        part = conv2d_weight(inputs, row.shape, grads, stride, padding, dilation, groups)
         row.copy_(row + part if accumulate else part)
     if bias is not None and bias.numel():
-        sums = grad.reshape(len(bias), -1, *grad.shape[1:]).sum((1, 3, 4))
+        sums = grad.to(bias.dtype).reshape(len(bias), -1, *grad.shape[1:]).sum((1, 3, 4))
         bias.copy_(bias + sums if accumulate else sums)
 
 
@@ -201,11 +206,12 @@ def group_norm_silu(
     silu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[rows, channels, ...] → the same, and mean and 1 / deviation [2, rows, groups]."""
-    values = x.unflatten(1, (groups, -1)).flatten(2)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    values = wide.unflatten(1, (groups, -1)).flatten(2)
     mean = values.mean(2)
     variance = (values - mean[..., None]).square().mean(2)
-    y = F.group_norm(x, groups, weight, bias, eps)
-    return (F.silu(y) if silu else y), torch.stack([mean, (variance + eps).rsqrt()])
+    y = F.group_norm(wide, groups, weight, bias, eps)
+    return (F.silu(y) if silu else y).to(x.dtype), torch.stack([mean, (variance + eps).rsqrt()])
 
 
 def group_norm_silu_backward(
@@ -225,6 +231,7 @@ def group_norm_silu_backward(
     scale = 1.0 if weight is None else weight.view(affine)
     shift = 0.0 if bias is None else bias.view(affine)
     mean, rstd = moments[..., None]
+    grad = grad.to(moments.dtype)
     normal = ((x.unflatten(*by_group).flatten(2) - mean) * rstd).reshape(x.shape)
     if silu:
         value = normal * scale + shift

@@ -10,6 +10,9 @@ import torch
 LARGEST_STD = 2.0**58
 """Of Gaussian integers: 9.5 times as much, and a sum of as many clipped gradients, fit int64."""
 
+_SCALES = (1e-30, 1e30)
+"""The clipping norms for which the margin of csrc/shared/grid.h is proven."""
+
 
 @dataclass(frozen=True)
 class UpdateState:
@@ -57,36 +60,43 @@ class UpdateRule:
     average_weight: float = 0.0
 
 
-def clipped_sum(parts: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
+def clipped_sum(
+    parts: torch.Tensor, max_grad_norm: float, share: float = 1.0, stability: float | None = None
+) -> torch.Tensor:
     """The sum of the rows of `parts`, each scaled to a norm of at most C, on the integer grid.
 
     Each coordinate is rounded towards zero onto a grid of C / 2^`GRID_BITS`, so that no row of the
-    sum has a norm above 2^`GRID_BITS` steps; a row that is not finite, or whose squares overflow
-    float64, adds exactly 0. Nothing else rounds: order, shards and threads can't change the sum.
+    sum has a norm above `share` · 2^`GRID_BITS` steps; a row that is not finite, or whose squares
+    overflow float64, adds exactly 0. Nothing else rounds: order, shards and threads can't change
+    the sum.
 
     Args:
         parts: float32 or float64 [examples, parameters], one example's gradient a row.
-        max_grad_norm: the clipping norm C, finite and above 0.
+        max_grad_norm: the clipping norm C, in [1e-30, 1e30].
+        share: of C that a row's norm may reach, in (0, 1].
+        stability: γ in [1e-30, 1e30]: every row is scaled by `share` · C / (norm + γ), however
+            short it is (Bu et al., arXiv 2206.07136); None scales those above `share` · C alone.
 
     Returns:
         int64 [parameters] in grid steps, on the device of `parts`; not differentiable.
 
     Raises:
-        TypeError: `parts` is no tensor of these types, or `max_grad_norm` no number.
-        ValueError: `parts` is not two-dimensional, or `max_grad_norm` out of range.
+        TypeError: `parts` is no tensor of these types, or another argument no number.
+        ValueError: `parts` is not two-dimensional, or a number out of range.
     """
     if not isinstance(parts, torch.Tensor) or parts.dtype not in (torch.float32, torch.float64):
         found = parts.dtype if isinstance(parts, torch.Tensor) else type(parts).__name__
         raise TypeError(f"parts: expected a float32 or float64 tensor, got {found}")
     if parts.dim() != 2:
         raise ValueError(f"parts: expected [examples, parameters], got shape {list(parts.shape)}")
-    if isinstance(max_grad_norm, bool) or not isinstance(max_grad_norm, int | float):
-        raise TypeError(f"max_grad_norm: expected a number, got {type(max_grad_norm).__name__}")
-    if not 1e-30 <= max_grad_norm <= 1e30:
-        raise ValueError(f"max_grad_norm: expected a number in [1e-30, 1e30], got {max_grad_norm}")
-    result: torch.Tensor = torch.ops.privimage.clipped_sum(
-        parts.detach().contiguous(), max_grad_norm
-    )
+    _check_number("max_grad_norm", max_grad_norm, *_SCALES)
+    _check_number("share", share, 1e-30, 1.0)
+    if stability is not None:
+        _check_number("stability", stability, *_SCALES)
+    parts = parts.detach()
+    if parts.shape[1] > 1 and parts.stride(1) != 1:
+        parts = parts.contiguous()
+    result: torch.Tensor = torch.ops.privimage.clipped_sum(parts, max_grad_norm, share, stability)
     return result
 
 
@@ -206,6 +216,13 @@ def _check_draw(key: torch.Tensor, step: int, first: int, count: int) -> None:
     for name, value in (("step", step), ("first", first), ("count", count)):
         if not 0 <= value < 2**62:
             raise ValueError(f"{name}: expected a number in [0, 2^62), got {value}")
+
+
+def _check_number(name: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}], got {value}")
 
 
 def _check_std(name: str, std: float) -> None:

@@ -3,7 +3,9 @@
 import torch
 
 
-def clipped_sum(parts: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
+def clipped_sum(
+    parts: torch.Tensor, max_grad_norm: float, share: float = 1.0, stability: float | None = None
+) -> torch.Tensor:
     """[examples, parameters] → int64 [parameters], without data. Integers have no gradient."""
     return parts.new_empty(parts.shape[1], dtype=torch.int64)
 
@@ -37,7 +39,8 @@ def group_norm_silu(
     silu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As x, and its moments [2, rows, groups]; autograd is left to the caller."""
-    return torch.empty_like(x), x.new_empty(2, len(x), groups)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.empty_like(x), x.new_empty(2, len(x), groups, dtype=wide)
 
 
 def group_norm_silu_backward(grad: torch.Tensor, x: torch.Tensor, *others: object) -> torch.Tensor:

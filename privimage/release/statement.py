@@ -15,7 +15,10 @@ _NEVER_COVERED = (
 )
 _MANY_IMAGES = (
     "a person with several images: the promise is for one image, and for all images of a person it "
-    "is weaker (`privimage budget --group-size`)"
+    "is weaker (`privimage budget --group-size`), or `privimage train --unit person` is needed"
+)
+_AS_NAMED = (
+    "a person under two names, who counts as two, and a person seen in somebody else's image"
 )
 
 
@@ -44,8 +47,8 @@ def privacy_statement(history: History) -> dict[str, Any]:
 def not_covered(statement: Mapping[str, Any]) -> list[str]:
     """What the ε of a statement does not cover, a sentence each; the run's own cases first."""
     own = [f"computed in this run without noise: {what}" for what in statement["nonprivate"]]
-    many = [_MANY_IMAGES] if statement["unit"] == "image" else []
-    return [*own, *many, *_NEVER_COVERED]
+    other_images = _MANY_IMAGES if statement["unit"] == "image" else _AS_NAMED
+    return [*own, other_images, *_NEVER_COVERED]
 
 
 def _accountant() -> str:

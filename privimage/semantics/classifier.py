@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from privimage.data import ImageSet, to_unit_range
 from privimage.errors import check_choice, check_count, check_positive
 from privimage.loop import resumable_steps
+from privimage.networks import NETWORKS, build_network
 from privimage.progress import Reporter
 from privimage.seeds import generator
-from privimage.semantics.networks import NETWORKS, build_network
 
 _HELD_OUT = 0.05
+_MOST_HELD_OUT = 10_000
 _WARMUP = 0.05
 _PREDICT_ROWS = 250
 
@@ -60,10 +61,16 @@ class ClassifierTraining:
     """One step after another; what a loop saves and restores."""
 
     def __init__(
-        self, model: nn.Module, images: ImageSet, settings: ClassifierSettings, seed: int
+        self,
+        model: nn.Module,
+        images: ImageSet,
+        rows: torch.Tensor,
+        settings: ClassifierSettings,
+        seed: int,
     ) -> None:
         self._model = model
         self._images = images
+        self._rows = rows  # of the images to learn from: a copy of them might not fit into memory
         self._settings = settings
         self._seed = seed
         self._device = next(model.parameters()).device
@@ -79,7 +86,7 @@ class ClassifierTraining:
         """Takes step `index`; its batch depends on the seed and the index alone."""
         random = generator(self._seed, "classifier", index)
         size = self._settings.batch_size
-        rows = torch.randint(len(self._images), (size,), generator=random)
+        rows = self._rows[torch.randint(len(self._rows), (size,), generator=random)]
         images = to_unit_range(self._images.images[rows]).to(self._device)
         if self._settings.flip:
             mirrored = torch.rand(size, generator=random) < 0.5
@@ -124,7 +131,7 @@ def train_classifier(
     folder: Path,
     reporter: Reporter,
 ) -> float:
-    """Trains `model` in place on all but 5 % of the public images.
+    """Trains `model` in place on all but 5 %, at most 10,000, of the public images.
 
     Args:
         model: from `build`, on its device.
@@ -141,11 +148,9 @@ def train_classifier(
         Stopped: the reporter asked for it; the checkpoint is saved.
     """
     order = torch.randperm(len(public), generator=generator(seed, "held out"))
-    held_out, kept = order.split(
-        [int(_HELD_OUT * len(public)), len(public) - int(_HELD_OUT * len(public))]
-    )
-    training_set = ImageSet(public.images[kept], public.labels[kept], public.names)
-    training = ClassifierTraining(model, training_set, settings, seed)
+    count = min(int(_HELD_OUT * len(public)), _MOST_HELD_OUT)
+    held_out, kept = order[:count], order[count:]
+    training = ClassifierTraining(model, public, kept, settings, seed)
     model.train()
     for step in resumable_steps(training, settings.steps, folder, "classifier", reporter):
         training.step(step)

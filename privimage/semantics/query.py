@@ -11,11 +11,17 @@ from privimage.dp import Domain, Ledger, SecretKey
 from privimage.errors import UserError, check_count, check_positive
 
 _LOGIT_STEP = 1e-3
+VOTE = 2**20
+"""Grid steps in a vote: what is counted and noised are integers."""
+# Pays for every rounding of a float64 on the way to a person's scaled votes.
+_MARGIN = 1 - 2**-40
 
 
 @dataclass(frozen=True)
 class QuerySettings:
     """How many classes an image votes for, and how much noise the counts get.
+
+    A person's votes, whatever their number, weigh at most as much as those of one image.
 
     The noise multiplier is `least_noise_multiplier`, or `noise_times_epsilon` / ε where that is
     more: then the query takes about the same share of a small budget as of a smaller one.
@@ -50,11 +56,13 @@ def noisy_histogram(
 ) -> torch.Tensor:
     """Counts the votes of the sensitive images for the public classes, by their own label.
 
-    Formal guarantee: one image changes `votes_per_image` counts of one row by 1, so the counts have
-    an L2 sensitivity of √votes_per_image under add/remove-one adjacency, and the result is that of
-    a Gaussian mechanism with the planned noise multiplier
-    (tests/semantics/test_query.py::test_one_image_adds_its_votes_to_one_row). The query is reserved
-    in the ledger before the images are looked at.
+    Formal guarantee: one privacy unit (an image, or a person with all images) changes the counts
+    by a vector of L2 norm at most √votes_per_image, whatever its images show and however many they
+    are, so under add/remove-one adjacency the result is that of a Gaussian mechanism with the
+    planned noise multiplier
+    (tests/semantics/test_query.py::test_one_image_adds_its_votes_to_one_row,
+    tests/semantics/test_query.py::test_one_person_moves_the_counts_by_at_most_its_sensitivity). The
+    query is reserved in the ledger before the images are looked at.
 
     Args:
         ledger: with a plan that has a query.
@@ -65,11 +73,11 @@ def noisy_histogram(
         settings: votes and noise.
 
     Returns:
-        int64 [labels + 1, public_classes]; the last row holds the images without a declared label
-        (an unlabelled set has this row alone).
+        Votes, float64 [labels + 1, public_classes], each a whole number of grid steps; the last row
+        holds the images without a declared label (an unlabelled set has this row alone).
 
     Raises:
-        UserError: more votes than classes, or the budget can't pay.
+        UserError: more votes than classes, a ledger for another unit, or the budget can't pay.
     """
     check_votes(settings, public_classes)
     plan = ledger.plan
@@ -78,12 +86,14 @@ def noisy_histogram(
     key = SecretKey.from_os()
     if not key.is_secret:
         ledger.mark_not_private("test key")
+    ledger.check_unit(sensitive.unit)
     noise_std = settings.noise_std(plan.query_noise_multiplier)
     ledger.reserve_query(settings.votes_per_image, noise_std)
     votes = top_classes(predict(sensitive.images), settings.votes_per_image)
-    counts = count_votes(votes, sensitive.labels, len(sensitive.names) + 1, public_classes)
-    noise = key.stream(Domain.QUERY).gaussian_integers(counts.numel(), noise_std)
-    return counts + noise.view(counts.shape)
+    shape = (len(sensitive.names) + 1, public_classes)
+    counts = count_votes(votes, sensitive.labels, sensitive.units, shape)
+    noise = key.stream(Domain.QUERY).gaussian_integers(counts.numel(), noise_std * VOTE)
+    return (counts + noise.view(shape)).double() / VOTE
 
 
 def check_votes(settings: QuerySettings, public_classes: int) -> None:
@@ -113,14 +123,30 @@ def top_classes(logits: torch.Tensor, votes_per_image: int) -> torch.Tensor:
     return torch.sort(rounded, dim=1, descending=True, stable=True).indices[:, :votes_per_image]
 
 
-def count_votes(votes: torch.Tensor, labels: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """The exact histogram, int64 [rows, columns]: sensitive, for `noisy_histogram` alone.
+def count_votes(
+    votes: torch.Tensor, labels: torch.Tensor, units: torch.Tensor, shape: tuple[int, int]
+) -> torch.Tensor:
+    """The exact histogram: sensitive, for `noisy_histogram` alone.
+
+    The votes of all images of a privacy unit are one vector over the cells. If its L2 norm is above
+    that of a single image, √votes_per_image, it is scaled down to that, and each cell rounded
+    towards zero onto the grid, so that the norm can't grow. The other way, counting at most m
+    images of a person, would need an m to be chosen and m times the noise.
 
     Args:
         votes: int64 [images, votes_per_image], distinct in each row.
-        labels: int64 [images], each below `rows`.
-        rows: sensitive labels, and one for images without.
-        columns: public classes.
+        labels: int64 [images], each below `shape[0]`.
+        units: int64 [images], the privacy unit of each, 0 … units - 1.
+        shape: sensitive labels and one row for images without; public classes.
+
+    Returns:
+        int64 of `shape`, in grid steps: `VOTE` is one vote.
     """
-    cells = (labels[:, None] * columns + votes).flatten()
-    return torch.bincount(cells, minlength=rows * columns).view(rows, columns)
+    size = shape[0] * shape[1]
+    cells = labels[:, None] * shape[1] + votes
+    pairs, counts = torch.unique(units[:, None] * size + cells, return_counts=True)
+    units, cells = pairs // size, pairs % size
+    squares, bound = torch.bincount(units, counts.double().square()), votes.shape[1]
+    scale = torch.where(squares <= bound, VOTE, VOTE * _MARGIN * (bound / squares).sqrt())
+    clipped = (counts * scale[units]).long()
+    return torch.zeros(size, dtype=torch.int64).index_add(0, cells, clipped).view(shape)

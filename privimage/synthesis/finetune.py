@@ -1,7 +1,8 @@
-"""DP-SGD on the sensitive images: Poisson batches, per-image gradients, one noise a step.
+"""DP-SGD on the sensitive images: Poisson batches, one gradient a privacy unit, one noise a step.
 
-Abadi et al. 2016 (arXiv 1607.00133) with the K noise draws of an image folded into one gradient
-(Dockhorn et al. 2022, arXiv 2210.09929).
+Abadi et al. 2016 (arXiv 1607.00133) with the K noise draws of a unit folded into one gradient
+(Dockhorn et al. 2022, arXiv 2210.09929). A unit is an image, or a person with all images: the draws
+then go round the person's images (`ImageSet.units`).
 """
 
 from dataclasses import dataclass
@@ -40,10 +41,10 @@ class FinetuneSettings:
     """DP-SGD's hyper-parameters; public, and chosen without the sensitive images.
 
     Attributes:
-        sample_rate: probability with which an image enters a step.
+        sample_rate: probability with which a privacy unit (image or person) enters a step.
         steps: number of steps T.
-        draws: noise levels and noises K an image and step.
-        max_grad_norm: clipping norm C of an image's gradient over all parameters.
+        draws: noise levels and noises K a unit and step, and so at most K images of a person.
+        max_grad_norm: clipping norm C of a unit's gradient over all parameters.
         learning_rate: of Adam.
         label_dropout: probability with which a draw goes without its label.
         ema_decay: of the averaged weights that are released.
@@ -87,6 +88,7 @@ class Finetuner:
         workers: Workers,
     ) -> None:
         self._sensitive = sensitive
+        self._units = sensitive.by_unit()
         self._settings = settings
         self._workers = workers
         self._threshold = rate_threshold(settings.sample_rate)
@@ -107,8 +109,8 @@ class Finetuner:
 
     def step(self) -> None:
         """Samples a batch, sums its clipped gradients, adds noise and updates weights and EMA."""
-        chosen = poisson_sample(len(self._sensitive), self._threshold, self._sampling)
-        words = self._draws.words(len(self._sensitive))[chosen]
+        chosen = poisson_sample(len(self._units), self._threshold, self._sampling)
+        words = self._draws.words(len(self._units))[chosen]
         pieces = zip(chosen.split(self._micro_batch), words.split(self._micro_batch), strict=True)
         total = torch.zeros(self._gradients.size, dtype=torch.int64, device=self._device)
         for part in self._workers.map(self._clipped_sum, pieces):
@@ -132,40 +134,51 @@ class Finetuner:
         return self._optimizer.flat.device
 
     def _clipped_sum(self, piece: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """The clipped gradients of these images, summed: int64 [parameters].
+        """The clipped gradients of these units, summed: int64 [parameters].
 
-        Every micro-batch has the same physical shape, the last one being padded with grey images,
-        so that an image's gradient does not depend on how many others were sampled.
+        Each is the mean over the unit's draws, clipped once. The draws go round the unit's images
+        in an order of their own, so a person with more images than draws shows others in other
+        steps, and one with fewer shows some again. Every micro-batch has the same physical shape,
+        the last one being padded with grey images, so that a unit's gradient does not depend on
+        how many others were sampled, nor on how many images they have.
 
-        An image's draws come from a word of its own, a function of key, step and the image's index.
-        The guarantee would survive draws that depend on the image's place in the micro-batch: they
-        would still be independent between images, and the clip holds whatever was drawn. But then
-        one image more would exchange the draws of all after it, and that it moves the sum by at
-        most the clip could not be tested on the real code, key by key.
+        A unit's order and draws come from a word of its own, a function of key, step and the
+        unit's number. The guarantee would survive draws that depend on the unit's place in the
+        micro-batch: they would still be independent between units, and the clip holds whatever was
+        drawn. But then one unit more would exchange the draws of all after it, and that it moves
+        the sum by at most the clip could not be tested on the real code, key by key.
 
         Args:
-            piece: the images' indices and words, int64 [at most micro-batch] each.
+            piece: the units' numbers and words, int64 [at most micro-batch] each.
         """
-        settings, (indices, words) = self._settings, piece
-        no_label = len(self._sensitive.names)
-        shape = self._sensitive.images.shape[1:]
-        images = torch.full((self._micro_batch, *shape), 128, dtype=torch.uint8)
-        labels = torch.full((self._micro_batch,), no_label)
-        images[: len(indices)] = self._sensitive.images[indices]
-        labels[: len(indices)] = self._sensitive.labels[indices]
-        clean = to_unit_range(images).repeat_interleave(settings.draws, dim=0)
-        labels = labels.repeat_interleave(settings.draws)
-        noise = torch.zeros_like(clean)
-        sigma, coins = torch.ones(2, len(clean))
-        for i, generator in enumerate(generators(words)):
-            rows = slice(i * settings.draws, (i + 1) * settings.draws)
-            sigma[rows] = draw_noise_levels(generator, settings.draws)
-            noise[rows] = torch.randn((settings.draws, *shape), generator=generator)
-            coins[rows] = torch.rand(settings.draws, generator=generator)
+        settings, (chosen, words) = self._settings, piece
+        draws, no_label = settings.draws, len(self._sensitive.names)
+        count, shape = self._micro_batch * draws, self._sensitive.images.shape[1:]
+        shown = torch.empty(len(chosen) * draws, dtype=torch.int64)
+        noise = torch.zeros(count, *shape)
+        sigma, coins = torch.ones(2, count)
+        for i, (unit, generator) in enumerate(zip(chosen.tolist(), generators(words), strict=True)):
+            rows = slice(i * draws, (i + 1) * draws)
+            shown[rows] = _going_round(self._units[unit], draws, generator)
+            sigma[rows] = draw_noise_levels(generator, draws)
+            noise[rows] = torch.randn((draws, *shape), generator=generator)
+            coins[rows] = torch.rand(draws, generator=generator)
+        images = torch.full((count, *shape), 128, dtype=torch.uint8)
+        labels = torch.full((count,), no_label)
+        images[: len(shown)] = self._sensitive.images[shown]
+        labels[: len(shown)] = self._sensitive.labels[shown]
         labels = drop_labels(labels, coins, settings.label_dropout, no_label)
-        batch = [tensor.to(self._device) for tensor in (clean, sigma, noise, labels)]
-        parts = self._gradients(_losses, *batch, draws=settings.draws)
-        return clipped_sum(parts[: len(indices)], settings.max_grad_norm)
+        batch = [
+            tensor.to(self._device) for tensor in (to_unit_range(images), sigma, noise, labels)
+        ]
+        parts = self._gradients(_losses, *batch, draws=draws)
+        return clipped_sum(parts[: len(chosen)], settings.max_grad_norm)
+
+
+def _going_round(images: torch.Tensor, draws: int, generator: torch.Generator) -> torch.Tensor:
+    """`draws` of a unit's images, int64: in a random order, none again before all were there."""
+    order = torch.randperm(len(images), generator=generator)
+    return images[order[torch.arange(draws) % len(images)]]
 
 
 def _losses(
@@ -191,10 +204,12 @@ def finetune(
 ) -> tuple[torch.Tensor, int]:
     """Fine-tunes `network` on the sensitive images, as far as the ledger's budget goes.
 
-    Formal guarantee: under add/remove-one adjacency, with `public_size` taken as public, everything
-    this writes or returns is a function of at most as many Poisson-subsampled Gaussian releases,
-    with the planned rate and noise multiplier, as the ledger has reserved
+    Formal guarantee: under add/remove-one adjacency by privacy unit (image or person), with
+    `public_size` taken as public, everything this writes or returns is a function of at most as
+    many Poisson-subsampled Gaussian releases, with the planned rate and noise multiplier, as the
+    ledger has reserved
     (tests/synthesis/test_finetune.py::test_one_image_moves_a_step_by_at_most_the_clip,
+    tests/synthesis/test_finetune.py::test_one_person_moves_a_step_by_at_most_the_clip,
     tests/synthesis/test_finetune.py::test_reserved_steps_cover_the_steps_taken).
 
     Args:
@@ -202,7 +217,7 @@ def finetune(
         sensitive: the sensitive images.
         network: starts from its present weights.
         settings: hyper-parameters.
-        public_size: number of sensitive images, as declared public.
+        public_size: number of privacy units, as declared public.
         folder: for checkpoints.
         workers: cores for the micro-batches.
         reporter: for progress; asks the loop to stop.
@@ -212,9 +227,11 @@ def finetune(
         steps taken: fewer than planned where a crash wasted reserved ones.
 
     Raises:
-        UserError: the budget pays for no step, or a checkpoint is not of this ledger.
+        UserError: the budget pays for no step, the ledger is for another unit than the images, or
+            a checkpoint is not of this ledger.
         Stopped: at the end of a reservation, because the reporter asked for it.
     """
+    ledger.check_unit(sensitive.unit)
     noise_multiplier = ledger.plan_in_force().finetune.noise_multiplier
     tuner = Finetuner(sensitive, network, settings, noise_multiplier, public_size, workers)
     if not tuner.is_secret:

@@ -45,7 +45,7 @@ def write_archive(path, contents, links=()):
 
 
 def _entries(path):
-    return [tuple(entry) for entry in open_source("--public", path).entries()]
+    return [tuple(entry[:3]) for entry in open_source("--public", path).entries()]
 
 
 def _public(path, heard):

@@ -2,6 +2,7 @@ import logging
 import random
 import struct
 import sys
+import tempfile
 import threading
 import warnings
 import zlib
@@ -262,7 +263,18 @@ def test_files_are_read_as_they_are_needed(monkeypatch):
     assert len(alive) == 40
 
 
-def test_more_images_than_memory_are_refused_in_one_line():
-    with pytest.raises(UserError, match=r"need [0-9,]+ GiB of memory") as caught:
+def test_a_large_set_lies_in_a_file_that_leaves_nothing_behind(monkeypatch, tmp_path):
+    contents = [png(value) for value in range(6)]
+    expected, _ = decode_all(contents, 6, RGB)
+    monkeypatch.setattr(decode_module, "_MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    images, _ = decode_all(contents, 6, RGB)
+    assert isinstance(images, np.memmap)
+    assert (images == expected).all()
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_images_than_the_disk_holds_are_refused_in_one_line():
+    with pytest.raises(UserError, match=r"need [0-9,]+ GiB in .* set TMPDIR") as caught:
         decode_all([], 2**50, RGB)
     assert "\n" not in str(caught.value)

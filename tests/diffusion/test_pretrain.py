@@ -226,3 +226,22 @@ def test_data_that_does_not_fit_is_refused(images, labels, says, workers):
 def test_meaningless_settings_are_refused_by_name(wrong, says):
     with pytest.raises(UserError, match=says):
         PretrainSettings(**wrong)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("kind", [CompactUNet, UNet])
+def test_on_a_gpu_weights_and_moments_stay_float32(workers, kind):
+    torch.manual_seed(0)
+    network = kind(SHAPE).cuda()
+    training = Pretraining(network, *toy_images(), SETTINGS, 5, workers)
+    seen = []
+    network.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+    before = [parameter.clone() for parameter in network.parameters()]
+    for index in range(2):
+        training.step(index)
+    assert set(seen) <= {torch.bfloat16, torch.float32}
+    tensors, _ = training.state()
+    assert all(
+        tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors.values()
+    )
+    assert not all(map(torch.equal, before, network.parameters()))

@@ -11,6 +11,7 @@ from privimage.dp import (
     epsilon_over_steps,
     pld,
 )
+from privimage.dp.prv import LARGEST_GRID
 from privimage.errors import UserError
 
 # Settings of the size of real runs with what the accountants of record gave for them:
@@ -155,6 +156,7 @@ def test_bad_input_is_refused_before_the_accountant_sees_it(wrong):
         SubsampledGaussian(0.5, 1e-300, 10**18),
         Gaussian(1e-3),
         Gaussian(1e-200),
+        SubsampledGaussian(1e-9, 0.05, 10_000),
     ],
 )
 def test_what_would_take_minutes_is_refused_at_once(mechanism):
@@ -162,3 +164,10 @@ def test_what_would_take_minutes_is_refused_at_once(mechanism):
     with pytest.raises(UserError, match="can't bound ε for"):
         epsilon([mechanism], 1e-5)
     assert time.monotonic() - begin < 20
+
+
+def test_many_answers_from_one_grid_are_refused_before_they_take_minutes():
+    plan = SubsampledGaussian(0.08192, 2.0, 10_000)
+    assert accounting.cost([plan], 1e-5, 0.01) < LARGEST_GRID
+    with pytest.raises(UserError, match="can't bound ε for"):
+        epsilon_over_steps(plan, range(400, 10_001, 400), 1e-5)

@@ -130,6 +130,21 @@ def test_what_cannot_be_met_is_refused(wrong, message):
         wrong()
 
 
+def test_a_search_that_would_take_minutes_ends_with_one_line(monkeypatch):
+    asked = []
+
+    def counted(composition, delta, epsilon_error):
+        asked.append(prv.grid_points(composition, delta, epsilon_error))
+        return (0.1, 0.1, 0.1)
+
+    # What the accountant would answer does not matter here, nor how long it would take.
+    monkeypatch.setattr(prv, "bounds", counted)
+    with pytest.raises(UserError, match="would take the accountant minutes") as caught:
+        affordable_steps(1.0, 1e-5, SubsampledGaussian(1e-9, 0.05, 10**6))
+    assert "\n" not in str(caught.value)
+    assert 1e6 < sum(asked) <= prv.LARGEST_GRID
+
+
 def test_a_plan_on_which_the_accountants_disagree_is_not_made(monkeypatch):
     monkeypatch.setattr("privimage.dp.pld.add_or_remove", lambda *_: 50.0)
     with pytest.raises(UserError, match="disagree"):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from truth import one_at_a_time
 
 from privimage.dp.engine import ExampleGradients
 from privimage.errors import UserError
@@ -44,17 +45,6 @@ def images(rows, dtype=torch.float32):
     return x, noise, torch.arange(rows) % 4
 
 
-def alone(model, losses, batch, draws):
-    """[examples, P] by ordinary autograd, one example at a time."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    rows = []
-    for first in range(0, len(batch[0]), draws):
-        loss = losses(model, *(tensor[first : first + draws] for tensor in batch)).mean()
-        gradients = torch.autograd.grad(loss, parameters)
-        rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
-    return torch.stack(rows)
-
-
 def row_sums(model, x):
     return model(x).flatten(1).sum(1)
 
@@ -68,7 +58,7 @@ def test_a_small_unet_gives_what_autograd_gives_for_each_example(examples, draws
     batch = images(examples * draws, dtype)
     engine = ExampleGradients(model)
     gradients = engine(denoising, *batch, draws=draws)
-    expected = alone(model, denoising, batch, draws)
+    expected = one_at_a_time(model, denoising, batch, draws)
     assert gradients.dtype == dtype
     assert not gradients.requires_grad
     assert engine.names == tuple(name for name, _ in model.named_parameters())
@@ -82,7 +72,7 @@ def test_channels_last():
     x, noise, labels = images(6, torch.float64)
     batch = x.contiguous(memory_format=torch.channels_last), noise, labels
     gradients = ExampleGradients(model)(denoising, *batch, draws=2)
-    torch.testing.assert_close(gradients, alone(model, denoising, batch, 2))
+    torch.testing.assert_close(gradients, one_at_a_time(model, denoising, batch, 2))
 
 
 def test_the_memory_format_changes_nothing_else():
@@ -127,7 +117,7 @@ def test_a_weight_used_twice_adds_its_parts():
     engine = ExampleGradients(model)
     assert engine.size == 20
     gradients = engine(row_sums, indices, draws=2)
-    torch.testing.assert_close(gradients, alone(model, row_sums, (indices,), 2))
+    torch.testing.assert_close(gradients, one_at_a_time(model, row_sums, (indices,), 2))
 
 
 def test_a_parameter_that_is_also_in_a_list_or_reached_around_the_model():
@@ -136,7 +126,7 @@ def test_a_parameter_that_is_also_in_a_list_or_reached_around_the_model():
     around = lambda _, x: F.linear(x, model.kept[0], model.bias).square().sum(1)  # noqa: E731
     x = torch.randn(4, 3, dtype=torch.float64)
     gradients = ExampleGradients(model)(around, x)
-    torch.testing.assert_close(gradients, alone(model, around, (x,), 1))
+    torch.testing.assert_close(gradients, one_at_a_time(model, around, (x,), 1))
 
 
 def test_only_trainable_parameters_have_gradients():
@@ -154,7 +144,7 @@ def test_only_trainable_parameters_have_gradients():
     model, x = LowRank().double(), torch.randn(4, 6, dtype=torch.float64)
     engine = ExampleGradients(model)
     assert engine.names == ("down.weight", "up.weight")
-    torch.testing.assert_close(engine(row_sums, x), alone(model, row_sums, (x,), 1))
+    torch.testing.assert_close(engine(row_sums, x), one_at_a_time(model, row_sums, (x,), 1))
 
 
 def test_an_unused_parameter_has_gradient_zero():
@@ -279,6 +269,30 @@ def test_a_use_without_gradients_is_refused(use):
         engine(lambda m, x: (m(x) + use(m, x)).sum(1), torch.randn(2, 3))
 
 
+def test_an_activation_that_is_changed_in_place_is_refused():
+    def overwriting(model, x):
+        h = model[0](x)
+        y = model[1](h)
+        h += 1
+        return (y + h).sum(1)
+
+    engine = ExampleGradients(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)))
+    with pytest.raises(UserError, match=r"changed in place after it was used; look for \+="):
+        engine(overwriting, torch.randn(2, 3))
+
+
+def test_a_parameter_that_is_changed_in_place_is_refused_with_its_module():
+    class Restless(nn.Linear):
+        def forward(self, x):
+            with torch.no_grad():
+                self.weight.mul_(0.9)
+            return super().forward(x)
+
+    engine = ExampleGradients(nn.Sequential(Restless(3, 3)))
+    with pytest.raises(UserError, match=r"module '0' \(Restless\): parameter '0\.weight' .*mul_"):
+        engine(row_sums, torch.randn(2, 3))
+
+
 def test_a_refused_call_leaves_nothing_behind():
     model, x = nn.Linear(3, 3), torch.randn(2, 3)
     engine = ExampleGradients(model)
@@ -340,7 +354,7 @@ def test_independent_models_pass():
     ExampleGradients(dropout).check_independence(row_sums, torch.randn(5, 3))
 
 
-def test_the_check_leaves_the_random_state_alone():
+def test_the_check_leaves_the_random_state_one_at_a_time():
     x, engine = torch.randn(2, 3), ExampleGradients(nn.Sequential(nn.Linear(3, 1), nn.Dropout()))
     before = torch.get_rng_state()
     engine.check_independence(row_sums, x)

@@ -17,17 +17,22 @@ from privimage.dp import (
     Ledger,
     Plan,
     QueryReservation,
+    Selftest,
     StepReservation,
     SubsampledGaussian,
     chain,
     epsilon,
     narrate,
+    replace_one_epsilon,
 )
 from privimage.errors import UserError
 
 STEPS = SubsampledGaussian(sample_rate=0.2, noise_multiplier=1.7464, steps=300)
 PLAN = Plan(epsilon=10.0, delta=1e-4, query_noise_multiplier=5.0, finetune=STEPS)
 HASH = "ab" * 32
+TESTED = Selftest(
+    "0.1.0", "2.13.0", "cpu, avx2, compiler gcc", "cpu, x86_64", ("noise", "sampling")
+)
 
 
 @pytest.fixture
@@ -225,7 +230,9 @@ def test_a_promise_that_was_taken_back_stays_so(path):
 def test_the_unit_is_recorded_and_can_not_be_changed(path):
     with Ledger(path, unit="person") as ledger:
         assert (ledger.unit, ledger.adjacency) == ("person", "add_remove_one_person")
-    with pytest.raises(UserError, match="unit: 'image' is not known"):
+    with pytest.raises(
+        UserError, match="this ledger is by person, so nothing can be spent by image"
+    ):
         Ledger(path)
     with pytest.raises(UserError, match="unit: 'family' is not known"):
         Ledger(path.with_name("other"), unit="family")
@@ -451,7 +458,7 @@ def test_a_person_can_read_it(path):
     digest = "abababababababab…"
     assert lines == [
         "begun     privimage-ledger/2, unit image, add_remove_one_image",
-        "planned   ε ≤ 10 at δ = 0.0001: query σ 5; 300 steps at rate 0.2, σ 1.7464",
+        "planned   ε ≤ 10 at δ = 0.0001 for one image: query σ 5; 300 steps at rate 0.2, σ 1.7464",
         f"reserved  query: σ 5, 1 vote an image, std 5 on each count; ε so far {upper[0]:.4f}",
         f"released  query: sha256 {digest}",
         "reserved  fine-tuning: 18 steps in 3 records (step 0 to 11, 6 of them again after a "
@@ -459,4 +466,65 @@ def test_a_person_can_read_it(path):
         f"released  fine-tuning after 12 steps: sha256 {digest}",
         "outside ε accuracy of a train-on-real ceiling",
         "NOT PRIVATE from here on: test key",
+        "In all: NOT PRIVATE (test key), so no ε is promised.",
+        "Not covered by ε, computed without noise: accuracy of a train-on-real ceiling.",
     ]
+
+
+def test_the_story_ends_with_the_promise_under_both_adjacencies(path):
+    with Ledger(path) as ledger:
+        ledger.set_plan(PLAN)
+        ledger.reserve_query()
+        ledger.record_selftest(TESTED)
+        *_, tested, promise = narrate(ledger)
+        added = epsilon(ledger.spent(), 1e-4).upper
+        replaced = replace_one_epsilon(ledger.spent(), 1e-4)
+    assert tested.endswith(
+        "tested    noise, sampling and clipping on cpu, x86_64 (privimage 0.1.0, torch 2.13.0, "
+        "build cpu, avx2, compiler gcc): FAILED: noise, sampling"
+    )
+    assert promise == (
+        f"In all: ε = {added:.4f} at δ = 0.0001 if one image is added or removed, "
+        f"{replaced:.4f} if one image is replaced by another."
+    )
+    assert added < replaced
+
+
+def test_a_selftest_costs_nothing_and_is_kept(path):
+    with Ledger(path) as ledger:
+        ledger.set_plan(PLAN)
+        ledger.record_selftest(TESTED)
+        assert ledger.spent() == []
+    history = History.read(path)
+    assert history.selftests == [TESTED]
+    assert json.loads(path.read_text().splitlines()[-1])["failed"] == ["noise", "sampling"]
+
+
+# As the version before this kind of record wrote it.
+OLD = (
+    '{"adjacency": "add_remove_one_image", "hash": "'
+    "a36da7d28ba06cd8fca3b903760a7e6fdbe065452d5b10120d1a2f364afcf407"
+    '", "n": 0, "previous": "'
+    "0000000000000000000000000000000000000000000000000000000000000000"
+    '", "schema": "privimage-ledger/2", "time": "2026-01-01T00:00Z", "type": "genesis", '
+    '"unit": "image"}\n'
+)
+
+
+def test_an_older_ledger_is_still_read_and_goes_on(path):
+    path.write_text(OLD)
+    with Ledger(path) as ledger:
+        ledger.record_selftest(TESTED)
+    assert path.read_text().startswith(OLD)
+    assert len(History.read(path).entries) == 2
+
+
+@pytest.mark.parametrize(
+    "changes", [{"failed": "noise"}, {"failed": [""]}, {"version": ""}, {"passed": True}]
+)
+def test_a_selftest_with_impossible_values_is_refused(path, changes):
+    with Ledger(path) as ledger:
+        ledger.record_selftest(TESTED)
+    _forge(path, 1, **changes)
+    with pytest.raises(UserError, match="line 2 is of a version"):
+        Ledger(path)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from privimage import ops
-from privimage.dp import Domain, SecretKey, generators
+from privimage.dp import Domain, SecretKey, generators, noise
 from privimage.dp.noise import TEST_KEY
 
 _FALSE_ALARM = 1e-6
@@ -189,6 +191,32 @@ def test_dp_code_uses_no_other_randomness(monkeypatch):
     key.stream(Domain.SAMPLING).words(1000)
 
 
+def _updates(*calls):
+    """The noise [size] that each call of `private_update`, as (first index, size), draws."""
+    stream, drawn = _stream(), []
+    for first, size in calls:
+        state = ops.UpdateState(torch.zeros(size), torch.zeros(size))
+        rule = ops.UpdateRule(noise_std=2.0**30, scale=2.0**-30)
+        stream.private_update(torch.zeros(size, dtype=torch.int64), state, rule, first)
+        drawn.append(state.momentum)
+    return drawn
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 150)), min_size=2, max_size=8))
+@settings(max_examples=30, deadline=None)
+def test_no_two_updates_draw_the_same_noise(calls):
+    drawn = torch.cat(_updates(*calls))
+    assert len(drawn.unique()) >= len(drawn) - 1
+
+
+def test_pieces_one_behind_the_other_draw_one_step_s_noise(monkeypatch):
+    monkeypatch.setenv(TEST_KEY, "one")
+    whole, next_step = _updates((0, 300), (0, 300))
+    pieces = _updates((0, 7), (7, 0), (7, 250), (257, 43), (0, 300))
+    assert torch.equal(torch.cat(pieces[:4]), whole)
+    assert torch.equal(pieces[4], next_step)
+
+
 def test_generators_follow_their_words():
     words = _stream(Domain.EXAMPLES).words(3)
     draws = [torch.randn(4, generator=generator) for generator in generators(words)]
@@ -196,3 +224,41 @@ def test_generators_follow_their_words():
     assert torch.equal(draws[1], again[0])
     assert not torch.equal(draws[0], draws[1])
     assert generators(words[:0]) == []
+
+
+def test_a_key_is_overwritten_when_its_last_stream_is_gone(monkeypatch):
+    overwritten = []
+    monkeypatch.setattr(noise, "_overwrite", overwritten.append)
+    key = SecretKey.from_os()
+    stream = key.stream(Domain.UPDATE)
+    del key
+    stream.words(5)
+    assert overwritten == []
+    del stream
+    (memory,) = overwritten
+    assert any(memory)
+    monkeypatch.undo()
+    noise._overwrite(memory)
+    assert memory == bytearray(32)
+
+
+def test_a_key_that_was_overwritten_draws_nothing():
+    stream = _stream()
+    stream._key.zero_()
+    with pytest.raises(RuntimeError, match="was overwritten"):
+        stream.words(5)
+
+
+def test_a_key_is_overwritten_when_the_process_ends():
+    code = (
+        "import atexit\n"
+        "atexit.register(lambda: print(bytes(view) == bytes(32)))\n"
+        "from privimage.dp import SecretKey\n"
+        "key = SecretKey.from_os()\n"
+        "view = key._key.numpy()\n"
+        "print(bytes(view) == bytes(32))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["False", "True"]

@@ -17,7 +17,7 @@ _FALSE_ALARM = 1e-6
 def _optimizer(sizes=((3, 2), (4,)), kind=DPAdam, **changes):
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(size)) for size in sizes]
-    arguments = {"learning_rate": 0.1, "noise_multiplier": 0.0, "expected_batch_size": 5.0}
+    arguments = {"lr": 0.1, "noise_multiplier": 0.0, "expected_batch_size": 5.0}
     return parameters, kind(parameters, **{**arguments, **changes})
 
 
@@ -78,9 +78,7 @@ def test_the_average_follows_the_parameters():
 
 def _released(kind=DPSGD, size=50_000, steps=1, **changes):
     """What DPSGD adds to an empty sum, in units of the noise's standard deviation."""
-    parameters, optimizer = _optimizer(
-        ((size,),), kind, noise_multiplier=3.0, learning_rate=1.0, **changes
-    )
+    parameters, optimizer = _optimizer(((size,),), kind, noise_multiplier=3.0, lr=1.0, **changes)
     noises = []
     for _ in range(steps):
         before = parameters[0].detach().clone()
@@ -155,10 +153,83 @@ def test_one_key_serves_one_optimizer():
         _optimizer(key=key)
 
 
-def test_all_parameters_are_one_group():
-    _, optimizer = _optimizer()
-    with pytest.raises(ValueError, match="one group"):
+def _grouped(key=None, **changes):
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(size)) for size in ((3, 2), (4,), (2, 130))]
+    frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+    groups = [{"params": [parameters[0], frozen]}, {"params": parameters[1:], **changes}]
+    arguments = {"lr": 0.1, "noise_multiplier": 1.0, "expected_batch_size": 5.0}
+    return parameters, frozen, DPAdamW(groups, key=key, **arguments)
+
+
+def test_groups_draw_the_noise_of_their_place(monkeypatch):
+    monkeypatch.setenv(TEST_KEY, "any")
+    parameters, _, grouped = _grouped()
+    twins, whole = _optimizer(((3, 2), (4,), (2, 130)), DPAdamW, noise_multiplier=1.0)
+    for _ in range(3):
+        total = torch.randint(-(2**32), 2**32, (270,))
+        grouped.step(total)
+        whole.step(total)
+        assert all(map(torch.equal, parameters, twins))
+    assert grouped.tensors().keys() == whole.tensors().keys()
+    assert all(map(torch.equal, grouped.tensors().values(), whole.tensors().values()))
+
+
+def test_a_group_has_options_of_its_own_and_what_is_frozen_stays():
+    parameters, frozen, optimizer = _grouped(lr=1e-9, weight_decay=0.0)
+    before = [parameter.detach().clone() for parameter in parameters]
+    optimizer.step(torch.zeros(270, dtype=torch.int64))
+    assert (parameters[0] - before[0]).abs().min() > 1e-3
+    assert (parameters[1] - before[1]).abs().max() < 1e-6
+    assert torch.equal(frozen, torch.ones(2))
+    with pytest.raises(ValueError, match="all its groups"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+
+
+def test_groups_go_on_as_if_nothing_had_happened(monkeypatch):
+    monkeypatch.setenv(TEST_KEY, "any")
+    (_, _, one), (_, _, other) = _grouped(), _grouped()
+    totals = torch.randint(-(2**32), 2**32, (2, 270))
+    one.step(totals[0])
+    other.step(torch.zeros(270, dtype=torch.int64))
+    other.restore({name: tensor.clone() for name, tensor in one.tensors().items()})
+    one.step(totals[1])
+    other.step(totals[1])
+    assert torch.equal(one.flat, other.flat)
+
+
+def test_without_noise_of_its_own_it_takes_no_step():
+    parameters = [nn.Parameter(torch.ones(3))]
+    optimizer = DPAdam(parameters, 0.1)
+    assert not optimizer.is_secret
+    with pytest.raises(UserError, match=r"PrivateEngine\.step"):
+        optimizer.step(torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(UserError, match="belong together"):
+        DPAdam(parameters, 0.1, noise_multiplier=1.0)
+
+
+@pytest.mark.parametrize("move", [nn.Module.double, lambda m: setattr(m, "weight", m.weight)])
+def test_a_model_that_was_moved_away_is_refused(move):
+    model = nn.Linear(3, 2)
+    optimizer = DPAdam(model.parameters(), 0.1, 0.0, 1.0)
+    model.weight.data = model.weight.data.clone()
+    move(model)
+    with pytest.raises(UserError, match="moved or converted after its optimiser was made"):
+        optimizer.step(torch.zeros(8, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ([nn.Parameter(torch.ones(2), requires_grad=False)], "no trainable parameter"),
+        ([{"params": [w := nn.Parameter(torch.ones(2))]}, {"params": [w]}], "given twice"),
+        ([w, {"params": [w]}], "not both"),
+        ([nn.Parameter(torch.ones(2).double())], "torch.float64 on cpu"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_refused(parameters, problem):
+    with pytest.raises(UserError, match=problem):
+        DPSGD(parameters, 0.1)
 
 
 def test_the_model_sees_every_update():
@@ -202,7 +273,7 @@ def test_torchs_own_state_goes_on_too():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"learning_rate": 0.0},
+        {"lr": 0.0},
         {"noise_multiplier": -1.0},
         {"noise_multiplier": float("nan")},
         {"noise_multiplier": 2.0**29},

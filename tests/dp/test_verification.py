@@ -1,8 +1,9 @@
 import math
+from dataclasses import replace
 
 import pytest
 
-from privimage.dp import Ledger, Made, Plan, SubsampledGaussian, chain, verify
+from privimage.dp import Ledger, Made, Plan, Selftest, SubsampledGaussian, chain, pld, verify
 from privimage.dp.accounting import Gaussian
 from privimage.dp.records import Completion, QueryReservation, StepReservation
 from privimage.errors import UserError
@@ -55,6 +56,7 @@ def test_a_sound_run_has_no_problems(path):
     assert (result.delta, result.queries_reserved, result.queries_completed) == (1e-4, 1, 1)
     assert (result.steps_reserved, result.private, result.nonprivate) == (20, True, ())
     assert (result.unit, result.adjacency) == ("image", "add_remove_one_image")
+    assert result.epsilon.upper < result.replace_one_epsilon < 3 * result.epsilon.upper
 
 
 def test_what_a_crash_wasted_is_charged_and_no_problem(path):
@@ -146,3 +148,26 @@ def test_without_ledger_or_plan_there_is_no_epsilon(path):
         verify(path, MADE)
     with pytest.raises(UserError, match="no plan"):
         verify(_write(path, []), MADE)
+
+
+def test_a_selftest_that_failed_is_a_problem_for_good(path):
+    passed = Selftest("0.1.0", "2.13.0", "cpu", "cpu, x86_64", ())
+    failed = replace(passed, failed=("noise",))
+    _write(path, [*SOUND, passed])
+    result = verify(path, MADE)
+    assert (result.problems, result.selftests) == ((), (passed,))
+    with Ledger(path) as ledger:
+        ledger.record_selftest(failed)
+        ledger.record_selftest(passed)
+    result = verify(path, MADE)
+    assert result.problems == ("the self-test on cpu, x86_64 failed: noise",)
+    assert result.selftests == (passed, failed, passed)
+
+
+def test_no_bound_under_replacement_is_infinite_and_no_problem(path, monkeypatch):
+    def refuse(composition, delta):
+        raise UserError("too large")
+
+    monkeypatch.setattr(pld, "replace_one", refuse)
+    result = verify(_write(path, SOUND), MADE)
+    assert (result.replace_one_epsilon, result.problems) == (math.inf, ())

@@ -1,10 +1,12 @@
 import numpy as np
+import peers
 import pytest
 import torch
-from scipy import linalg
+from scipy import linalg, stats
 
 from privimage.errors import UserError
-from privimage.evaluate import fid
+from privimage.evaluate import fid, inception_score, kid
+from privimage.evaluate import metrics as module
 
 
 def _features(count, width, seed, scale=1.0, shift=0.0):
@@ -30,6 +32,63 @@ def test_it_is_the_formula_with_a_general_matrix_root(width, scale):
     expected = _by_matrix_root(first, second)
     assert fid(first, second) == pytest.approx(expected, rel=1e-6)
     assert fid(first, second * 1.001) != pytest.approx(expected, rel=1e-6)
+
+
+# torch-fidelity and pytorch-fid take roots of covariances, and lose digits where images are few.
+@pytest.mark.parametrize(("count", "other", "width"), [(300, 300, 16), (500, 211, 64)])
+def test_fid_and_kid_are_those_of_torch_fidelity_and_pytorch_fid(count, other, width):
+    first, second = _features(count, width, 0), _features(other, width, 1, shift=0.3)
+    expected = fid(first, second)
+    assert peers.fid_of_torch_fidelity(first, second) == pytest.approx(expected, rel=1e-6)
+    assert peers.fid_of_pytorch_fid(first, second) == pytest.approx(expected, rel=1e-6)
+    first = first[:other]
+    expected = kid(first, second)
+    assert peers.kid_of_torch_fidelity(first, second) == pytest.approx(expected, rel=1e-6)
+    assert kid(first, second * 1.001) != pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("splits", [1, 10])
+def test_the_inception_score_is_that_of_torch_fidelity(splits):
+    logits = 3 * _features(257, 20, 0)
+    expected = peers.inception_score_of_torch_fidelity(logits, splits)
+    assert inception_score(logits, splits) == pytest.approx(expected, rel=1e-9)
+    assert inception_score(logits * 1.001, splits) != pytest.approx(expected, rel=1e-6)
+
+
+def test_the_inception_score_lies_between_one_and_the_number_of_classes():
+    sure = 1000 * torch.eye(8).repeat(10, 1)
+    assert inception_score(sure, 1) == pytest.approx(8)
+    assert inception_score(sure[:1].expand(30, -1)) == pytest.approx(1)
+    assert inception_score(torch.zeros(4, 8)) == pytest.approx(1)
+
+
+def test_kid_is_the_kernel_of_all_pairs_but_those_of_one_image():
+    first, second = _features(23, 7, 0).double(), _features(31, 7, 1).double()
+    kernel = lambda x, y: (float(x @ y) / 7 + 1) ** 3  # noqa: E731
+    within = [
+        np.mean([kernel(x, y) for i, x in enumerate(part) for j, y in enumerate(part) if i != j])
+        for part in (first, second)
+    ]
+    cross = np.mean([kernel(x, y) for x in first for y in second])
+    assert kid(first, second) == pytest.approx(sum(within) - 2 * cross, rel=1e-12)
+
+
+def test_kid_is_zero_on_average_for_sets_of_one_kind_and_not_for_two():
+    random = torch.Generator().manual_seed(0)
+    same, other = [], []
+    for _ in range(200):
+        first, second = torch.randn(2, 20, 4, generator=random)
+        same.append(kid(first, second))
+        other.append(kid(first, second + 0.5))
+    assert stats.ttest_1samp(same, 0).pvalue > 0.01
+    assert stats.ttest_1samp(other, 0).pvalue < 1e-6
+
+
+def test_chunks_change_nothing(monkeypatch):
+    first, second = _features(50, 9, 0), _features(41, 9, 1)
+    whole = kid(first, second)
+    monkeypatch.setattr(module, "_CHUNK", 7)
+    assert kid(first, second) == pytest.approx(whole, rel=1e-12)
 
 
 def test_gaussians_have_the_distance_of_the_closed_form():
@@ -93,5 +152,6 @@ def test_fewer_images_than_features_lose_no_accuracy():
     ],
 )
 def test_what_has_no_distance_is_said(first, second, message):
-    with pytest.raises(UserError, match=message):
-        fid(first, second)
+    for score in (fid, kid):
+        with pytest.raises(UserError, match=message):
+            score(first, second)

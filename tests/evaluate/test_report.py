@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from privimage.data import ImageSet
 from privimage.errors import UserError
-from privimage.evaluate import accuracy_table, comparison_picture, epsilon_sentence
+from privimage.evaluate import comparison_picture, epsilon_sentence
 from privimage.evaluate.report import _tiled
 
 
@@ -110,24 +109,3 @@ def test_no_promise_is_said_to_be_none():
 def test_the_sentence_says_whose_images_come_and_go():
     assert "any one sensitive image added" in epsilon_sentence(1.0, 1e-5, "image")
     assert "all images of any one person added" in epsilon_sentence(1.0, 1e-5, "person")
-
-
-def _shown(table):
-    console = Console(width=100)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
-
-
-def test_the_table_holds_each_accuracy_before_and_after():
-    after = {"cnn": 0.9123, "mlp": 0.8, "logistic": 0.7}
-    before = {"cnn": 0.5, "mlp": 0.4, "logistic": 0.3}
-    text = _shown(accuracy_table({"accuracy": after, "pretrained": {"accuracy": before}}))
-    for words in (
-        ("CNN", "50.0%", "91.2%"),
-        ("MLP", "40.0%", "80.0%"),
-        ("logistic", "30.0%", "70.0%"),
-    ):
-        line = next(line for line in text.splitlines() if words[0] in line)
-        assert line.index(words[1]) < line.index(words[2])
-    assert "before" not in _shown(accuracy_table({"accuracy": after, "pretrained": None}))

@@ -31,7 +31,7 @@ def _random(shape, dtype=torch.float32, scale=1.0, seed=0):
     return scale * torch.randn(shape, dtype=dtype, generator=random)
 
 
-def _exact(parts, clip, margin=Fraction(1, 2**20)):
+def _exact(parts, clip, margin=Fraction(1, 2**20), share=1.0, stability=None):
     """The definition: each row scaled to a norm of at most C, towards zero onto the grid."""
     total = [0] * parts.shape[1]
     for row in parts.tolist():
@@ -42,8 +42,11 @@ def _exact(parts, clip, margin=Fraction(1, 2**20)):
             continue
         # With 200 bits after the point the square root is as good as exact.
         norm = Fraction(math.isqrt(int(squares * 4**200)), 2**200)
-        allowed = Fraction(clip) * (1 - margin)
-        scale = Fraction(UNITS) / Fraction(clip) * (allowed / norm if norm > allowed else 1)
+        allowed = Fraction(clip) * Fraction(share) * (1 - margin)
+        factor = allowed / norm if norm > allowed else 1
+        if stability is not None:
+            factor = allowed / (norm + Fraction(stability))
+        scale = Fraction(UNITS) / Fraction(clip) * factor
         total = [
             sum_ + int(Fraction(value) * scale) for sum_, value in zip(total, row, strict=True)
         ]
@@ -80,19 +83,36 @@ def test_both_are_the_definition_in_exact_arithmetic(shape, dtype, clip):
         assert _largest_difference(function(parts, clip), wrong) > shape[0]
 
 
+@pytest.mark.parametrize(
+    ("share", "stability"), [(3**-0.5, None), (1.0, 0.01), (0.5, 100.0), (1e-3, None)]
+)
+@pytest.mark.parametrize("shape", SHAPES[:-3])
+def test_shares_and_normalising_are_the_definition_too(shape, share, stability):
+    parts = _random(shape)
+    expected = _exact(parts, 0.7, share=share, stability=stability)
+    wrong = _exact(parts, 0.7, share=share * 1.001, stability=stability)
+    for function in (ops.clipped_sum, reference.clipped_sum):
+        found = function(parts, 0.7, share, stability)
+        assert _largest_difference(found, expected) <= shape[0]
+        if UNITS * share > 1e7:
+            assert _largest_difference(found, wrong) > shape[0]
+
+
 @given(
     row=st.lists(st.sampled_from(HOSTILE), min_size=1, max_size=19),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     clip=st.sampled_from([1e-30, 1e-3, 1.0, 7.0, 1e30]),
+    share=st.sampled_from([1.0, 7**-0.5, 1e-30]),
+    stability=st.sampled_from([None, 1e-30, 0.01, 1e30]),
 )
 @settings(max_examples=300, deadline=None)
-def test_hostile_values_are_treated_as_the_definition_says(row, dtype, clip):
+def test_hostile_values_are_treated_as_the_definition_says(row, dtype, clip, share, stability):
     parts = torch.tensor([row], dtype=dtype)
-    expected = _exact(parts, clip)
+    expected = _exact(parts, clip, share=share, stability=stability)
     for function in (ops.clipped_sum, reference.clipped_sum):
-        found = function(parts, clip)
+        found = function(parts, clip, share, stability)
         assert _largest_difference(found, expected) <= 1
-        assert sum(int(value) ** 2 for value in found) <= UNITS**2
+        assert sum(int(value) ** 2 for value in found) <= Fraction(share * UNITS) ** 2
         if not parts.isfinite().all():
             assert not found.any()
 
@@ -138,6 +158,8 @@ def test_layouts_that_are_not_contiguous_change_nothing():
     layouts = [parts.t().contiguous().t(), wide[:, ::2], tall[1::2], parts.flip(1).flip(1)]
     for layout in layouts:
         assert torch.equal(ops.clipped_sum(layout, 1.0), expected)
+    wide[:, 300:] = parts
+    assert torch.equal(ops.clipped_sum(wide[:, 300:], 1.0), expected)
     repeated = parts[:1].expand(5, -1)
     assert torch.equal(ops.clipped_sum(repeated, 1.0), 5 * ops.clipped_sum(parts[:1], 1.0))
 
@@ -191,12 +213,41 @@ def test_a_bad_argument_is_named_with_what_was_expected_and_what_came(
         ops.clipped_sum(parts, max_grad_norm)
 
 
+@pytest.mark.parametrize(
+    ("others", "error", "sentence"),
+    [
+        ({"share": 0.0}, ValueError, r"share: expected a number in \[1e-30, 1\], got 0\.0"),
+        ({"share": 1.01}, ValueError, "share: expected .*, got 1.01"),
+        ({"share": None}, TypeError, "share: expected a number, got NoneType"),
+        ({"stability": 0.0}, ValueError, r"stability: expected .*, got 0\.0"),
+        ({"stability": math.nan}, ValueError, "stability: expected .*, got nan"),
+        ({"stability": "1"}, TypeError, "stability: expected a number, got str"),
+    ],
+)
+def test_a_bad_share_or_stability_is_named(others, error, sentence):
+    with pytest.raises(error, match=sentence):
+        ops.clipped_sum(torch.ones(2, 2), 1.0, **others)
+
+
+@pytest.mark.skipif(not ops._library.is_native, reason="no native build")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((1.5, None), "share: expected a number in .0, 1., got 1.5"),
+        ((1.0, 0.0), "stability: expected a number in .1e-30, 1e30., got 0"),
+    ],
+)
+def test_a_bad_share_around_the_checks_is_refused_too(arguments, sentence):
+    with pytest.raises(RuntimeError, match=sentence):
+        torch.ops.privimage.clipped_sum(torch.ones(2, 2), 1.0, *arguments)
+
+
 @pytest.mark.skipif(not ops._library.is_native, reason="no native build")
 @pytest.mark.parametrize(
     ("parts", "max_grad_norm", "sentence"),
     [
         (torch.ones(2), 1.0, "parts: expected 2 dimensions, got 1"),
-        (torch.ones(2, 3).t(), 1.0, "parts: expected a contiguous tensor"),
+        (torch.ones(2, 3).t(), 1.0, "parts: expected contiguous rows"),
         (torch.ones(2, 2).half(), 1.0, "parts: expected float32 or float64"),
         (torch.ones(2, 2), 0.0, "max_grad_norm: expected a finite number above 0, got 0"),
         (torch.ones(2, 2), math.nan, "max_grad_norm: expected a finite number above 0, got nan"),

@@ -8,25 +8,13 @@ import pytest
 from PIL import Image
 from tiny import TINY
 
-from privimage import pipeline, recipe
+from privimage import audit, pipeline, recipe
+from privimage.dp import Ledger
 from privimage.pipeline import Machine
 from privimage.progress import Reporter
 
-_VOLATILE = {"time", "hash", "previous", "nonce", "artifact_sha256"}
-
-
-class Listener(Reporter):
-    """A reporter whose lines are kept."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def say(self, text="", style=None):
-        self.lines.append(str(text))
-
-    def warn(self, text):
-        self.lines.append(text)
+_VOLATILE = {"time", "hash", "previous", "nonce", "artifact_sha256", "ledger_head"}
+_VOLATILE |= {"seconds", "files", "data.sensitive"}
 
 
 @pytest.fixture
@@ -41,42 +29,101 @@ def sets(tmp_path):
     return [tmp_path / "d40", tmp_path / "d41"]
 
 
-def _public(path, sensitive, changes):
-    """What a run leaves for others to see: lines, ledger and plan, sizes of its files."""
+def _without_times(value):
+    """JSON without what differs between two runs on the same data: times, hashes, nonces."""
+    if isinstance(value, dict):
+        return {k: _without_times(v) for k, v in value.items() if k not in _VOLATILE}
+    return value
+
+
+def _public(path, sensitive, capfd, **changes):
+    """What `privimage train` leaves for others to see: what it prints, and every file.
+
+    Of JSON the content; of other files their size, but for the images, which are a release.
+    """
     values = TINY | {"data.sensitive": str(sensitive), "data.test": "", "data.public": ""}
-    chosen = recipe.preset("digits", values | changes)
-    listener = Listener()
-    pipeline.train(chosen, path, Machine("cpu", 2), listener)
-    lines = [line.replace(str(path), "RUN").replace(str(sensitive), "D") for line in listener.lines]
-    ledger = [json.loads(line) for line in (path / "ledger.jsonl").read_text().splitlines()]
-    ledger = [{k: v for k, v in record.items() if k not in _VOLATILE} for record in ledger]
-    sizes = {
-        str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*.safetensors")
-    }
-    declared = (path / "declared.json").read_text()
-    toml = (path / "recipe.toml").read_text().replace(str(sensitive), "D")
-    return {"lines": lines, "ledger": ledger, "sizes": sizes, "declared": declared, "toml": toml}
+    values |= {"selection.mode": "none", "data.classes": ("a", "b")}
+    capfd.readouterr()
+    pipeline.train(recipe.preset("digits", values | changes), path, Machine("cpu", 2), Reporter())
+    printed = [text.replace(str(path), "RUN") for text in capfd.readouterr()]
+    printed = [re.sub(r"\d+ s to go", "", text.replace(str(sensitive), "D")) for text in printed]
+    files = {}
+    for file in (file for file in path.rglob("*") if file.is_file()):
+        name = str(file.relative_to(path))
+        files[name] = file.stat().st_size
+        if file.suffix in (".json", ".jsonl"):
+            lines = file.read_text().splitlines() if name == "ledger.jsonl" else [file.read_text()]
+            files[name] = [_without_times(json.loads(line)) for line in lines]
+        elif file.suffix == ".toml":
+            files[name] = file.read_text().replace(str(sensitive), "D")
+        elif file.suffix in (".parquet", ".png"):
+            files[name] = "a release"
+    return {"printed": printed, "files": files}
 
 
-def test_public_traces_do_not_depend_on_one_image(sets, tmp_path):
-    declared = {"selection.mode": "none", "data.classes": ("a", "b"), "data.public_size": 40}
+def test_public_traces_do_not_depend_on_one_image(sets, tmp_path, capfd):
     first, second = (
-        _public(tmp_path / f"run{number}", sensitive, declared)
+        _public(tmp_path / f"run{number}", sensitive, capfd, **{"data.public_size": 40})
         for number, sensitive in enumerate(sets)
     )
     assert first == second
-    assert len(first["ledger"]) == 1 + 1 + 3 + 2
-    assert first["ledger"][0]["type"] == "genesis"
-    assert any("for one image" in line for line in first["lines"])
-    assert not any(re.search(r"\b41\b", line) for line in second["lines"])
+    out, err = first["printed"]
+    assert "for one image" in out
+    assert "DP fine-tuning: 6/6" in out
+    assert err == ""
+    assert not re.search(r"\b41\b", second["printed"][0])
+    assert len(first["files"]["ledger.jsonl"]) == 1 + 1 + 3 + 2
+    assert {"finetune/network.safetensors", "finetune/stage.json", "declared.json"} <= set(
+        first["files"]
+    )
 
 
-def test_an_undeclared_size_would_show(sets, tmp_path):
+def test_public_traces_do_not_depend_on_one_person(tmp_path, capfd):
+    """By person it is the number of persons that is declared; that of images never shows."""
+    persons = np.array([*range(20), *range(20), 20, 20, 20])
+    pixels = np.random.default_rng(0).integers(0, 256, (43, 8, 8), dtype=np.uint8)
+    declared = {"data.public_size": 20, "data.person": "column:patient", "privacy.unit": "person"}
+    traces = []
+    for count in (40, 43):
+        path = tmp_path / f"d{count}.npz"
+        labels = np.arange(count) % 2
+        np.savez(path, images=pixels[:count], labels=labels, patient=persons[:count])
+        traces.append(_public(tmp_path / f"run{count}", path, capfd, **declared))
+    assert traces[0] == traces[1]
+    out, err = traces[1]["printed"]
+    assert "for one person" in out
+    assert err == ""
+    assert not re.search(r"\b(21|40|43)\b", out)
+
+
+def test_an_undeclared_size_would_show(sets, tmp_path, capfd):
     """The test above can fail: the count itself is a number that depends on every image."""
-    changes = {"selection.mode": "none", "data.classes": ("a", "b")}
     first, second = (
-        _public(tmp_path / f"run{number}", sensitive, changes)
+        _public(tmp_path / f"run{number}", sensitive, capfd)
         for number, sensitive in enumerate(sets)
     )
-    assert first["lines"] != second["lines"]
-    assert first["declared"] != second["declared"]
+    assert first["printed"] != second["printed"]
+    assert first["files"]["declared.json"] != second["files"]["declared.json"]
+
+
+def test_what_lies_outside_epsilon_is_said_wherever_epsilon_is(sets, tmp_path, capfd):
+    path, what = tmp_path / "run", "accuracy of a classifier trained on the sensitive images"
+    _public(path, sets[0], capfd)
+    with Ledger(path / "ledger.jsonl") as ledger:
+        ledger.record_nonprivate(what)
+        ledger.record_nonprivate(what)
+        assert ledger.nonprivate == [what]
+    _public(path, sets[0], capfd)  # all is done: it only says again what came out
+    pipeline.train(
+        recipe.from_toml((path / "recipe.toml").read_text(), "recipe.toml"),
+        path,
+        Machine("cpu", 2),
+        Reporter(),
+        from_stage="evaluation",
+    )
+    out = capfd.readouterr().out
+    promise = next(number for number, line in enumerate(out.splitlines()) if "ε = " in line)
+    assert f"Outside ε, computed without noise: {what}." in out.splitlines()[promise + 1]
+    assert json.loads((path / "evaluation/metrics.json").read_text())["nonprivate"] == [what]
+    assert audit.verify(path)["nonprivate"] == (what,)
+    assert list(audit.show(path))[-1] == f"Not covered by ε, computed without noise: {what}."

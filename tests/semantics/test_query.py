@@ -9,7 +9,13 @@ from privimage.data import ImageSet
 from privimage.dp import Gaussian, Ledger, Plan, SubsampledGaussian
 from privimage.dp.noise import TEST_KEY
 from privimage.errors import UserError
-from privimage.semantics.query import QuerySettings, count_votes, noisy_histogram, top_classes
+from privimage.semantics.query import (
+    VOTE,
+    QuerySettings,
+    count_votes,
+    noisy_histogram,
+    top_classes,
+)
 
 STEPS = SubsampledGaussian(0.2, 5.0, 10)
 logits = st.lists(
@@ -33,13 +39,55 @@ def _images(count):
 def test_one_image_adds_its_votes_to_one_row(row, label, votes):
     neighbours = torch.randn(5, 6)
     labels = torch.tensor([0, 1, 2, 0, 1])
-    before = count_votes(top_classes(neighbours, votes), labels, 3, 6)
+    before = count_votes(top_classes(neighbours, votes), labels, torch.arange(5), (3, 6))
     more = top_classes(torch.cat([neighbours, row[None]]), votes)
-    after = count_votes(more, torch.cat([labels, torch.tensor([label])]), 3, 6)
-    change = after - before
+    labels = torch.cat([labels, torch.tensor([label])])
+    after = count_votes(more, labels, torch.arange(6), (3, 6))
+    change = (after - before) / VOTE
     assert set(change[label].tolist()) <= {0, 1}
     assert int(change.abs().sum()) == int(change[label].sum()) == votes
     assert float(change.double().norm()) == pytest.approx(math.sqrt(votes))
+
+
+@st.composite
+def crowds(draw):
+    """Votes of a few persons' images, their labels, persons and k1; the last person may be many."""
+    votes = draw(st.integers(1, 4))
+    sizes = [*draw(st.lists(st.integers(1, 3), max_size=4)), draw(st.integers(1, 40))]
+    units = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    logits = torch.rand(len(units), 6, generator=random) * draw(st.sampled_from([1.0, 1e-9]))
+    labels = torch.randint(0, draw(st.integers(1, 3)), (len(units),), generator=random)
+    return top_classes(logits, votes), labels, units, votes
+
+
+@given(crowd=crowds())
+@settings(max_examples=200, deadline=None)
+def test_one_person_moves_the_counts_by_at_most_its_sensitivity(crowd):
+    votes, labels, units, k1 = crowd
+    stays = units < units.max()
+    after = count_votes(votes, labels, units, (3, 6))
+    before = count_votes(votes[stays], labels[stays], units[stays], (3, 6))
+    # In integers: no float decides whether the sensitivity holds.
+    moved = sum(int(value) ** 2 for value in (after - before).flatten())
+    assert moved <= k1 * VOTE**2
+    # And clipping wastes nothing: a person is heard as loudly as allowed, or as said.
+    cells = (labels[~stays, None] * 6 + votes[~stays]).flatten()
+    said = torch.bincount(cells, minlength=18).double()
+    heard = said * min(1, math.sqrt(k1) / float(said.norm()))
+    change = (after - before).flatten().double() / VOTE
+    assert torch.allclose(change, heard, rtol=0, atol=2 / VOTE)
+
+
+def test_a_person_with_one_image_counts_as_an_image():
+    votes, labels = torch.tensor([[0, 1], [1, 2], [0, 2]]), torch.tensor([0, 1, 0])
+    alone = count_votes(votes, labels, torch.arange(3), (2, 3))
+    assert alone.tolist() == [[2 * VOTE, VOTE, VOTE], [0, VOTE, VOTE]]
+    # The first and the last image are now one person's, with votes 2, 1, 1 of norm √6.
+    together = count_votes(votes, labels, torch.tensor([1, 0, 1]), (2, 3))
+    assert together[1].tolist() == alone[1].tolist()
+    expected = [int(count * VOTE * math.sqrt(2 / 6)) for count in (2, 1, 1)]
+    assert together[0].tolist() == expected
 
 
 def test_ties_and_non_numbers_go_to_the_lower_class():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from privimage.data import ImageSet
+from privimage.data import ImageSet, to_bytes
 from privimage.diffusion.unet import UNet, UNetShape
 from privimage.dp import GRID_UNITS, Ledger, Plan, SubsampledGaussian
 from privimage.dp.noise import TEST_KEY
@@ -28,6 +28,20 @@ def _images(count, seed=0):
     images = torch.randint(0, 256, (count, 1, 8, 8), generator=random, dtype=torch.uint8)
     labels = torch.randint(0, 4, (count,), generator=random)
     return ImageSet(images, labels, ("a", "b", "c"))
+
+
+def _crowd(*sizes):
+    """Persons with so many images each, which lie among those of the others."""
+    persons = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    images = _images(len(persons))
+    order = torch.randperm(len(persons), generator=torch.Generator().manual_seed(1))
+    return ImageSet(images.images, images.labels, images.names, persons[order])
+
+
+def _without(crowd, person):
+    """The set of all other persons; the numbers of those before `person` stay."""
+    kept = crowd.persons != person
+    return ImageSet(crowd.images[kept], crowd.labels[kept], crowd.names, crowd.persons[kept])
 
 
 def _network():
@@ -77,6 +91,80 @@ def test_one_image_moves_a_step_by_at_most_the_clip(workers, monkeypatch, rate):
     moved = [change for change in changes if change]
     assert all(change > 0.99 * GRID_UNITS for change in moved)
     assert len(moved) == 8 if rate == 1.0 else 0 < len(moved) < 8
+
+
+# Persons with one image, as many as draws, and many; another micro-batch for each number of them.
+@pytest.mark.parametrize("size", [1, 2, 23])
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_one_person_moves_a_step_by_at_most_the_clip(workers, monkeypatch, rate, size):
+    monkeypatch.setattr(module, "_LARGEST_MICRO_BATCH", 4)
+    settings = _settings(sample_rate=rate, max_grad_norm=0.01, label_dropout=0.5)
+    crowd = _crowd(1, 2, 3, 1, 9, 1, 2, 1, size)
+    with_person = _sums_of(crowd, workers, monkeypatch, settings, steps=8)
+    without = _sums_of(_without(crowd, 8), workers, monkeypatch, settings, steps=8)
+    changes = [
+        math.sqrt(sum(int(value) ** 2 for value in one - other))
+        for one, other in zip(with_person, without, strict=True)
+    ]
+    assert all(change <= GRID_UNITS for change in changes)
+    moved = [change for change in changes if change]
+    assert all(change > 0.99 * GRID_UNITS for change in moved)
+    assert len(moved) == 8 if rate == 1.0 else 0 < len(moved) < 8
+
+
+def test_a_step_is_the_sum_of_what_each_person_gives_alone(workers, monkeypatch):
+    """Whoever else was sampled, and however many images they have, changes no bit of it."""
+    monkeypatch.setattr(module, "_LARGEST_MICRO_BATCH", 4)
+    settings, crowd = _settings(), _crowd(1, 2, 3, 1, 9, 1, 23)
+
+    def sum_of(*persons, images=crowd):
+        monkeypatch.setattr(module, "poisson_sample", lambda *_: torch.tensor(persons))
+        return _sums_of(images, workers, monkeypatch, settings)[0]
+
+    alone = [sum_of(person) for person in range(7)]
+    assert all(part.any() for part in alone)
+    for several in ((0, 1, 2, 3, 4, 5, 6), (1, 3, 4, 6), (2, 6)):
+        assert torch.equal(sum_of(*several), sum(alone[person] for person in several))
+    # Images move up when others before them leave.
+    assert crowd.persons.tolist().index(6) < crowd.persons.tolist().index(4)
+    assert torch.equal(sum_of(4, images=_without(crowd, 6)), alone[4])
+
+
+def test_a_step_shows_only_the_chosen_persons_and_at_most_as_many_images_as_draws(
+    workers, monkeypatch
+):
+    crowd = _crowd(1, 2, 3, 9)
+    pixels = torch.arange(len(crowd), dtype=torch.uint8).view(-1, 1, 1, 1).expand_as(crowd.images)
+    crowd = ImageSet(pixels, crowd.labels, crowd.names, crowd.persons)
+    tuner = Finetuner(crowd, _network(), _settings(draws=4), 0.0, 10, workers)
+    shown = []
+
+    def gradients(engine, losses, clean, *rest, draws):
+        shown.append(to_bytes(clean[:, 0, 0, 0]).long().view(-1, draws))
+        return torch.zeros(len(shown[-1]), engine.size)
+
+    monkeypatch.setattr(module.ExampleGradients, "__call__", gradients)
+    monkeypatch.setattr(module, "poisson_sample", lambda *_: torch.tensor([1, 2, 3]))
+    for _ in range(10):
+        tuner.step()
+    for rows in shown:
+        assert rows.shape == shown[0].shape
+        for row, (person, size) in zip(rows, ((1, 2), (2, 3), (3, 9)), strict=False):
+            assert set(crowd.persons[row].tolist()) == {person}
+            counts = row.bincount()
+            assert len(row.unique()) == min(size, 4)
+            assert counts[counts > 0].max() - counts[counts > 0].min() <= 1
+        assert (rows[3:] == 128).all()
+    assert len({tuple(sorted(rows[2].tolist())) for rows in shown}) > 1
+
+
+def test_a_ledger_by_image_pays_for_no_persons(tmp_path, workers):
+    settings = _settings()
+    arguments = (_network(), settings, 10, tmp_path / "c", workers, Reporter(quiet=True))
+    with _ledger(tmp_path, settings) as ledger:
+        with pytest.raises(UserError, match="is by image, so nothing can be spent by person"):
+            finetune(ledger, _crowd(1, 2), *arguments)
+        assert ledger.spent() == []
 
 
 def test_an_image_s_draws_are_its_own_and_change_with_the_step(workers, monkeypatch):

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/vector.h"
 #include "shared/bfloat16.h"
 #include "tests/emulator/machine.h"
 
@@ -46,6 +47,13 @@ class Shared {
     T value;
     std::memcpy(&value, machine_->read(thread_, place(index, 1), sizeof(T)), sizeof(T));
     return value;
+  }
+  template <int kCount>
+  Vector<T, kCount> load_vector(int index) const {
+    Vector<T, kCount> values;
+    std::memcpy(&values, machine_->read(thread_, place(index, kCount), sizeof values),
+                sizeof values);
+    return values;
   }
   void store(int index, T value) const {
     machine_->write(thread_, place(index, 1), &value, sizeof(T));
@@ -113,6 +121,13 @@ class Block {
     emulator::MultiplyArguments arguments{sum, a, {b0, b1}};
     machine_->meet(emulator::kMultiplyAdd, &arguments);
   }
+  // To the nearest of 11 bits, ties away from zero; a NaN stays one.
+  uint32_t to_tf32(float value) const {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffe000u : (bits + 0x1000u) & 0xffffe000u;
+  }
+  void add(int64_t* to, int64_t value) const { *to += value; }
   void multiply_add_tf32(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) const {
     emulator::MultiplyArguments arguments{sum, a, {b0, b1}};
     machine_->meet(emulator::kMultiplyAddTf32, &arguments);

@@ -19,12 +19,18 @@ LIMIT = 120
 
 @dataclass(frozen=True)
 class Bug:
-    """What is wrong, in which kernel, and how: `before` stands there once."""
+    """What is wrong, in which kernel's test, and how: `before` stands once in `file`."""
 
     name: str
     kernel: str
     before: str
     after: str
+    header: str = ""
+
+    @property
+    def file(self) -> Path:
+        """Where the bug is planted, below csrc."""
+        return Path(self.header or f"kernels/{self.kernel}.cuh")
 
 
 def conv(name: str, before: str, after: str) -> Bug:
@@ -32,9 +38,34 @@ def conv(name: str, before: str, after: str) -> Bug:
     return Bug(name, "conv_weight_grad", before, after)
 
 
+def tile(name: str, before: str, after: str) -> Bug:
+    """A bug in how that gradient is cut into bands."""
+    return Bug(name, "conv_weight_grad", before, after, "kernels/conv_tile.h")
+
+
+def plain(name: str, before: str, after: str) -> Bug:
+    """A bug in the per-example weight gradient of other layers, or of a bias."""
+    return Bug(name, "example_weight_grad", before, after)
+
+
+def slab(name: str, before: str, after: str) -> Bug:
+    """A bug in how its blocks share and add up their values."""
+    return Bug(name, "group_norm_silu", before, after, "kernels/group_norm_slab.cuh")
+
+
+def update(name: str, before: str, after: str) -> Bug:
+    """A bug in the last pass of a step."""
+    return Bug(name, "private_update", before, after)
+
+
 def clip(name: str, before: str, after: str) -> Bug:
     """A bug in the clipped sum."""
     return Bug(name, "clipped_sum", before, after)
+
+
+def norm(name: str, before: str, after: str) -> Bug:
+    """A bug in the fused normalisation."""
+    return Bug(name, "group_norm_silu", before, after)
 
 
 BUGS = [
@@ -42,16 +73,20 @@ BUGS = [
     conv("no barrier after the wait", "      block_.barrier();\n      bring", "      bring"),
     conv(
         "copies start before the barrier",
-        "block_.barrier();\n      bring(i + kStages - 1, bands);",
-        "bring(i + kStages - 1, bands);\n      block_.barrier();",
+        "block_.barrier();\n      bring(i + Tile::kStages - 1, bands);",
+        "bring(i + Tile::kStages - 1, bands);\n      block_.barrier();",
     ),
     conv(
         "no barrier before the tables are read",
         "    block_.barrier();\n    const int bands",
         "    const int bands",
     ),
-    conv("waits for a group too few", "wait<kStages - 2>", "wait<kStages - 1>"),
-    conv("loads into the live stage", "grad_stage(i % kStages)", "grad_stage(i % (kStages - 1))"),
+    conv("waits for a group too few", "wait<Tile::kStages - 2>", "wait<Tile::kStages - 1>"),
+    conv(
+        "loads into the live stage",
+        "grad_stage(i % Tile::kStages)",
+        "grad_stage(i % (Tile::kStages - 1))",
+    ),
     conv(
         "no group after the last band", "    }\n    block_.commit();", "    block_.commit();\n    }"
     ),
@@ -67,25 +102,39 @@ BUGS = [
     ),
     clip("no barrier before the tree", "squares);\n  block.barrier();", "squares);"),
     clip("no barrier inside the tree", "    block.barrier();\n  }", "  }"),
+    slab("no barrier inside the tree", "      block_.barrier();\n      if (at", "      if (at"),
+    norm(
+        "no barrier before the means",
+        "  block.barrier();\n  for (int group = block.thread(); group < slab.groups(); "
+        "group += kNormThreads) {\n    const double sum =",
+        "  for (int group = block.thread(); group < slab.groups(); "
+        "group += kNormThreads) {\n    const double sum =",
+    ),
+    slab("reads before the copies land", "wait<0>", "wait<1>"),
+    norm(
+        "no barrier before the moments are read",
+        "  block.barrier();\n  slab.wait_for_arrays();",
+        "  slab.wait_for_arrays();",
+    ),
     # Halo and tails
-    conv("halo off by one", "left - Tile::kHalo)", "left)"),
+    conv("halo off by one", "static_cast<int>(shape_.width.padding);", "1;"),
     conv(
         "lower halo not loaded",
-        "(band_.height + 2 * Tile::kHalo) * (band_.width",
-        "(band_.height + Tile::kHalo) * (band_.width",
+        "i < band_.x_width * band_.x_height * kChunks;",
+        "i < band_.x_width * (band_.x_height - 1) * kChunks;",
     ),
     conv("tail pixels not zeroed", "pixel < band_.width * band_.height && y", "y"),
     conv(
         "rows below the image not zeroed",
-        "inside = 0 <= y && y < job_.height && ",
+        "inside = 0 <= y && y < height && ",
         "inside = 0 <= y && ",
     ),
     conv("channels that don't exist not zeroed", "exists ? 16 : 0", "16"),
-    conv("channels that don't exist stored", " || in >= channels)", ")"),
+    conv("channels that don't exist stored", " || in >= inputs_)", ")"),
     conv(
         "tap shift of the wrong pitch",
-        "(place / 256 + tap_row_) * band_.pitch",
-        "place / 256 * band_.pitch + tap_row_ * band_.width",
+        "kStride + tap_row_) * band_.pitch",
+        "kStride + tap_row_) * band_.x_width",
     ),
     clip("one parameter too many", "i >= job.parameters", "i > job.parameters"),
     # Fragments and taps
@@ -94,45 +143,132 @@ BUGS = [
         "grad_pixel = lane / 16 * 8",
         "grad_pixel = lane / 8 % 2 * 8",
     ),
-    conv("input's fragments swapped", "input[0], input[1]", "input[0], input[2]"),
-    conv("taps in reverse", "(slot + tap)", "(slot + Tile::kSide - 1 - tap)"),
     conv(
-        "taps stored transposed",
-        "(out * Tile::kSide + tap_row_) * Tile::kSide + tap",
-        "(out * Tile::kSide + tap) * Tile::kSide + tap_row_",
+        "input's fragments swapped",
+        "grad[out], input[0], input[1]",
+        "grad[out], input[0], input[2]",
     ),
-    conv("pixels lie in the same banks", "kOutPitch = kOut + 8", "kOutPitch = kOut"),
+    conv(
+        "taps in reverse",
+        "(slot + tap_shift(tap)) * Tile::kInPitch + input_channel",
+        "(slot + tap_shift(Tile::kSide - 1 - tap)) * Tile::kInPitch + input_channel",
+    ),
+    conv(
+        "taps stored transposed", "body(place + tap,", "body(place + tap * Tile::kSide - tap_row_,"
+    ),
+    conv("channels stored transposed", "(out) * inputs_ + in)", "(in) * outputs_ + out)"),
+    conv(
+        "strided columns not kept apart",
+        "return tap % Tile::kStride * band_.phase + tap / Tile::kStride;",
+        "return tap;",
+    ),
+    conv("a single tap that ignores its stride", "column * right;", "column;"),
+    conv(
+        "tf32 fragments of the gradient swapped",
+        "i / 4 * 16 + i % 2 * 8",
+        "i / 4 * 16 + i / 2 % 2 * 8",
+    ),
+    conv(
+        "tf32 pixels in the wrong order",
+        "places.load(pixel + member + 4)",
+        "places.load(pixel + member)",
+    ),
+    conv("fp32 neighbours swapped", "input.at[i % 2]", "input.at[1 - i % 2]"),
+    tile("pixels lie in the same banks", "kOutPitch = kOut + 8", "kOutPitch = kOut"),
+    tile(
+        "rows of a band in the same banks",
+        "band.pitch = band.width + 8",
+        "band.pitch = band.x_width",
+    ),
+    tile(
+        "a band of a row too few",
+        "band.rows = empty ? 0 : static_cast<int>((shape.height.outputs + band.height - 1)",
+        "band.rows = empty ? 0 : static_cast<int>((shape.height.outputs)",
+    ),
     # Counting
     conv(
         "last draw not added",
-        "bands = static_cast<int>(job_.draws)",
-        "bands = static_cast<int>(job_.draws > 1 ? job_.draws - 1 : job_.draws)",
+        "bands = static_cast<int>(shape_.draws)",
+        "bands = static_cast<int>(shape_.draws > 1 ? shape_.draws - 1 : shape_.draws)",
     ),
     conv("first warp counted twice", "double total = 0.0;", "double total = squares;"),
     conv("half of the lanes not counted", "mask = 16;", "mask = 8;"),
     conv("squares rounded to fp32", "const double value = sums", "const float value = sums"),
     conv(
         "squares in a neighbour's slot",
-        "block_.x() * conv_slots<Tile>(job_) + block_.y()",
-        "block_.x() * conv_slots<Tile>(job_)",
+        "block_.x() * conv_slots<Tile>(shape_) + block_.y()",
+        "block_.x() * conv_slots<Tile>(shape_)",
     ),
     conv(
         "draws of different examples mixed",
-        "block_.x() * job_.draws + draw",
-        "draw * job_.examples + block_.x()",
+        "block_.x() * shape_.draws + draw",
+        "draw * shape_.examples + block_.x()",
     ),
+    conv("what was there not added", "sum += part[place]", "sum += 0.0f"),
+    conv("squares before what was there is added", "if (job_.accumulate) add_parts(sums);", ""),
+    conv("sum of examples unscaled", "grid_coordinate(sum, scale)", "grid_coordinate(sum, 1.0)"),
+    conv(
+        "added to nearest",
+        "grid_coordinate(sum, scale)",
+        "static_cast<int64_t>(std::nearbyint(sum * scale))",
+    ),
+    conv("examples that are not finite added to the grid", "if (scale == 0.0) return;", ""),
+    conv(
+        "sum written instead of added",
+        "block_.add(job_.sum + place, int64_t{grid_coordinate(sum, scale)})",
+        "job_.sum[place] = grid_coordinate(sum, scale)",
+    ),
+    update("noise of one step for ever", "static_cast<uint64_t>(*job.step)", "uint64_t{77}"),
+    update("step never counted", "++*job.step", "*job.step"),
+    update("every thread counts the step", "if (block.thread() == 0) ++", "++"),
+    update("a shard draws the first one's noise", "job.update.first_index / kTile * kLanes", "0"),
+    update("the last tile forgotten", "update.first_index % kTile + update.count", "update.count"),
+    plain("blocks of an example mixed", "block.x() % blocks", "block.x() / blocks"),
+    plain("one weight too many", "if (i >= weights) return;", "if (i > weights) return;"),
+    plain("groups read the first one's channels", "output / shape.outputs * shape.inputs", "0"),
+    plain("gaps between rows read", "dense = gs.height ==", "dense = true || gs.height =="),
+    plain(
+        "no barrier before the lanes are added",
+        "  block.barrier();\n  for (int half",
+        "  for (int half",
+    ),
+    plain("half of the lanes forgotten", "kBiasLanes / 2; half", "kBiasLanes / 4; half"),
+    plain("bias of channels that don't exist", "lane == 0 && output < outputs", "lane == 0"),
     clip("a quarter of the threads added", "kClippedSumThreads / 2", "kClippedSumThreads / 4"),
     clip("examples that are not finite added", "if (scale != 0.0) sum", "sum"),
+    clip(
+        "norms over the gap",
+        "block.x() * job.row_stride",
+        "block.x() * job.parameters",
+    ),
+    clip("sums over the gap", "[example * job.row_stride", "[example * job.parameters"),
+    slab(
+        "lanes that the tree leaves out",
+        "at.lane + half >= at.lanes",
+        "at.lane + half >= at.lanes - 1",
+    ),
+    norm("channels of a vector mixed", "sums[1][c] += s * ", "sums[1][0] += s * "),
+    slab("last slab as wide as the others", "groups_(least(plan.slab_groups, ", "groups_(("),
+    norm(
+        "neighbours of a vector in another group",
+        "const int c = i % Slab::kChannels, group = slab.group(at.column * Slab::kChannels + c);",
+        "const int c = i % Slab::kChannels, group = slab.group(at.column * Slab::kChannels);",
+    ),
+    slab("vectors in one place", "      slot += kNormThreads;", "      slot += 0;"),
+    norm("variance about 0", "slab.group(at.column * Slab::kChannels + c));\n", "0) * 0;\n"),
+    norm("SiLU's slope without its value", "value * (Real(1) - s)", "(Real(1) - s)"),
+    norm("draws of an example counted once", "draw < draws; ++draw", "draw < 1; ++draw"),
+    norm("sum along x forgotten", "tilts.load(group) * value + ", ""),
     clip("scale in the wrong slot", "job.scales[block.x()]", "job.scales[0]"),
 ]
 
 
-def run(kernel: str, text: str, compiler: str, library: str) -> str:
-    """What the test of `kernel` says if its text is this: an empty string if it passes."""
+def run(kernel: str, file: Path, text: str, compiler: str, library: str) -> str:
+    """What the test of `kernel` says if a file's text is this: an empty string if it passes."""
     with tempfile.TemporaryDirectory() as folder:
-        planted = Path(folder) / "kernels"
-        planted.mkdir()
-        (planted / f"{kernel}.cuh").write_text(text)
+        planted = Path(folder) / file
+        planted.parent.mkdir()
+        planted.write_text(text)
         test = CSRC / f"tests/emulator/test_{kernel}.cpp"
         program = Path(folder) / "test"
         # Our folder stands first: it shadows the kernel and nothing else.
@@ -152,18 +288,17 @@ def run(kernel: str, text: str, compiler: str, library: str) -> str:
 
 def plant(bug: Bug, compiler: str, library: str) -> str:
     """What kills the bug: an empty string if nothing does."""
-    text = (CSRC / f"kernels/{bug.kernel}.cuh").read_text()
+    text = (CSRC / bug.file).read_text()
     if text.count(bug.before) != 1:
-        sys.exit(
-            f"{bug.name}: {bug.before!r} stands {text.count(bug.before)} times in {bug.kernel}.cuh"
-        )
-    return run(bug.kernel, text.replace(bug.before, bug.after), compiler, library)
+        sys.exit(f"{bug.name}: {bug.before!r} stands {text.count(bug.before)} times in {bug.file}")
+    return run(bug.kernel, bug.file, text.replace(bug.before, bug.after), compiler, library)
 
 
 def main(compiler: str, library: str) -> int:
     """Plants every bug; 0 if all of them are killed."""
     for kernel in sorted({bug.kernel for bug in BUGS}):
-        found = run(kernel, (CSRC / f"kernels/{kernel}.cuh").read_text(), compiler, library)
+        file = Path(f"kernels/{kernel}.cuh")
+        found = run(kernel, file, (CSRC / file).read_text(), compiler, library)
         if found:
             sys.exit(f"{kernel}: fails without any bug: {found}")
     killed = 0

@@ -30,28 +30,32 @@ std::vector<Scalar> draw_parts(int64_t examples, int64_t parameters, std::mt1993
 }
 
 template <typename Scalar>
-void equals_the_cpu(int64_t examples, int64_t parameters, uint64_t seed) {
+void equals_the_cpu(int64_t examples, int64_t parameters, const ClipRule& rule, uint64_t seed) {
   std::mt19937_64 random(seed);
   const std::vector<Scalar> parts = draw_parts<Scalar>(examples, parameters, random);
+  // The last of the columns belongs to another layer.
+  const int64_t stride = parameters, own = std::max<int64_t>(parameters - 1, 0);
   std::vector<double> scales(examples);
   std::vector<int64_t> sum(parameters);
-  const double clip = 0.7;
-  const ClippedSum<Scalar> cpu{parts.data(), scales.data(), sum.data(), examples, parameters, clip};
+  const ClippedSum<Scalar> cpu{parts.data(), scales.data(), sum.data(), examples,
+                               own,          stride,        rule};
   cpu::clipped_sum_scales(cpu, 0, examples);
-  cpu::clipped_sum_sums(cpu, 0, parameters);
+  cpu::clipped_sum_sums(cpu, 0, own);
 
   Guarded<Scalar> device_parts(parts);
   Guarded<double> device_scales(examples);
-  Guarded<int64_t> device_sum(parameters);
+  Guarded<int64_t> device_sum(own);
   const ClippedSum<Scalar> job{
-      device_parts.data(), device_scales.data(), device_sum.data(), examples, parameters, clip};
-  emulator::run({examples, 1, cuda::kClippedSumThreads, cuda::kScalesSharedBytes, seed},
-                [&](const Block& block) { cuda::write_scales(block, job); });
+      device_parts.data(), device_scales.data(), device_sum.data(), examples, own, stride, rule};
+  const auto emulate = [&](const cuda::LaunchShape& shape, auto kernel) {
+    emulator::run({shape.blocks_x, shape.blocks_y, shape.threads, shape.shared_bytes, seed},
+                  [&](const Block& block) { kernel(block); });
+  };
+  emulate(cuda::scales_launch(examples),
+          [&](const Block& block) { cuda::write_scales(block, job); });
   for (int64_t i = 0; i < examples; ++i) CHECK(device_scales[i] == scales[i]);
-  const int64_t blocks = (parameters + cuda::kClippedSumThreads - 1) / cuda::kClippedSumThreads;
-  emulator::run({blocks, 1, cuda::kClippedSumThreads, 0, seed},
-                [&](const Block& block) { cuda::write_sums(block, job); });
-  for (int64_t i = 0; i < parameters; ++i) CHECK(device_sum[i] == sum[i]);
+  emulate(cuda::sums_launch(own), [&](const Block& block) { cuda::write_sums(block, job); });
+  for (int64_t i = 0; i < own; ++i) CHECK(device_sum[i] == sum[i]);
 }
 
 template <typename Scalar>
@@ -59,7 +63,10 @@ void equals_the_cpu_everywhere() {
   uint64_t seed = 0;
   for (int64_t examples : {0, 1, 2, 5, 9}) {
     for (int64_t parameters : {0, 1, 2, 31, 255, 256, 257, 513, 3001}) {
-      equals_the_cpu<Scalar>(examples, parameters, ++seed);
+      for (const ClipRule& rule :
+           {ClipRule{0.7}, ClipRule{0.7, 0.5}, ClipRule{0.7, 1.0, true, 0.01}}) {
+        equals_the_cpu<Scalar>(examples, parameters, rule, ++seed);
+      }
     }
   }
 }

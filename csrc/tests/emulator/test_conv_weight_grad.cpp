@@ -1,82 +1,98 @@
-// The CUDA kernel of the per-example weight gradient, emulated, against float64 on ragged shapes.
+// The tiled CUDA kernel of the per-example weight gradient, emulated, against float64 on ragged
+// shapes: every way to multiply, every tile, every output.
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "kernels/conv_weight_grad.cuh"
 #include "tests/emulator/guarded.h"
+#include "tests/emulator/random.h"
 
 namespace privimage {
 namespace {
 
+using cuda::Bf16Math;
+using cuda::ConvTile;
+using cuda::Fp32Math;
+using cuda::Tf32Math;
 using emulator::Counters;
 using emulator::Guarded;
+using emulator::Random;
 
 struct Shape {
-  int side;
-  int64_t examples, draws, height, width, in_channels, out_channels;
+  int64_t examples, draws, height, width, inputs, outputs;
+  int64_t stride = 1, padding = -1;  // -1: as much as keeps the size at stride 1
 };
 
-// A small generator of our own: <random> takes longer to compile than all kernels.
-struct Random {
-  uint64_t state;
-  uint32_t next() {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return static_cast<uint32_t>(state >> 33);
-  }
-};
+ConvGeometry geometry_of(int side, const Shape& shape) {
+  const int64_t padding = shape.padding < 0 ? side / 2 : shape.padding;
+  const auto axis = [&](int64_t inputs) -> ConvAxis {
+    const int64_t reach = inputs + 2 * padding - side;
+    return {inputs, reach < 0 ? 0 : reach / shape.stride + 1, side, shape.stride, padding, 1};
+  };
+  return {shape.examples,     shape.draws,      1, shape.inputs, shape.outputs,
+          axis(shape.height), axis(shape.width)};
+}
 
+template <typename Scalar>
 struct Layer {
-  Shape shape;
-  std::vector<Bfloat16> input;        // [examples, draws, height, width, in_channels]
-  std::vector<Bfloat16> output_grad;  // [examples, draws, height, width, out_channels]
+  ConvGeometry shape;
+  std::vector<Scalar> x;     // [examples, draws, height, width, inputs]
+  std::vector<Scalar> grad;  // [examples, draws, height', width', outputs]
 
-  int64_t parameters() const {
-    return shape.side * shape.side * shape.in_channels * shape.out_channels;
+  int64_t weights() const {
+    return shape.outputs * shape.inputs * shape.height.taps * shape.width.taps;
   }
 };
 
 // Whole numbers from -8 to 8: every sum of ours is exact in fp32, whatever its order.
-Layer draw_whole_numbers(const Shape& shape, Random random) {
-  const int64_t pixels = shape.examples * shape.draws * shape.height * shape.width;
-  Layer layer{shape, std::vector<Bfloat16>(pixels * shape.in_channels),
-              std::vector<Bfloat16>(pixels * shape.out_channels)};
-  for (Bfloat16& value : layer.input) value = to_bfloat16(int(random.next() % 17) - 8);
-  for (Bfloat16& value : layer.output_grad) value = to_bfloat16(int(random.next() % 17) - 8);
+template <typename Scalar>
+Layer<Scalar> draw_whole_numbers(const ConvGeometry& shape, Random random) {
+  const int64_t images = shape.examples * shape.draws;
+  Layer<Scalar> layer{
+      shape, std::vector<Scalar>(images * shape.height.inputs * shape.width.inputs * shape.inputs),
+      std::vector<Scalar>(images * shape.height.outputs * shape.width.outputs * shape.outputs)};
+  for (Scalar& value : layer.x) value = narrow<Scalar>(int(random.next() % 17) - 8);
+  for (Scalar& value : layer.grad) value = narrow<Scalar>(int(random.next() % 17) - 8);
   return layer;
 }
 
-Layer draw_fractions(const Shape& shape, Random random) {
-  Layer layer = draw_whole_numbers(shape, random);
-  for (Bfloat16& value : layer.input) value = to_bfloat16(float(random.next()) / 0x1p30f - 1.0f);
-  for (Bfloat16& value : layer.output_grad) {
-    value = to_bfloat16(float(random.next()) / 0x1p34f - 0x1p-4f);
-  }
+template <typename Scalar>
+Layer<Scalar> draw_fractions(const ConvGeometry& shape, Random random) {
+  Layer<Scalar> layer = draw_whole_numbers<Scalar>(shape, random);
+  for (Scalar& value : layer.x) value = narrow<Scalar>(random.fraction());
+  for (Scalar& value : layer.grad) value = narrow<Scalar>(random.fraction() / 16);
   return layer;
 }
 
-// The definition, in double precision: [examples, out_channels, side, side, in_channels].
-std::vector<double> define(const Layer& layer, bool magnitudes = false) {
-  const auto [side, examples, draws, height, width, in_channels, out_channels] = layer.shape;
-  std::vector<double> parts(examples * layer.parameters());
-  const auto value = [magnitudes](Bfloat16 bits) {
-    const double number = to_float(bits);
+// The definition, in double precision: [examples, outputs, inputs, taps, taps].
+template <typename Scalar>
+std::vector<double> define(const Layer<Scalar>& layer, bool magnitudes = false) {
+  const ConvGeometry& shape = layer.shape;
+  const int64_t taps = shape.height.taps * shape.width.taps;
+  std::vector<double> parts(shape.examples * layer.weights());
+  const auto value = [magnitudes](Scalar stored) {
+    const double number = widen(stored);
     return magnitudes ? std::abs(number) : number;
   };
-  for (int64_t image = 0; image < examples * draws; ++image) {
-    for (int64_t pixel = 0; pixel < height * width; ++pixel) {
-      const Bfloat16* grad = &layer.output_grad[(image * height * width + pixel) * out_channels];
-      for (int tap = 0; tap < side * side; ++tap) {
-        const int64_t y = pixel / width + tap / side - side / 2;
-        const int64_t x = pixel % width + tap % side - side / 2;
-        if (y < 0 || y >= height || x < 0 || x >= width) continue;
-        const Bfloat16* input = &layer.input[((image * height + y) * width + x) * in_channels];
-        double values[128];
-        for (int64_t in = 0; in < in_channels; ++in) values[in] = value(input[in]);
-        for (int64_t out = 0; out < out_channels; ++out) {
-          const double factor = value(grad[out]);
-          double* row =
-              &parts[image / draws * layer.parameters() + (out * side * side + tap) * in_channels];
-          for (int64_t in = 0; in < in_channels; ++in) row[in] += factor * values[in];
+  const Scalar* grad = layer.grad.data();
+  for (int64_t image = 0; image < shape.examples * shape.draws; ++image) {
+    for (int64_t row = 0; row < shape.height.outputs; ++row) {
+      for (int64_t column = 0; column < shape.width.outputs; ++column, grad += shape.outputs) {
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          const int64_t y = input_position(shape.height, row, tap / shape.width.taps);
+          const int64_t x = input_position(shape.width, column, tap % shape.width.taps);
+          if (y < 0 || y >= shape.height.inputs || x < 0 || x >= shape.width.inputs) continue;
+          const Scalar* input =
+              &layer.x[((image * shape.height.inputs + y) * shape.width.inputs + x) * shape.inputs];
+          double values[128];
+          for (int64_t in = 0; in < shape.inputs; ++in) values[in] = value(input[in]);
+          for (int64_t out = 0; out < shape.outputs; ++out) {
+            const double factor = value(grad[out]);
+            double* to = &parts[image / shape.draws * layer.weights() + out * shape.inputs * taps];
+            for (int64_t in = 0; in < shape.inputs; ++in)
+              to[in * taps + tap] += factor * values[in];
+          }
         }
       }
     }
@@ -84,33 +100,56 @@ std::vector<double> define(const Layer& layer, bool magnitudes = false) {
   return parts;
 }
 
+constexpr double kClip = 5.0;
+constexpr int64_t kBeside = 3;  // floats between the parts, that nobody may touch
+
+struct Asked {
+  bool parts, squares, sum, accumulate;
+};
+
 struct Result {
-  std::vector<float> parts;     // [examples, parameters + 3]
+  std::vector<float> parts;     // [examples, weights + kBeside]
   std::vector<double> squares;  // [examples]
+  std::vector<int64_t> sum;     // [weights]
   Counters counters;
 };
 
-template <typename Tile, bool kStore>
-Result emulate(const Layer& layer, uint64_t seed) {
-  const Shape& shape = layer.shape;
-  const int64_t stride = layer.parameters() + 3;
-  Guarded<Bfloat16> input(layer.input), output_grad(layer.output_grad);
-  ConvWeightGrad job{input.data(),      output_grad.data(), nullptr,      nullptr,
-                     shape.examples,    shape.draws,        shape.height, shape.width,
-                     shape.in_channels, shape.out_channels, stride};
-  const int64_t slots = cuda::conv_slots<Tile>(job);
-  Guarded<float> parts(kStore ? shape.examples * stride : 0);
-  Guarded<double> squares(shape.examples * slots);
-  job.parts = kStore ? parts.data() : nullptr;
-  job.squares = squares.data();
-  const int shared = cuda::conv_band<Tile>(job).shared_bytes;
-  CHECK(shared <= 163 * 1024);  // what a block can have on an A100
+// What `scales` holds for an example comes from the squares that an earlier run measured.
+template <typename Tile, typename Scalar = typename Tile::Scalar>
+Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
+               const std::vector<double>& measured = {}) {
+  const ConvGeometry& shape = layer.shape;
+  const int64_t stride = layer.weights() + kBeside;
+  Guarded<Scalar> x(layer.x), grad(layer.grad);
+  std::vector<double> factors;
+  for (double squares : measured) factors.push_back(grid_scale(squares, {kClip}));
+  Guarded<double> scales(factors);
+  CHECK(cuda::conv_counts_fit<Tile>(shape));
+  const cuda::LaunchShape launch = cuda::conv_launch<Tile>(shape);
+  const int64_t slots = launch.blocks_y;
+  Guarded<float> parts(asked.parts ? shape.examples * stride : 0);
+  if (asked.accumulate) {
+    for (int64_t i = 0; i < parts.size(); ++i) parts.data()[i] = 1.0f;
+  }
+  Guarded<double> squares(asked.squares ? shape.examples * slots : 0);
+  Guarded<int64_t> sum(std::vector<int64_t>(asked.sum ? layer.weights() : 0, 7));
+  const ConvWeightGrad<Scalar> job{shape,
+                                   x.data(),
+                                   grad.data(),
+                                   asked.parts ? parts.data() : nullptr,
+                                   stride,
+                                   asked.accumulate,
+                                   asked.squares ? squares.data() : nullptr,
+                                   scales.data(),
+                                   asked.sum ? sum.data() : nullptr};
+  CHECK(launch.possible());
   Result result;
-  result.counters = emulator::run(
-      {shape.examples, slots, Tile::kThreads, shared, seed},
-      [&](const cuda::Block& block) { cuda::conv_weight_grad<Tile, kStore>(block, job); });
+  result.counters =
+      emulator::run({launch.blocks_x, launch.blocks_y, launch.threads, launch.shared_bytes, seed},
+                    [&](const cuda::Block& block) { cuda::conv_weight_grad<Tile>(block, job); });
   for (int64_t i = 0; i < parts.size(); ++i) result.parts.push_back(parts[i]);
-  for (int64_t example = 0; example < shape.examples; ++example) {
+  for (int64_t i = 0; i < sum.size(); ++i) result.sum.push_back(sum[i] - 7);
+  for (int64_t example = 0; example < shape.examples && asked.squares; ++example) {
     double total = 0.0;
     for (int64_t slot = 0; slot < slots; ++slot) total += squares[example * slots + slot];
     result.squares.push_back(total);
@@ -118,122 +157,171 @@ Result emulate(const Layer& layer, uint64_t seed) {
   return result;
 }
 
-// Both modes: the parts within `tolerance` of the magnitudes that were added, the squares those of
-// the very values that were stored, and nothing written beside the parts.
-template <typename Tile>
-void matches(const Layer& layer, double tolerance, uint64_t seed) {
-  const Result stored = emulate<Tile, true>(layer, seed);
+// The parts within `tolerance` of the magnitudes that were added, the squares those of the very
+// values that were stored, nothing written beside the parts; measuring alone and adding onto the
+// grid see the same values.
+template <typename Tile, typename Scalar = typename Tile::Scalar>
+void matches(const Layer<Scalar>& layer, double tolerance, uint64_t seed) {
+  const bool accumulate = seed % 3 == 0;
+  const Result stored = emulate<Tile>(layer, {true, true, false, accumulate}, seed);
   const std::vector<double> expected = define(layer);
   const std::vector<double> magnitudes = tolerance > 0.0 ? define(layer, true) : expected;
-  const int64_t parameters = layer.parameters();
-  for (int64_t example = 0; example < layer.shape.examples; ++example) {
+  const int64_t weights = layer.weights(), examples = layer.shape.examples;
+  for (int64_t example = 0; example < examples; ++example) {
     double squares = 0.0;
-    for (int64_t i = 0; i < parameters + 3; ++i) {
-      const float value = stored.parts[example * (parameters + 3) + i];
-      if (i >= parameters) {
-        CHECK(std::isnan(value));
+    for (int64_t i = 0; i < weights + kBeside; ++i) {
+      const float value = stored.parts[example * (weights + kBeside) + i];
+      if (i >= weights) {
+        CHECK(accumulate ? value == 1.0f : std::isnan(value));
         continue;
       }
-      const int64_t place = example * parameters + i;
-      CHECK(std::abs(value - expected[place]) <= tolerance * magnitudes[place]);
+      const int64_t place = example * weights + i;
+      const double error = std::abs(value - expected[place] - (accumulate ? 1.0 : 0.0));
+      CHECK(error <= tolerance * (magnitudes[place] + accumulate));
       squares += double(value) * value;
     }
     CHECK(std::abs(stored.squares[example] - squares) <= 1e-12 * squares);
   }
+  if (accumulate) return;
   // Another seed, another order of warps: the same bits.
-  const Result measured = emulate<Tile, false>(layer, seed + 1);
-  for (int64_t example = 0; example < layer.shape.examples; ++example) {
-    CHECK(measured.squares[example] == stored.squares[example]);
+  const Result measured = emulate<Tile>(layer, {false, true, false, false}, seed + 1);
+  CHECK(measured.squares == stored.squares);
+  const Result added =
+      emulate<Tile>(layer, {false, false, true, false}, seed + 2, measured.squares);
+  for (int64_t i = 0; i < weights; ++i) {
+    int64_t sum = 0;
+    for (int64_t example = 0; example < examples; ++example) {
+      const double scale = grid_scale(measured.squares[example], {kClip});
+      sum += grid_coordinate(stored.parts[example * (weights + kBeside) + i], scale);
+    }
+    CHECK(added.sum[i] == sum);
   }
 }
 
-using Conv3Wide = cuda::ConvTile<3, 64, 64>;
-using Conv3Narrow = cuda::ConvTile<3, 32, 32>;
-using Conv1 = cuda::ConvTile<1, 64, 64>;
+template <typename Math>
+using Wide = ConvTile<Math, 3, 1, 64, 64>;
+template <typename Math>
+using Narrow = ConvTile<Math, 3, 1, 32, 32>;
+template <typename Math>
+using Strided = ConvTile<Math, 3, 2, 64, 64>;
+template <typename Math>
+using Single = ConvTile<Math, 1, 1, 64, 64>;
+
+uint64_t seed = 0;
+
+template <typename Tile>
+void is_exact(const Shape& shape) {
+  ++seed;
+  const ConvGeometry geometry = geometry_of(Tile::kSide, shape);
+  matches<Tile>(draw_whole_numbers<typename Tile::Scalar>(geometry, {seed}), 0.0, seed);
+}
 
 void whole_numbers_are_exact() {
-  uint64_t seed = 0;
   for (const Shape& shape : {
-           Shape{3, 2, 1, 8, 8, 32, 32},   // one band
-           Shape{3, 1, 4, 7, 7, 32, 24},   // 8 pixels span rows, the last 16 are not full
-           Shape{3, 2, 2, 5, 3, 8, 16},    // smaller than a warp's tile
-           Shape{3, 2, 3, 11, 1, 8, 8},    // halo wider than the image
-           Shape{3, 1, 1, 1, 40, 16, 8},   // two bands side by side, the second narrow
-           Shape{3, 1, 4, 9, 13, 3, 32},   // channels that copies of 16 bytes can't bring
-           Shape{3, 2, 1, 14, 14, 32, 3},  // likewise for the gradient
-           Shape{3, 1, 1, 28, 28, 27, 20},
+           Shape{2, 1, 8, 8, 32, 32},   // one band
+           Shape{1, 4, 7, 7, 32, 24},   // 8 pixels span rows, the last 16 are not full
+           Shape{2, 2, 5, 3, 8, 16},    // smaller than a warp's tile
+           Shape{2, 3, 11, 1, 8, 8},    // halo wider than the image
+           Shape{1, 1, 1, 40, 16, 8},   // two bands side by side, the second narrow
+           Shape{1, 4, 9, 13, 3, 32},   // channels that copies of 16 bytes can't bring
+           Shape{2, 1, 14, 14, 32, 3},  // likewise for the gradient
+           Shape{1, 1, 28, 28, 27, 20},
+           Shape{1, 2, 9, 9, 8, 8, 1, 0},  // no padding
+           Shape{1, 1, 6, 7, 8, 8, 1, 3},  // more than the taps reach
        }) {
-    matches<Conv3Narrow>(draw_whole_numbers(shape, {++seed}), 0.0, seed);
+    is_exact<Narrow<Bf16Math>>(shape);
   }
-  for (const Shape& shape : {
-           Shape{3, 1, 1, 14, 14, 64, 64},
-           Shape{3, 2, 1, 7, 7, 72, 40},    // two tiles of inputs
-           Shape{3, 1, 2, 4, 6, 128, 128},  // four tiles
-           Shape{3, 1, 1, 10, 9, 33, 65},
-           Shape{3, 1, 1, 28, 28, 64, 32},
-       }) {
-    matches<Conv3Wide>(draw_whole_numbers(shape, {++seed}), 0.0, seed);
-  }
-  for (const Shape& shape : {
-           Shape{1, 2, 4, 7, 7, 64, 64},
-           Shape{1, 1, 1, 28, 28, 96, 128},
-           Shape{1, 2, 1, 14, 14, 8, 20},
-           Shape{1, 3, 2, 5, 37, 24, 8},
-           Shape{1, 1, 1, 1, 1, 1, 1},
-       }) {
-    matches<Conv1>(draw_whole_numbers(shape, {++seed}), 0.0, seed);
-  }
+  is_exact<Wide<Bf16Math>>({1, 1, 14, 14, 64, 64});
+  is_exact<Wide<Bf16Math>>({2, 1, 7, 7, 72, 40});    // two tiles of inputs
+  is_exact<Wide<Bf16Math>>({1, 2, 4, 6, 128, 128});  // four tiles
+  is_exact<Wide<Bf16Math>>({1, 1, 10, 9, 33, 65});
+  is_exact<Strided<Bf16Math>>({2, 1, 14, 14, 40, 64, 2});
+  is_exact<Strided<Bf16Math>>({1, 2, 19, 37, 8, 16, 2});  // odd sizes, three bands side by side
+  is_exact<Strided<Bf16Math>>({1, 1, 9, 8, 16, 5, 2, 0});
+  is_exact<Single<Bf16Math>>({2, 4, 7, 7, 64, 64});
+  is_exact<Single<Bf16Math>>({1, 1, 14, 28, 96, 128});
+  is_exact<Single<Bf16Math>>({3, 1, 1, 300, 24, 8});  // a linear layer's rows
+  is_exact<Single<Bf16Math>>({1, 2, 9, 11, 8, 20, 2});
+  is_exact<Single<Bf16Math>>({1, 1, 7, 6, 8, 8, 3, 1});
+  is_exact<Single<Bf16Math>>({1, 1, 1, 1, 1, 1});
+}
+
+template <typename Math>
+void whole_numbers_are_exact_in_float32() {
+  is_exact<Narrow<Math>>({1, 2, 7, 7, 32, 24});
+  is_exact<Narrow<Math>>({1, 1, 9, 13, 3, 5});
+  is_exact<Wide<Math>>({1, 1, 5, 6, 72, 40});
+  is_exact<Strided<Math>>({1, 1, 11, 18, 8, 12, 2});
+  is_exact<Single<Math>>({2, 2, 5, 9, 20, 64});
 }
 
 void nothing_to_add_gives_zero() {
-  matches<Conv3Narrow>(draw_whole_numbers({3, 2, 0, 4, 4, 8, 8}, {1}), 0.0, 1);
-  matches<Conv3Narrow>(draw_whole_numbers({3, 2, 1, 0, 4, 8, 8}, {1}), 0.0, 1);
-  matches<Conv1>(draw_whole_numbers({1, 2, 1, 4, 0, 8, 8}, {1}), 0.0, 1);
-  matches<Conv1>(draw_whole_numbers({1, 0, 1, 4, 4, 8, 8}, {1}), 0.0, 1);
+  is_exact<Narrow<Bf16Math>>({2, 0, 4, 4, 8, 8});
+  is_exact<Narrow<Bf16Math>>({2, 1, 0, 4, 8, 8});
+  is_exact<Single<Bf16Math>>({2, 1, 4, 0, 8, 8});
+  is_exact<Single<Bf16Math>>({0, 1, 4, 4, 8, 8});
+  is_exact<Single<Fp32Math>>({2, 1, 4, 4, 0, 8});
 }
 
 // n numbers added one by one in fp32 are off by at most n 2^-24 of their magnitudes; chance makes
-// it far less.
+// it far less. A factor in tf32 is off by up to 2^-11.
 void fractions_are_close_to_float64() {
-  for (uint64_t seed : {1, 2, 3}) {
-    const double tolerance = 4e-7;
-    matches<Conv3Narrow>(draw_fractions({3, 1, 4, 14, 14, 32, 32}, {seed}), tolerance, seed);
-    matches<Conv3Wide>(draw_fractions({3, 1, 1, 9, 16, 48, 64}, {seed}), tolerance, seed);
-    matches<Conv1>(draw_fractions({1, 2, 4, 8, 8, 64, 32}, {seed}), tolerance, seed);
-  }
+  const auto is_close = [](auto tile, const Shape& shape, double tolerance) {
+    using Tile = decltype(tile);
+    const ConvGeometry geometry = geometry_of(Tile::kSide, shape);
+    matches<Tile>(draw_fractions<typename Tile::Scalar>(geometry, {++seed}), tolerance, seed);
+  };
+  is_close(Narrow<Bf16Math>{}, {1, 4, 14, 14, 32, 32}, 4e-7);
+  is_close(Wide<Bf16Math>{}, {1, 1, 9, 16, 48, 64}, 4e-7);
+  is_close(Strided<Bf16Math>{}, {1, 2, 16, 16, 16, 64, 2}, 4e-7);
+  is_close(Single<Bf16Math>{}, {2, 4, 8, 8, 64, 32}, 4e-7);
+  is_close(Narrow<Fp32Math>{}, {1, 2, 8, 9, 32, 32}, 4e-7);
+  is_close(Narrow<Tf32Math>{}, {1, 2, 8, 9, 32, 32}, 0x1p-10);
 }
 
-// What is not finite stays in its example, and makes its norm so.
+// What is not finite stays in its example, makes its norm so and adds nothing to the sum.
+template <typename Math>
 void examples_do_not_touch_each_other() {
-  Layer layer = draw_whole_numbers({3, 3, 2, 7, 9, 16, 24}, {5});
-  const Result clean = emulate<Conv3Narrow, true>(layer, 1);
-  const int64_t pixels = 2 * 7 * 9;
-  for (int64_t i = pixels * 16; i < 2 * pixels * 16; ++i) layer.input[i] = {0x7f80};  // infinity
-  layer.output_grad[pixels * 24 + 5] = {0xffc0};                                      // NaN
-  const Result mixed = emulate<Conv3Narrow, true>(layer, 2);
-  const int64_t stride = layer.parameters() + 3;
+  using Tile = Narrow<Math>;
+  auto layer = draw_whole_numbers<typename Math::Scalar>(geometry_of(3, {3, 2, 5, 6, 16, 24}), {5});
+  const Result clean = emulate<Tile>(layer, {true, true, false, false}, 1);
+  const int64_t pixels = 2 * 5 * 6;
+  layer.x[pixels * 16 + 3] = narrow<typename Math::Scalar>(std::numeric_limits<float>::infinity());
+  layer.grad[pixels * 24 + 5] = narrow<typename Math::Scalar>(std::nanf(""));
+  const Result mixed = emulate<Tile>(layer, {true, true, false, false}, 2);
+  const int64_t stride = layer.weights() + kBeside;
   for (int64_t example : {0, 2}) {
     CHECK(mixed.squares[example] == clean.squares[example]);
-    for (int64_t i = 0; i < layer.parameters(); ++i) {
+    for (int64_t i = 0; i < layer.weights(); ++i) {
       CHECK(mixed.parts[example * stride + i] == clean.parts[example * stride + i]);
     }
   }
   CHECK(!std::isfinite(mixed.squares[1]));
+  const Result added = emulate<Tile>(layer, {false, false, true, false}, 3, mixed.squares);
+  for (int64_t i = 0; i < layer.weights(); ++i) {
+    const auto part = [&](int64_t example) {
+      return grid_coordinate(clean.parts[example * stride + i],
+                             grid_scale(clean.squares[example], {kClip}));
+    };
+    CHECK(added.sum[i] == int64_t{part(0)} + part(2));
+  }
 }
 
 template <typename Tile>
-double wavefronts(int64_t height, int64_t width) {
-  const Layer layer = draw_whole_numbers({Tile::kSide, 1, 1, height, width, 32, 32}, {1});
-  const Counters counters = emulate<Tile, false>(layer, 1).counters;
+double wavefronts(int64_t height, int64_t width, int64_t stride = 1) {
+  const auto layer = draw_whole_numbers<Bfloat16>(
+      geometry_of(Tile::kSide, {1, 1, height, width, 32, 32, stride}), {1});
+  const Counters counters = emulate<Tile>(layer, {false, true, false, false}, 1).counters;
   return double(counters.wavefronts) / double(counters.matrices);
 }
 
 void fragments_are_read_without_bank_conflicts() {
-  for (int64_t width : {32, 28, 16, 14, 8}) CHECK(wavefronts<Conv3Narrow>(8, width) == 1.0);
-  CHECK(wavefronts<Conv3Wide>(8, 16) == 1.0);
-  CHECK(wavefronts<Conv1>(7, 28) == 1.0);
+  for (int64_t width : {32, 28, 16, 14, 8}) CHECK(wavefronts<Narrow<Bf16Math>>(8, width) == 1.0);
+  CHECK(wavefronts<Wide<Bf16Math>>(8, 16) == 1.0);
+  CHECK(wavefronts<Strided<Bf16Math>>(16, 32, 2) == 1.0);
+  CHECK(wavefronts<Single<Bf16Math>>(7, 28) == 1.0);
   // 49 pixels are no multiple of 16: those that fill up all look at the first.
-  CHECK(wavefronts<Conv3Narrow>(7, 7) <= 1.1);
+  CHECK(wavefronts<Narrow<Bf16Math>>(7, 7) <= 1.1);
 }
 
 }  // namespace
@@ -241,8 +329,12 @@ void fragments_are_read_without_bank_conflicts() {
 
 int main() {
   privimage::whole_numbers_are_exact();
+  privimage::whole_numbers_are_exact_in_float32<privimage::cuda::Tf32Math>();
+  privimage::whole_numbers_are_exact_in_float32<privimage::cuda::Fp32Math>();
   privimage::nothing_to_add_gives_zero();
   privimage::fractions_are_close_to_float64();
-  privimage::examples_do_not_touch_each_other();
+  privimage::examples_do_not_touch_each_other<privimage::cuda::Bf16Math>();
+  privimage::examples_do_not_touch_each_other<privimage::cuda::Tf32Math>();
+  privimage::examples_do_not_touch_each_other<privimage::cuda::Fp32Math>();
   privimage::fragments_are_read_without_bank_conflicts();
 }

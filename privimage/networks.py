@@ -1,4 +1,4 @@
-"""Three classifiers of small images, each a sequence whose last layer is the linear one."""
+"""Classifiers of small images, each a sequence whose last layer is the linear one."""
 
 from collections.abc import Callable
 
@@ -64,10 +64,30 @@ def resnet50(channels: int, classes: int) -> nn.Sequential:
     )
 
 
+def wrn40_4(channels: int, classes: int) -> nn.Sequential:
+    """WRN-40-4 (Zagoruyko and Komodakis 2016, arXiv 1605.07146); for images from 16×16."""
+    blocks: list[nn.Module] = []
+    inputs = 16
+    for width, stride in ((64, 1), (128, 2), (256, 2)):
+        for index in range(6):
+            blocks.append(_PreActivated(inputs, width, stride if index == 0 else 1))
+            inputs = width
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1, bias=False),
+        *blocks,
+        nn.BatchNorm2d(inputs),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(inputs, classes),
+    )
+
+
 NETWORKS: dict[str, Callable[[int, int], nn.Sequential]] = {
     "cnn": cnn,
     "resnet9": resnet9,
     "resnet50": resnet50,
+    "wrn40_4": wrn40_4,
 }
 
 
@@ -99,6 +119,28 @@ class _Bottleneck(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, inputs, height, width] → [rows, outputs, height / stride, width / stride]."""
         return torch.relu(self.body(x) + self.shortcut(x))
+
+
+class _PreActivated(nn.Module):
+    """Two 3×3 convolutions, each after normalisation and ReLU, beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+        )
+        widens = inputs != outputs
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if widens else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[rows, inputs, height, width] → [rows, outputs, height / stride, width / stride]."""
+        active = self.first(x)
+        body: torch.Tensor = self.body(active)
+        return body + (x if self.shortcut is None else self.shortcut(active))
 
 
 def _convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:

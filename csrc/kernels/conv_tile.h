@@ -1,0 +1,141 @@
+// How the tiled weight gradient is cut: tiles of channels, bands of pixels, and where a band lies
+// in shared memory. Plain arithmetic for the launcher, the kernel and the tests.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/conv_weight_grad.h"
+#include "kernels/launch.h"
+
+namespace privimage::cuda {
+
+// Ways to multiply: the type of what comes in, and the pixels that one step takes.
+struct Bf16Math {
+  using Scalar = Bfloat16;
+  static constexpr int kDepth = 16;
+  static constexpr int kStages = 3;
+  static constexpr int kPixels = 128;
+};
+struct Tf32Math {
+  using Scalar = float;
+  static constexpr int kDepth = 8;
+  static constexpr int kStages = 2;
+  static constexpr int kPixels = 64;
+};
+struct Fp32Math {
+  using Scalar = float;
+  static constexpr int kDepth = 1;
+  static constexpr int kStages = 2;
+  static constexpr int kPixels = 64;
+};
+
+// A warp has one row of taps and 32 x 32 channels of each: 96 sums a thread for three taps.
+template <typename MathOf, int kSideTaps, int kStrideOf, int kTileOut, int kTileIn>
+struct ConvTile {
+  using Math = MathOf;
+  using Scalar = typename Math::Scalar;
+  static constexpr int kSide = kSideTaps;
+  // Of what lies in shared memory: a single tap brings the pixels that it reads, and no others.
+  static constexpr int kStride = kStrideOf;
+  static constexpr int kOut = kTileOut;
+  static constexpr int kIn = kTileIn;
+  static constexpr int kWarps = kSide * (kOut / 32) * (kIn / 32);
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kStages = Math::kStages;
+  static constexpr int kVector = 16 / static_cast<int>(sizeof(Scalar));
+  // Between pixels: 8 values more than the channels, so that neighbouring pixels that are read
+  // together lie in different banks.
+  static constexpr int kOutPitch = kOut + 8;
+  static constexpr int kInPitch = kIn + 8;
+  // Of a band.
+  static constexpr int kMostPixels = Math::kPixels / kStride;
+  static constexpr int kMostWidth = kSide == 1 ? kMostPixels : 32 / kStride;
+  static constexpr int kMostHeight = 8;
+};
+
+// A band of the output, and where things lie in shared memory (in bytes).
+struct ConvBand {
+  int width, height;      // in pixels of the output
+  int columns, rows;      // bands of an image
+  int pixels;             // width * height, up to a multiple of 16
+  int x_width, x_height;  // pixels of the input that the band reads
+  int phase;              // slots of the columns that one tap of a row reads
+  int pitch;              // slots between two rows of the input
+  int slots;              // of the input
+  int grad_bytes, stage_bytes, shared_bytes;
+};
+
+constexpr int kMostBandPixels = 128;
+constexpr int kMostBandInputs = 320;
+constexpr int kInputsAt = kMostBandPixels * sizeof(uint16_t);
+constexpr int kSumsAt = kInputsAt + kMostBandInputs * sizeof(uint16_t);
+constexpr int kStagesAt = kSumsAt + 16 * sizeof(double);
+
+template <typename Tile>
+PRIVIMAGE_HOST_DEVICE ConvBand conv_band(const ConvGeometry& shape) {
+  const auto least = [](int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); };
+  ConvBand band;
+  band.width = least(Tile::kMostWidth, shape.width.outputs);
+  band.height = band.width == 0 ? 0
+                                : least(least(Tile::kMostHeight, Tile::kMostPixels / band.width),
+                                        shape.height.outputs);
+  const bool empty = band.height == 0;
+  band.columns = empty ? 0 : static_cast<int>((shape.width.outputs + band.width - 1) / band.width);
+  band.rows = empty ? 0 : static_cast<int>((shape.height.outputs + band.height - 1) / band.height);
+  band.pixels = (band.width * band.height + 15) / 16 * 16;
+  band.x_width = empty ? 0 : (band.width - 1) * Tile::kStride + Tile::kSide;
+  band.x_height = empty ? 0 : (band.height - 1) * Tile::kStride + Tile::kSide;
+  // A stride keeps its columns apart by their remainder, so that a tap's lie side by side.
+  band.phase = (band.x_width + Tile::kStride - 1) / Tile::kStride;
+  band.pitch = Tile::kStride * band.phase;
+  // Where pixels that are read together can span two rows, the second goes on in the banks behind
+  // the first.
+  if (Tile::kSide > 1 && Tile::kStride == 1 && band.width % 8 != 0) band.pitch = band.width + 8;
+  band.slots = band.x_height * band.pitch;
+  constexpr int kBytes = sizeof(typename Tile::Scalar);
+  band.grad_bytes = band.pixels * Tile::kOutPitch * kBytes;
+  band.stage_bytes = band.grad_bytes + band.slots * Tile::kInPitch * kBytes;
+  band.shared_bytes = kStagesAt + Tile::kStages * band.stage_bytes;
+  return band;
+}
+
+// Tiles of output and input channels: blocks of an example, and its squares.
+template <typename Tile>
+PRIVIMAGE_HOST_DEVICE int64_t conv_slots(const ConvGeometry& shape) {
+  const int64_t out_tiles = (shape.outputs + Tile::kOut - 1) / Tile::kOut;
+  return out_tiles * ((shape.inputs + Tile::kIn - 1) / Tile::kIn);
+}
+
+// The kernel counts pixels and channels of an image, and bands of an example, in 32 bits.
+template <typename Tile>
+bool conv_counts_fit(const ConvGeometry& shape) {
+  constexpr int64_t kMost = int64_t{1} << 30;
+  for (const ConvAxis& axis : {shape.height, shape.width}) {
+    if (axis.inputs >= kMost || axis.outputs >= kMost || axis.padding >= kMost) return false;
+    if (axis.stride >= kMost / std::max<int64_t>(axis.outputs, 1)) return false;
+  }
+  if (shape.inputs >= kMost || shape.outputs >= kMost || shape.draws >= kMost) return false;
+  const int64_t in_pixels = shape.height.inputs * shape.width.inputs;
+  const int64_t out_pixels = shape.height.outputs * shape.width.outputs;
+  if (in_pixels >= kMost || out_pixels >= kMost) return false;
+  const ConvBand band = conv_band<Tile>(shape);
+  return in_pixels * shape.inputs < kMost && out_pixels * shape.outputs < kMost &&
+         int64_t{band.rows} * band.columns * shape.draws < kMost;
+}
+
+template <typename Tile>
+LaunchShape conv_launch(const ConvGeometry& shape) {
+  return {shape.examples, conv_slots<Tile>(shape), Tile::kThreads,
+          conv_band<Tile>(shape).shared_bytes};
+}
+
+// Calls run(tile) with the tile that does a layer best.
+template <typename Math, typename Run>
+auto choose_tile(const ConvGeometry& shape, Run run) {
+  if (shape.height.taps == 1) return run(ConvTile<Math, 1, 1, 64, 64>{});
+  if (shape.height.stride == 2) return run(ConvTile<Math, 3, 2, 64, 64>{});
+  if (shape.outputs <= 32 && shape.inputs <= 32) return run(ConvTile<Math, 3, 1, 32, 32>{});
+  return run(ConvTile<Math, 3, 1, 64, 64>{});
+}
+
+}  // namespace privimage::cuda

@@ -1,0 +1,16 @@
+// The tiled weight gradient of float32 activations, exact or on tensor cores.
+#include "kernels/conv_weight_grad_launch.cuh"
+
+namespace privimage::cuda {
+
+int64_t conv_weight_grad_slots(const ConvWeightGrad<float>& job, Precision precision) {
+  return precision == Precision::kTf32 ? conv_slots_of<Tf32Math>(job.geometry)
+                                       : conv_slots_of<Fp32Math>(job.geometry);
+}
+
+int launch_conv_weight_grad(const ConvWeightGrad<float>& job, Precision precision, void* stream) {
+  return precision == Precision::kTf32 ? launch_conv<Tf32Math>(job, stream)
+                                       : launch_conv<Fp32Math>(job, stream);
+}
+
+}  // namespace privimage::cuda

@@ -1,0 +1,35 @@
+// How many blocks of how many threads a kernel is started with, as plain numbers: the launchers,
+// the emulator and the tests of the host's arithmetic share them.
+#pragma once
+
+#include <cstdint>
+
+namespace privimage::cuda {
+
+// What every GPU from sm_80 on can give a block.
+constexpr int64_t kMostSharedBytes = 163 * 1024;
+
+struct LaunchShape {
+  int64_t blocks_x;
+  int64_t blocks_y;
+  int threads;
+  int64_t shared_bytes;
+
+  // A grid of no blocks is an error to CUDA, and nothing to do for us.
+  bool empty() const { return blocks_x == 0 || blocks_y == 0; }
+  bool possible() const {
+    return blocks_x < int64_t{1} << 31 && blocks_y < 65536 && shared_bytes <= kMostSharedBytes;
+  }
+};
+
+// ⌈values / each⌉ for values >= 0.
+constexpr int64_t blocks_for(int64_t values, int64_t each) {
+  return values / each + (values % each != 0);
+}
+
+// a b for a, b >= 0; where that is beyond 64 bits, more than any grid has.
+constexpr int64_t product(int64_t a, int64_t b) {
+  return a != 0 && b > INT64_MAX / a ? INT64_MAX : a * b;
+}
+
+}  // namespace privimage::cuda

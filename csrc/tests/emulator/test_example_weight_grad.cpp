@@ -1,0 +1,128 @@
+// The plain CUDA kernels of the per-example weight gradient, emulated, against the definition on
+// any strides, taps, groups and dilation.
+#include <vector>
+
+#include "kernels/example_weight_grad.cuh"
+#include "tests/emulator/guarded.h"
+#include "tests/emulator/random.h"
+
+namespace privimage {
+namespace {
+
+using cuda::Block;
+using emulator::Guarded;
+using emulator::Random;
+
+ConvAxis axis(int64_t inputs, int64_t taps, int64_t stride, int64_t padding, int64_t dilation) {
+  const int64_t reach = inputs + 2 * padding - dilation * (taps - 1) - 1;
+  return {inputs, reach < 0 ? 0 : reach / stride + 1, taps, stride, padding, dilation};
+}
+
+// Channels last or first, with gaps between pixels and rows that are not to be read.
+ImageStrides strides(int64_t channels, int64_t height, int64_t width, bool last, int64_t gap) {
+  if (last) {
+    const int64_t line = width * (channels + gap) + gap;
+    return {height * line, 1, line, channels + gap};
+  }
+  const int64_t plane = height * (width + gap);
+  return {channels * plane + gap, plane, width + gap, 1};
+}
+
+struct Case {
+  ConvGeometry shape;
+  bool last;
+  int64_t gap;
+};
+
+// Whole numbers, whose sums are exact in every type and order.
+template <typename Scalar>
+void is_exact(const Case& given, bool accumulate, uint64_t seed) {
+  const ConvGeometry& shape = given.shape;
+  const int64_t images = shape.examples * shape.draws, outputs = shape.groups * shape.outputs;
+  const int64_t inputs = shape.groups * shape.inputs;
+  const int64_t taps = shape.height.taps * shape.width.taps;
+  const auto xs = strides(inputs, shape.height.inputs, shape.width.inputs, given.last, given.gap);
+  const auto gs =
+      strides(outputs, shape.height.outputs, shape.width.outputs, given.last, given.gap);
+  Random random{seed};
+  const auto draw = [&](int64_t count) {
+    std::vector<Scalar> values(count);
+    for (Scalar& value : values) value = narrow<Scalar>(int(random.next() % 17) - 8);
+    return values;
+  };
+  Guarded<Scalar> x(draw(images * xs.row)), grad(draw(images * gs.row));
+  const int64_t weights = cuda::weights_an_example(shape), row = weights + 2, beside = outputs + 1;
+  const std::vector<Wide<Scalar>> before(shape.examples * row, Wide<Scalar>(1));
+  const std::vector<Wide<Scalar>> before_bias(shape.examples * beside, Wide<Scalar>(1));
+  Guarded<Wide<Scalar>> weight(before), bias(before_bias);
+  const ExampleWeightGrad<Scalar> job{shape, x.data(),    xs,     grad.data(), gs, weight.data(),
+                                      row,   bias.data(), beside, accumulate};
+  const auto emulate = [&](const cuda::LaunchShape& launch, auto kernel) {
+    if (launch.empty()) return;
+    emulator::run({launch.blocks_x, launch.blocks_y, launch.threads, launch.shared_bytes, seed},
+                  [&](const Block& block) { kernel(block); });
+  };
+  emulate(cuda::weight_launch(shape),
+          [&](const Block& block) { cuda::plain_weight_grad(block, job); });
+  emulate(cuda::bias_launch<Scalar>(shape),
+          [&](const Block& block) { cuda::bias_grad(block, job); });
+  std::vector<double> expected(before.size(), accumulate), for_bias(before_bias.size(), accumulate);
+  for (int64_t image = 0; image < images; ++image) {
+    const int64_t example = image / shape.draws;
+    for (int64_t out = 0; out < outputs; ++out) {
+      for (int64_t r = 0; r < shape.height.outputs; ++r) {
+        for (int64_t c = 0; c < shape.width.outputs; ++c) {
+          const double factor =
+              widen(grad[image * gs.row + out * gs.channel + r * gs.height + c * gs.width]);
+          for_bias[example * beside + out] += factor;
+          for (int64_t in = 0; in < shape.inputs; ++in) {
+            for (int64_t tap = 0; tap < taps; ++tap) {
+              const int64_t y = input_position(shape.height, r, tap / shape.width.taps);
+              const int64_t z = input_position(shape.width, c, tap % shape.width.taps);
+              if (y < 0 || y >= shape.height.inputs || z < 0 || z >= shape.width.inputs) continue;
+              const int64_t channel = out / shape.outputs * shape.inputs + in;
+              expected[example * row + (out * shape.inputs + in) * taps + tap] +=
+                  factor *
+                  widen(x[image * xs.row + channel * xs.channel + y * xs.height + z * xs.width]);
+            }
+          }
+        }
+      }
+    }
+  }
+  for (int64_t i = 0; i < weight.size(); ++i) {
+    CHECK(weight[i] == (i % row < weights ? expected[i] : 1.0));
+  }
+  for (int64_t i = 0; i < bias.size(); ++i) {
+    CHECK(bias[i] == (i % beside < outputs ? for_bias[i] : 1.0));
+  }
+}
+
+void every_shape_is_exact() {
+  uint64_t seed = 0;
+  for (bool last : {true, false}) {
+    for (int64_t gap : {0, 3}) {
+      const ConvAxis same = axis(7, 3, 1, 1, 1), strided = axis(9, 3, 2, 1, 1);
+      const ConvAxis dilated = axis(11, 2, 1, 2, 3), single = axis(6, 1, 1, 0, 1);
+      for (const ConvGeometry& shape : {
+               ConvGeometry{2, 2, 1, 5, 6, same, axis(9, 3, 1, 1, 1)},
+               ConvGeometry{1, 3, 2, 3, 4, strided, dilated},
+               ConvGeometry{3, 1, 1, 2, 40, single, axis(50, 1, 1, 0, 1)},
+               ConvGeometry{2, 1, 4, 1, 2, dilated, same},
+               ConvGeometry{2, 0, 1, 3, 2, same, same},
+               ConvGeometry{0, 2, 1, 3, 2, same, same},
+               ConvGeometry{2, 1, 1, 3, 2, axis(2, 5, 1, 0, 1), same},  // taps beyond the image
+           }) {
+        ++seed;
+        is_exact<Bfloat16>({shape, last, gap}, seed % 2 == 0, seed);
+        is_exact<float>({shape, last, gap}, seed % 2 == 1, seed);
+        is_exact<double>({shape, last, gap}, seed % 2 == 0, seed);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace privimage
+
+int main() { privimage::every_shape_is_exact(); }

@@ -1,0 +1,281 @@
+// What the host works out before a kernel starts: grids, shared memory, sizes beyond 32 bits.
+#include <random>
+
+#include "check.h"
+#include "kernels/group_norm_plan.h"
+#include "kernels/weight_grad_route.h"
+
+using namespace privimage;
+using cuda::GroupNormPlan;
+using cuda::LaunchShape;
+
+constexpr int64_t kHuge = int64_t{1} << 40;
+
+void grids_are_empty_or_possible() {
+  CHECK(cuda::blocks_for(0, 256) == 0);
+  CHECK(cuda::blocks_for(1, 256) == 1 && cuda::blocks_for(256, 256) == 1);
+  CHECK(cuda::blocks_for(257, 256) == 2);
+  CHECK(cuda::blocks_for(INT64_MAX, 2) == (int64_t{1} << 62));
+  CHECK((LaunchShape{0, 4, 32, 0}).empty() && (LaunchShape{4, 0, 32, 0}).empty());
+  CHECK((LaunchShape{INT32_MAX, 65535, 32, cuda::kMostSharedBytes}).possible());
+  CHECK(!(LaunchShape{int64_t{1} << 31, 1, 32, 0}).possible());
+  CHECK(!(LaunchShape{1, 65536, 32, 0}).possible());
+  CHECK(!(LaunchShape{1, 1, 32, cuda::kMostSharedBytes + 1}).possible());
+}
+
+template <typename Scalar>
+void slabs_cover_every_group_once(const GroupNormShape& shape, int arrays, bool aligned) {
+  constexpr int64_t kVector = cuda::kVectorBytes / sizeof(Scalar);
+  const GroupNormPlan plan = cuda::plan_group_norm<Scalar>(shape, arrays, aligned);
+  CHECK(plan.fits);
+  CHECK(plan.slab_groups >= 1 && plan.slab_groups <= shape.groups);
+  CHECK((plan.slabs - 1) * plan.slab_groups < shape.groups);
+  CHECK(plan.slabs * plan.slab_groups >= shape.groups);
+  CHECK(plan.array_bytes * arrays == plan.partials_at);
+  CHECK(plan.partials_at <= plan.totals_at && plan.totals_at <= plan.groups_at);
+  CHECK(plan.groups_at <= plan.shared_bytes && plan.totals_at % 8 == 0);
+  CHECK(cuda::group_norm_launch(shape, plan).possible());
+  CHECK(plan.vectors || plan.array_bytes == 0);
+  if (!plan.vectors) return;
+  CHECK(aligned && sizeof(Scalar) <= 4);
+  const int64_t width = shape.channels / shape.groups;
+  CHECK((shape.channels_last ? plan.slab_groups * width : shape.pixels) % kVector == 0);
+  // Room for every vector of the slab.
+  CHECK(plan.array_bytes >=
+        plan.slab_groups * width * shape.pixels * static_cast<int64_t>(sizeof(Scalar)));
+}
+
+void normalisation_is_cut_as_its_kernels_need() {
+  std::mt19937_64 random(3);
+  const auto upto = [&](int64_t most) { return 1 + int64_t(random() % uint64_t(most)); };
+  for (int trial = 0; trial < 20000; ++trial) {
+    const int64_t groups = upto(trial % 2 ? 32 : 5);
+    const GroupNormShape shape{upto(9),
+                               upto(4),
+                               groups * upto(17),
+                               upto(trial % 3 ? 80 : 5000),
+                               groups,
+                               bool(random() % 2),
+                               true};
+    const bool aligned = random() % 4 != 0;
+    const int arrays = trial % 2 + 1;
+    slabs_cover_every_group_once<Bfloat16>(shape, arrays, aligned);
+    slabs_cover_every_group_once<float>(shape, arrays, aligned);
+    slabs_cover_every_group_once<double>(shape, arrays, aligned);
+  }
+}
+
+// The layers of the paper's networks go the fast way, backwards as well.
+void layers_of_the_paper_come_in_vectors() {
+  for (int64_t side : {4, 8, 16, 28, 32, 64}) {
+    for (int64_t channels : {32, 64, 96, 128, 256}) {
+      const GroupNormShape shape{4, 2, channels, side * side, channels / 4, true, true};
+      CHECK(cuda::plan_group_norm<Bfloat16>(shape, 1, true).vectors);
+      CHECK(cuda::plan_group_norm<Bfloat16>(shape, 2, true).vectors);
+      CHECK(cuda::plan_group_norm<float>(shape, 1, true).vectors);
+    }
+  }
+  const GroupNormShape common{64, 8, 64, 32 * 32, 16, true, true};
+  const GroupNormPlan plan = cuda::plan_group_norm<Bfloat16>(common, 1, true);
+  CHECK(plan.slab_groups == 8 && plan.slabs == 2 && plan.shared_bytes <= 75 * 1024);
+  // Backwards, narrower slabs keep two blocks on a multiprocessor.
+  CHECK(cuda::plan_group_norm<Bfloat16>(common, 2, true).slab_groups == 4);
+}
+
+void normalisation_refuses_what_it_cant_count() {
+  const auto plan = [](int64_t channels, int64_t pixels, bool last) {
+    return cuda::plan_group_norm<Bfloat16>({1, 1, channels, pixels, 1, last, true}, 2, true);
+  };
+  CHECK(plan(8, (int64_t{1} << 28) - 8192, true).fits);
+  CHECK(!plan(8, int64_t{1} << 28, true).fits);
+  CHECK(!plan(8, kHuge, true).fits && !plan(8, kHuge, false).fits);
+  CHECK(!plan(kHuge, 0, true).fits);
+  // One group of very many channels: shared memory can't hold a sum for each.
+  const GroupNormShape wide{1, 1, 40000, 4, 1, true, true};
+  CHECK(!cuda::group_norm_launch(wide, plan(40000, 4, true)).possible());
+  // More rows than a grid has.
+  const GroupNormShape long_one{kHuge, 8, 8, 4, 2, true, true};
+  const auto of_long = cuda::plan_group_norm<float>(long_one, 1, true);
+  CHECK(!cuda::group_norm_launch(long_one, of_long).possible());
+  CHECK(!cuda::affine_launch(long_one).possible());
+}
+
+void normalisation_of_nothing_starts_nothing() {
+  for (int64_t examples : {0, 3}) {
+    const GroupNormShape shape{examples, examples == 0 ? 2 : 0, 8, 16, 2, true, true};
+    const auto plan = cuda::plan_group_norm<float>(shape, 2, true);
+    CHECK(cuda::group_norm_launch(shape, plan).empty());
+  }
+  // Without pixels there are moments to write, without channels as well.
+  for (const GroupNormShape& shape :
+       {GroupNormShape{2, 2, 8, 0, 2, true, true}, GroupNormShape{2, 2, 0, 5, 2, false, true}}) {
+    const auto plan = cuda::plan_group_norm<float>(shape, 2, true);
+    CHECK(plan.fits && !cuda::group_norm_launch(shape, plan).empty());
+  }
+  CHECK(cuda::affine_launch({2, 2, 0, 5, 2, false, true}).empty());
+}
+
+// ------------------------------------------------------------------ which kernel takes a layer
+
+using cuda::Bf16Math;
+using cuda::Fp32Math;
+using cuda::Tf32Math;
+
+alignas(16) const float kSomewhere[8] = {};
+
+ConvAxis axis(int64_t inputs, int64_t taps, int64_t stride, int64_t padding) {
+  return {inputs, (inputs + 2 * padding - taps) / stride + 1, taps, stride, padding, 1};
+}
+
+ImageStrides channels_last(int64_t channels, const ConvAxis& height, const ConvAxis& width,
+                           bool outputs) {
+  const int64_t rows = outputs ? height.outputs : height.inputs;
+  const int64_t columns = outputs ? width.outputs : width.inputs;
+  return {rows * columns * channels, 1, columns * channels, channels};
+}
+
+template <typename Scalar>
+ExampleWeightGrad<Scalar> layer(const ConvGeometry& shape) {
+  const auto* data = reinterpret_cast<const Scalar*>(kSomewhere);
+  ExampleWeightGrad<Scalar> job{};
+  job.geometry = shape;
+  job.x = job.grad = data;
+  job.x_strides = channels_last(shape.groups * shape.inputs, shape.height, shape.width, false);
+  job.grad_strides = channels_last(shape.groups * shape.outputs, shape.height, shape.width, true);
+  return job;
+}
+
+const ConvGeometry kUsual{4, 2, 1, 32, 64, axis(16, 3, 1, 1), axis(16, 3, 1, 1)};
+
+bool goes_to_tiles(const ConvGeometry& shape) {
+  const bool wide = cuda::tiled<Fp32Math>(layer<float>(shape)).has_value();
+  CHECK(wide == cuda::tiled<Tf32Math>(layer<float>(shape)).has_value());
+  CHECK(wide == cuda::tiled<Bf16Math>(layer<Bfloat16>(shape)).has_value());
+  return wide;
+}
+
+void layers_that_fit_go_to_tiles() {
+  CHECK(goes_to_tiles(kUsual));
+  ConvGeometry shape = kUsual;
+  shape.height = axis(9, 3, 2, 0), shape.width = axis(14, 3, 2, 5);
+  CHECK(goes_to_tiles(shape));
+  shape.width.stride = 1;  // a stride that differs between the axes
+  CHECK(!goes_to_tiles(shape));
+  shape = kUsual;
+  shape.height = axis(16, 1, 3, 1), shape.width = axis(16, 1, 1, 0);
+  CHECK(goes_to_tiles(shape));
+  shape = kUsual;
+  shape.groups = 2;
+  CHECK(!goes_to_tiles(shape));
+  shape = kUsual;
+  shape.width.dilation = 2;
+  CHECK(!goes_to_tiles(shape));
+  for (int64_t taps : {2, 4, 5}) {
+    shape.height = shape.width = axis(16, taps, 1, 1);
+    CHECK(!goes_to_tiles(shape));
+  }
+  shape.height = axis(16, 3, 1, 1), shape.width = axis(16, 1, 1, 0);
+  CHECK(!goes_to_tiles(shape));
+  shape.height = shape.width = axis(16, 3, 3, 1);
+  CHECK(!goes_to_tiles(shape));
+}
+
+void only_dense_channels_last_goes_to_tiles() {
+  ExampleWeightGrad<float> job = layer<float>(kUsual);
+  CHECK(cuda::tiled<Fp32Math>(job).has_value());
+  job.x_strides = {32 * 256, 256, 16, 1};  // channels first
+  CHECK(!cuda::tiled<Fp32Math>(job).has_value());
+  job = layer<float>(kUsual);
+  job.grad_strides.row += 64;  // rows apart
+  CHECK(!cuda::tiled<Fp32Math>(job).has_value());
+  job = layer<float>(kUsual);
+  job.x += 1;
+  CHECK(!cuda::tiled<Fp32Math>(job).has_value());
+  job = layer<float>(kUsual);
+  job.grad += 2;
+  CHECK(!cuda::tiled<Fp32Math>(job).has_value());
+  // A linear layer's rows, whose height and width have no neighbours: their strides mean nothing.
+  job = layer<float>({4, 8, 1, 128, 64, axis(1, 1, 1, 0), axis(1, 1, 1, 0)});
+  job.x_strides = {128, 1, 77, 5};
+  const auto tiles = cuda::tiled<Fp32Math>(job);
+  CHECK(tiles && tiles->geometry.draws == 1 && tiles->geometry.width.outputs == 8);
+}
+
+void sizes_beyond_32_bits_go_to_the_plain_kernel() {
+  const auto with = [](auto change) {
+    ConvGeometry shape = kUsual;
+    change(shape);
+    return goes_to_tiles(shape);
+  };
+  CHECK(!with([](ConvGeometry& shape) { shape.examples = int64_t{1} << 31; }));
+  CHECK(with([](ConvGeometry& shape) { shape.examples = (int64_t{1} << 31) - 1; }));
+  CHECK(!with([](ConvGeometry& shape) { shape.draws = kHuge; }));
+  CHECK(!with([](ConvGeometry& shape) { shape.inputs = kHuge; }));
+  CHECK(!with([](ConvGeometry& shape) { shape.outputs = int64_t{1} << 22; }));
+  CHECK(!with([](ConvGeometry& shape) { shape.height = axis(kHuge, 3, 1, 1); }));
+  CHECK(!with([](ConvGeometry& shape) { shape.height = shape.width = axis(1 << 20, 3, 1, 1); }));
+  CHECK(!with([](ConvGeometry& shape) { shape.height = axis(16, 1, kHuge, kHuge); }));
+  CHECK(!with([](ConvGeometry& shape) {
+    shape.height = shape.width = axis(1, 1, 1, 0);
+    shape.draws = int64_t{1} << 62;
+  }));
+}
+
+template <typename Math>
+void bands_fit_into_shared_memory() {
+  std::mt19937_64 random(5);
+  for (int trial = 0; trial < 20000; ++trial) {
+    const int64_t side = trial % 3 == 0 ? 1 : 3, stride = side == 3 ? 1 + trial % 2 : 1;
+    const auto draw = [&] {
+      return axis(side + int64_t(random() % 90), side, stride, int64_t(random() % 3));
+    };
+    const ConvGeometry shape{
+        2, 2, 1, 1 + int64_t(random() % 300), 1 + int64_t(random() % 300), draw(), draw()};
+    cuda::choose_tile<Math>(shape, [&](auto tile) {
+      using Tile = decltype(tile);
+      const cuda::ConvBand band = cuda::conv_band<Tile>(shape);
+      CHECK(cuda::conv_counts_fit<Tile>(shape) && cuda::conv_launch<Tile>(shape).possible());
+      CHECK(band.pixels <= cuda::kMostBandPixels && band.pixels % 16 == 0);
+      CHECK(band.x_width * band.x_height <= cuda::kMostBandInputs);
+      CHECK(band.width * band.height <= Tile::kMostPixels);
+      CHECK(band.x_width <= 256 && band.x_height <= 256);  // places have 8 bits each
+      CHECK(band.columns * band.width >= shape.width.outputs);
+      CHECK(band.rows * band.height >= shape.height.outputs);
+      CHECK(band.pitch >= Tile::kStride * band.phase);
+      CHECK(band.stage_bytes % 16 == 0 && band.grad_bytes % 16 == 0);
+      return 0;
+    });
+  }
+  static_assert(cuda::kStagesAt % 16 == 0 && cuda::kSumsAt % 8 == 0);
+}
+
+void empty_layers_start_nothing_or_write_zeros() {
+  ConvGeometry shape = kUsual;
+  shape.examples = 0;
+  CHECK(cuda::weight_launch(shape).empty() && cuda::bias_launch<float>(shape).empty());
+  CHECK((cuda::conv_launch<cuda::ConvTile<Bf16Math, 3, 1, 64, 64>>(shape).empty()));
+  shape = kUsual;
+  shape.outputs = 0;
+  CHECK(cuda::weight_launch(shape).empty() && cuda::bias_launch<float>(shape).empty());
+  shape = kUsual;
+  shape.draws = 0;
+  CHECK(!cuda::weight_launch(shape).empty() && !cuda::bias_launch<float>(shape).empty());
+  shape.examples = int64_t{1} << 50;
+  shape.inputs = int64_t{1} << 20;
+  CHECK(!cuda::weight_launch(shape).possible());  // and no overflow on the way
+}
+
+int main() {
+  layers_that_fit_go_to_tiles();
+  only_dense_channels_last_goes_to_tiles();
+  sizes_beyond_32_bits_go_to_the_plain_kernel();
+  bands_fit_into_shared_memory<Bf16Math>();
+  bands_fit_into_shared_memory<Tf32Math>();
+  bands_fit_into_shared_memory<Fp32Math>();
+  empty_layers_start_nothing_or_write_zeros();
+  grids_are_empty_or_possible();
+  normalisation_is_cut_as_its_kernels_need();
+  layers_of_the_paper_come_in_vectors();
+  normalisation_refuses_what_it_cant_count();
+  normalisation_of_nothing_starts_nothing();
+}

@@ -1,0 +1,251 @@
+"""What the private optimisers share: one flat vector, its groups, and the noise of its place."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from privimage import ops
+from privimage.dp.clipping import GRID_UNITS
+from privimage.dp.noise import Domain, SecretKey, SecretStream
+from privimage.errors import UserError, check_non_negative, check_positive
+
+Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+"""Parameters, or groups of them with options of their own, as every torch.optim optimiser takes."""
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """What turns an integer sum into a private gradient: (sum + noise) · `scale`.
+
+    Attributes:
+        std: standard deviation of the noise in grid steps.
+        scale: gradient of a grid step.
+        stream: of the domain UPDATE.
+    """
+
+    std: float
+    scale: float
+    stream: SecretStream
+
+    @classmethod
+    def make(
+        cls,
+        noise_multiplier: float,
+        expected_batch_size: float,
+        key: SecretKey | None = None,
+        max_grad_norm: float = 1.0,
+    ) -> "GradientNoise":
+        """The noise for a mean gradient, in units of which the clipping norm is `max_grad_norm`.
+
+        Raises:
+            UserError: a number is out of range.
+        """
+        check_non_negative("noise_multiplier", noise_multiplier)
+        check_positive("expected_batch_size", expected_batch_size)
+        std = noise_multiplier * GRID_UNITS
+        if std > ops.LARGEST_STD:
+            raise UserError(
+                f"noise_multiplier is {noise_multiplier:g}, but at most 2^28 is possible"
+            )
+        scale = max_grad_norm / (GRID_UNITS * expected_batch_size)
+        return cls(std, scale, (key or SecretKey.from_os()).stream(Domain.UPDATE))
+
+
+class DPOptimizer(torch.optim.Optimizer):
+    """What the private optimisers share: a step from an integer sum, with noise of its own.
+
+    A `PrivateEngine` gives the noise. Whoever goes without one gives `noise_multiplier` and
+    `expected_batch_size` here; the gradient is then in units of the clipping norm: Adam does not
+    care about the scale, its `eps` damps every clipping norm alike, and an SGD step is at most the
+    learning rate long. Options and learning rates are in `param_groups`, so the schedulers of
+    `torch.optim.lr_scheduler` work.
+
+    Formal guarantee: the parameters after a step depend on the examples only through
+    `clipped_sum` plus N(0, (noise_multiplier · GRID_UNITS)²) per coordinate, drawn afresh; an empty
+    sum is a step like any other
+    (tests/dp/test_optimizers.py::test_an_empty_batch_is_a_step_of_pure_noise,
+    tests/dp/test_optimizers.py::test_two_steps_draw_two_noises). How the parameters are grouped
+    changes no bit of it
+    (tests/dp/test_optimizers.py::test_groups_draw_the_noise_of_their_place). No state holds the key
+    (tests/dp/test_optimizers.py::test_no_state_holds_the_key).
+
+    Attributes:
+        flat: all trainable parameters in one vector, group after group; the model's own are views
+            of it. A parameter's noise is a function of its place here.
+        parameters: those in `flat`, in its order.
+    """
+
+    _has_second_moment = True
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        noise_multiplier: float | None,
+        expected_batch_size: float | None,
+        key: SecretKey | None,
+        ema_decay: Callable[[int], float] | None,
+        defaults: dict[str, Any],
+    ) -> None:
+        check_positive("lr", defaults["lr"])
+        groups = _groups(parameters)
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.flat = nn.Parameter(_flatten(self.parameters))
+        sizes = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
+        pieces = [self.flat] if len(groups) == 1 else map(nn.Parameter, self.flat.data.split(sizes))
+        for group, piece in zip(groups, pieces, strict=True):
+            group["params"] = [piece]
+        super().__init__(groups, defaults)
+        self._noise: GradientNoise | None = None
+        self._ema_decay = ema_decay
+        for piece in self._pieces():
+            state = self.state[piece]
+            state["step"] = torch.tensor(0)
+            state["exp_avg"] = torch.zeros_like(piece.detach())
+            if self._has_second_moment:
+                state["exp_avg_sq"] = torch.zeros_like(piece.detach())
+            if ema_decay is not None:
+                state["ema"] = piece.detach().clone()
+        if noise_multiplier is not None or expected_batch_size is not None:
+            if noise_multiplier is None or expected_batch_size is None:
+                raise UserError("noise_multiplier and expected_batch_size belong together")
+            self.add_noise(GradientNoise.make(noise_multiplier, expected_batch_size, key))
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether the noise comes from a secret key: not so without noise or with a test key."""
+        return self._noise is not None and self._noise.stream.is_secret
+
+    @property
+    def average(self) -> torch.Tensor:
+        """The moving average of the parameters, flat; KeyError without `ema_decay`."""
+        return torch.cat([self.state[piece]["ema"] for piece in self._pieces()])
+
+    def add_noise(self, noise: GradientNoise) -> None:
+        """Gives the optimiser its noise, once.
+
+        Raises:
+            UserError: it has noise already.
+        """
+        if self._noise is not None:
+            raise UserError(
+                "this optimiser has noise already; make one without noise_multiplier and "
+                "expected_batch_size for a PrivateEngine"
+            )
+        self._noise = noise
+
+    def step(self, clipped_sum: torch.Tensor) -> None:  # type: ignore[override]
+        """Takes one step from the integer sum of one logical batch.
+
+        Args:
+            clipped_sum: int64 [parameters], in the order of `flat`.
+
+        Raises:
+            UserError: there is no noise yet, or the model was moved or converted since.
+        """
+        noise = self._noise
+        if noise is None:
+            raise UserError(
+                "a private optimiser takes its steps through PrivateEngine.step, or needs "
+                "noise_multiplier and expected_batch_size"
+            )
+        self._check_views()
+        first = 0
+        for group, piece in zip(self.param_groups, self._pieces(), strict=True):
+            state, last = self.state[piece], first + piece.numel()
+            state["step"] += 1
+            steps = int(state["step"])
+            rule = ops.UpdateRule(
+                noise_std=noise.std,
+                scale=noise.scale,
+                average_weight=0.0 if self._ema_decay is None else 1.0 - self._ema_decay(steps),
+                **self._numbers(group, steps),
+            )
+            moments = state["exp_avg"], state.get("exp_avg_sq"), state.get("ema")
+            tensors = ops.UpdateState(piece, *moments)
+            noise.stream.private_update(clipped_sum[first:last], tensors, rule, first)
+            first = last
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters, moments, average and step; holds no randomness and no un-noised value."""
+        states = [{"parameters": p.detach(), **self.state[p]} for p in self._pieces()]
+        step = {"step": states[0]["step"].clone()}
+        names = [name for name in states[0] if name not in step]
+        return {name: torch.cat([state[name] for state in states]) for name in names} | step
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """The inverse of `tensors`."""
+        sizes = [piece.numel() for piece in self._pieces()]
+        for i, piece in enumerate(self._pieces()):
+            for name, tensor in {"parameters": piece.detach(), **self.state[piece]}.items():
+                given = tensors[name]
+                tensor.copy_(given if name == "step" else given.split(sizes)[i])
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Raises ValueError once the optimiser is made: its parameters are one vector.
+
+        Raises:
+            ValueError: there are all groups already.
+        """
+        if hasattr(self, "_noise"):
+            raise ValueError("a private optimiser takes all its groups when it is made")
+        super().add_param_group(param_group)
+
+    def _pieces(self) -> Iterator[nn.Parameter]:
+        """The part of `flat` that is each group's."""
+        for group in self.param_groups:
+            yield from group["params"]
+
+    def _check_views(self) -> None:
+        """Raises UserError unless every parameter still is where `flat` is updated."""
+        place = self.flat.data_ptr()
+        for parameter in self.parameters:
+            is_there = parameter.data_ptr() == place or not parameter.numel()
+            if not is_there or parameter.dtype != self.flat.dtype:
+                raise UserError(
+                    "the model was moved or converted after its optimiser was made, which "
+                    "therefore can't update it; call .to(...) first, then make the optimiser"
+                )
+            place += parameter.numel() * parameter.element_size()
+
+    def _numbers(self, group: dict[str, Any], steps: int) -> dict[str, float]:
+        """The fields of `ops.UpdateRule` that an algorithm decides, for its step `steps` >= 1."""
+        raise NotImplementedError
+
+
+def _groups(parameters: Parameters) -> list[dict[str, Any]]:
+    """One dictionary a group, its "params" a list of those that are trainable."""
+    given = list(parameters)
+    if not any(isinstance(item, dict) for item in given):
+        given = [{"params": given}]
+    groups = []
+    for group in given:
+        if not isinstance(group, dict):
+            raise UserError("parameters are all groups (dictionaries) or all tensors, not both")
+        members = group["params"]
+        members = [members] if isinstance(members, torch.Tensor) else list(members)
+        groups.append({**group, "params": [p for p in members if p.requires_grad]})
+    trainable = [parameter for group in groups for parameter in group["params"]]
+    if not trainable:
+        raise UserError("there is no trainable parameter to optimise")
+    if len(set(map(id, trainable))) < len(trainable):
+        raise UserError("a parameter is given twice; every parameter belongs to one group")
+    return groups
+
+
+def _flatten(parameters: list[nn.Parameter]) -> torch.Tensor:
+    """One vector of all `parameters`, which become views of it."""
+    for parameter in parameters:
+        if parameter.dtype != torch.float32 or parameter.device != parameters[0].device:
+            raise UserError(
+                f"a parameter {list(parameter.shape)} is {parameter.dtype} on {parameter.device}; "
+                "a private optimiser needs all of them as torch.float32 on one device"
+            )
+    flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
+    start = 0
+    for parameter in parameters:
+        parameter.data = flat[start : start + parameter.numel()].view(parameter.shape)
+        start += parameter.numel()
+    return flat

@@ -1,0 +1,120 @@
+"""What a private training run may depend on and what it costs, fixed before any data is seen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from privimage.dp import accounting
+from privimage.dp.accounting import SubsampledGaussian
+from privimage.dp.calibration import calibrate_noise_multiplier
+from privimage.dp.clipping import clipped_sum, layer_clipped_sum, normalised_sum
+from privimage.dp.records import Plan
+from privimage.errors import UserError, check_choice, check_positive
+
+CLIPPINGS = ("flat", "per_layer", "automatic")
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """The public numbers of a `PrivateEngine`.
+
+    Attributes:
+        noise_multiplier: noise std / `max_grad_norm`; 0 for no privacy.
+        sample_rate: probability with which an example enters a step, each by itself.
+        steps: of the optimiser, empty batches included.
+        max_grad_norm: C, the most by which one example moves a step's sum of gradients.
+        clipping: "flat" scales an example's whole gradient to a norm of at most C; "per_layer"
+            that of each of L modules to at most C / √L; "automatic" multiplies every gradient by
+            C / (its norm + `stability`) (AUTO-S, arXiv 2206.07136).
+        stability: γ of automatic clipping, in units of the gradient.
+        expected_batch_size: what the noised sum is divided by. None takes `sample_rate` times the
+            number of examples, and so declares that number public.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    max_grad_norm: float = 1.0
+    clipping: str = "flat"
+    stability: float = 0.01
+    expected_batch_size: float | None = None
+
+    def __post_init__(self) -> None:
+        self.mechanism(self.steps)
+        for name in ("max_grad_norm", "stability"):
+            if not 1e-30 <= getattr(self, name) <= 1e30:
+                raise UserError(f"{name} must lie in [1e-30, 1e30], got {getattr(self, name)}")
+        check_choice("clipping", self.clipping, CLIPPINGS)
+        if self.expected_batch_size is not None:
+            check_positive("expected_batch_size", self.expected_batch_size)
+
+    @classmethod
+    def for_epsilon(
+        cls,
+        target_epsilon: float,
+        delta: float,
+        sample_rate: float,
+        steps: int,
+        max_grad_norm: float = 1.0,
+        clipping: str = "flat",
+        stability: float = 0.01,
+        expected_batch_size: float | None = None,
+    ) -> "Privacy":
+        """The numbers with the least noise for which all steps cost at most `target_epsilon`.
+
+        Args:
+            target_epsilon: upper bound on ε at `delta`; infinite for no privacy.
+            delta: in [1e-9, 1e-2], far below 1 / number of examples.
+            sample_rate: as above, like all that follow.
+            steps: all of which the noise has to pay for.
+            max_grad_norm: C.
+            clipping: "flat", "per_layer" or "automatic".
+            stability: γ of automatic clipping.
+            expected_batch_size: None declares the number of examples public.
+
+        Raises:
+            UserError: a number is out of range, or no noise is enough.
+        """
+        others = (sample_rate, steps, max_grad_norm, clipping, stability, expected_batch_size)
+        cls(0.0, *others)  # refuses other mistakes before the search
+        noise_multiplier = calibrate_noise_multiplier(target_epsilon, delta, sample_rate, steps)
+        return cls(noise_multiplier, *others)
+
+    def mechanism(self, steps: int) -> SubsampledGaussian:
+        """What so many steps release, for the accountant."""
+        return SubsampledGaussian(self.sample_rate, self.noise_multiplier, steps)
+
+    def clipped_sum(self, parts: torch.Tensor, module_sizes: Sequence[int]) -> torch.Tensor:
+        """The sum of the rows of `parts` [examples, parameters], clipped as asked for.
+
+        Formal guarantee: as `privimage.dp.clipping.clipped_sum`, for every way of clipping
+        (tests/dp/test_clipping.py::test_one_row_moves_the_sum_by_at_most_the_clip).
+
+        Args:
+            parts: float, one example's gradient a row.
+            module_sizes: parameters of each module, in the order of the columns.
+
+        Returns:
+            int64 [parameters], in units of C / `GRID_UNITS`.
+        """
+        if self.clipping == "per_layer":
+            return layer_clipped_sum(parts, self.max_grad_norm, module_sizes)
+        if self.clipping == "automatic":
+            return normalised_sum(parts, self.max_grad_norm, self.stability)
+        return clipped_sum(parts, self.max_grad_norm)
+
+    def epsilon(self, delta: float) -> float:
+        """An upper bound on ε at `delta` of all the steps."""
+        return accounting.epsilon([self.mechanism(self.steps)], delta).upper
+
+    def plan(self, delta: float) -> Plan:
+        """What a `Ledger` has to know: a budget that pays for exactly these steps."""
+        return Plan(self.epsilon(delta), delta, None, self.mechanism(self.steps))
+
+    def goes_on_from(self, earlier: "Privacy") -> bool:
+        """Whether both are the same but for the number of steps."""
+        return replace(earlier, steps=self.steps) == self

@@ -1,0 +1,278 @@
+"""DP-SGD for any model, optimiser and data set: one call a step, which can't be held wrong."""
+
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from privimage.dp import accounting
+from privimage.dp.budget import StepBudget
+from privimage.dp.engine import ExampleGradients, Losses
+from privimage.dp.flat_optimizer import GradientNoise
+from privimage.dp.ledger import Ledger
+from privimage.dp.noise import Domain, SecretKey
+from privimage.dp.privacy import Privacy
+from privimage.dp.sampling import PoissonLoader, Rows
+from privimage.dp.stepping import Stepper
+from privimage.errors import UserError, check_count
+
+_ARENA_BYTES = 64 * 2**20
+_LARGEST_MICRO_BATCH = 64
+
+
+class PrivateEngine:
+    """Trains a model with DP-SGD (Abadi et al., arXiv 1607.00133), a call of `step` a step.
+
+    The engine draws the batches, so none that was not Poisson-sampled can reach a step; it takes
+    losses one an example, so nothing that mixes examples can be differentiated; and as long as it
+    is open, `backward()` into the model's parameters raises. Learning-rate schedulers and whatever
+    else reads the optimiser go between the steps as ever.
+
+    Formal guarantee: under add/remove-one adjacency, if `losses` treats the rows one by one and no
+    random number of it serves two rows (then which rows share it would depend on who else was
+    sampled), what `step` changes (parameters, state of the
+    optimiser, PyTorch's random state) is a function of as many Poisson-subsampled Gaussian releases
+    with the rate and noise multiplier of `privacy` as there were calls, empty batches included
+    (tests/dp/test_private_engine.py::test_one_example_moves_a_step_by_at_most_the_clip,
+    tests/dp/test_private_engine.py::test_an_empty_batch_is_a_step,
+    tests/dp/test_private_engine.py::test_the_random_state_tells_nothing_about_the_batch); with a
+    ledger, each is on disk before its noise is drawn
+    (tests/dp/test_private_engine.py::test_a_step_is_in_the_ledger_before_data_is_touched). The
+    shapes of an example are taken for public, and the number of examples where `privacy` has no
+    `expected_batch_size`. How long a step takes is not covered.
+
+    Attributes:
+        privacy: as given.
+        micro_batch: examples whose gradients are in memory at a time; changes no result but for the
+            rounding of the forward pass.
+        steps_spent: steps that were begun, which is what `epsilon` counts.
+        is_secret: False if a test key took the place of the secret one: nothing is private then.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        losses: Losses,
+        data: Any,
+        privacy: Privacy,
+        *,
+        draws_per_example: int = 1,
+        micro_batch: int | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        """Binds everything together; touches no data but for the shape of an example.
+
+        Args:
+            model: any module that `ExampleGradients` knows.
+            optimizer: `DPAdam`, `DPAdamW`, `DPSGD` without noise of their own, or any of
+                torch.optim, which gets the noised mean gradient as `.grad`; over all trainable
+                parameters of the model, in groups or not.
+            losses: `losses(model, *batch)` -> [rows], a loss a row. It may use PyTorch's global
+                generators, which are seeded from the secret key, if it draws for each row by
+                itself, as `torch.randn_like` does.
+            data: tensors of equal length, or a map-style data set of examples of one shape (see
+                `PoissonLoader`).
+            privacy: the public numbers.
+            draws_per_example: rows of each example in a batch, one after the other; the gradient of
+                their mean loss is clipped once. For a loss with randomness of its own.
+            micro_batch: examples at a time; by default as many as fit 64 MiB of gradients, 64 at
+                most.
+            ledger: by the unit "image", which is one example, and with the plan
+                `privacy.plan(delta)`; every step is reserved in it.
+
+        Raises:
+            UserError: a layer that mixes examples, parameters of model and optimiser that differ,
+                or an argument that is not as above.
+        """
+        check_count("draws_per_example", draws_per_example)
+        self.privacy = privacy
+        self.steps_spent = 0
+        self._model, self._losses, self._optimizer = model, losses, optimizer
+        self._draws, self._ledger = draws_per_example, ledger
+        self._gradients = ExampleGradients(model)
+        self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        fitting = _ARENA_BYTES // (4 * self._gradients.size)
+        default = min(max(fitting, 1), _LARGEST_MICRO_BATCH)
+        self.micro_batch = default if micro_batch is None else micro_batch
+        check_count("micro_batch", self.micro_batch)
+        self._loader = PoissonLoader(data, privacy.sample_rate)
+        self._template: Rows = ()
+        self._budget: StepBudget | None = None
+        self._check_plan()
+        key = SecretKey.from_os()
+        self.is_secret = key.is_secret
+        self._sampling, self._words = key.stream(Domain.SAMPLING), key.stream(Domain.EXAMPLES)
+        expected = privacy.expected_batch_size or privacy.sample_rate * max(len(self._loader), 1)
+        noise = GradientNoise.make(privacy.noise_multiplier, expected, key, privacy.max_grad_norm)
+        self._stepper = Stepper(optimizer, self._parameters, noise)
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(partial(_refuse_backward, name))
+            for name, p in self._parameters.items()
+        ]
+
+    def check(self, *dummy: torch.Tensor) -> None:
+        """Runs model and losses on made-up data: are the examples independent, the layers known?
+
+        The first `step` does this by itself, before it touches data, with two examples of normal
+        numbers and of the integers 0 and 1. Call it with examples of your own if those make no
+        sense to your model.
+
+        Args:
+            dummy: tensors [2 or more examples that differ, ...] in the shapes of the data; no
+                sensitive data.
+
+        Raises:
+            UserError: as `ExampleGradients.check_independence`.
+        """
+        rows = dummy or self._loader.made_up()
+        batch = self._repeated(self._on_device(rows))
+        self._gradients.check_independence(self._losses, *batch, draws=self._draws)
+        self._template = tuple(tensor[:0] for tensor in rows)
+
+    def step(self) -> None:
+        """Draws a batch, sums its clipped gradients, adds noise once, and updates the model.
+
+        Returns nothing: a loss or a batch size would be a release that ε does not cover.
+
+        Raises:
+            UserError: all steps were taken, the ledger's budget is used up, the engine is closed,
+                the model has other trainable parameters than before, or as `check`.
+        """
+        self._check_ready()
+        if not self._template:
+            self.check()
+        self._reserve()
+        self.steps_spent += 1
+        total = torch.zeros(self._gradients.size, dtype=torch.int64, device=self._device)
+        seed = int(self._words.words(1))
+        with torch.random.fork_rng([self._device] if self._device.type != "cpu" else []):
+            torch.manual_seed(seed)
+            for rows, count in self._loader.micro_batches(
+                self._sampling, self.micro_batch, self._template
+            ):
+                batch = self._repeated(self._on_device(rows))
+                parts = self._gradients(self._losses, *batch, draws=self._draws)
+                total += self.privacy.clipped_sum(parts[:count], self._gradients.module_sizes)
+        self._stepper.step(total)
+
+    def epsilon(self, delta: float) -> float:
+        """An upper bound on ε at `delta` of the steps begun so far; infinite without secret noise.
+
+        With a ledger, of everything ever reserved in it. Without one, steps that were taken after
+        the state that was loaded was saved are not known, and not counted.
+
+        Raises:
+            UserError: δ is out of range, or the accountants disagree.
+        """
+        accounting.check_delta(delta)
+        if self._ledger is not None:
+            private = not self._ledger.not_private_because
+            return self._ledger.epsilon(delta).upper if private else float("inf")
+        if self.steps_spent == 0:
+            return 0.0
+        if not self.is_secret:
+            return float("inf")
+        return accounting.epsilon([self.privacy.mechanism(self.steps_spent)], delta).upper
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a later run goes on from, beside the model's own state; holds no secret.
+
+        Neither key nor batch nor un-noised gradient is in it; an engine that loads it draws a fresh
+        key. Everything in it is a tensor, number or string: it can be read back without pickle's
+        dangers.
+        """
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "steps_spent": self.steps_spent,
+            "privacy": asdict(self.privacy),
+            "ledger_head": None if self._ledger is None else self._ledger.head,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`; load the model's own state first.
+
+        Raises:
+            UserError: it is of an engine with another `privacy` (the number of steps apart), or
+                the ledger does not know it.
+        """
+        if not self.privacy.goes_on_from(Privacy(**state["privacy"])):
+            raise UserError(
+                f"the state is of {Privacy(**state['privacy'])}, this engine has {self.privacy}; "
+                "ε counts steps of one kind: make the engine with those numbers"
+            )
+        if self._ledger is not None and not self._ledger.knows(state["ledger_head"]):
+            raise UserError(
+                f"{self._ledger.path} is older than the state or is another run's, so ε can't be "
+                "stated; restore it from a backup"
+            )
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.steps_spent = max(self.steps_spent, state["steps_spent"])
+        self._budget = None
+
+    def close(self) -> None:
+        """Gives the model back: there are no more steps, and `backward()` works again."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self._parameters.values())).device
+
+    def _on_device(self, rows: Rows) -> Rows:
+        return tuple(tensor.to(self._device) for tensor in rows)
+
+    def _repeated(self, rows: Rows) -> Rows:
+        """Each example's rows, one for each draw."""
+        if self._draws == 1:
+            return rows
+        return tuple(tensor.repeat_interleave(self._draws, dim=0) for tensor in rows)
+
+    def _check_plan(self) -> None:
+        if self._ledger is None:
+            return
+        # One example is the unit that is sampled and clipped, whatever it shows.
+        self._ledger.check_unit("image")
+        plan, own = self._ledger.plan, self.privacy.mechanism(self.privacy.steps)
+        if plan is None or plan.finetune != own:
+            raise UserError(
+                f"{self._ledger.path}: the ledger's plan is not that of the engine's privacy; "
+                "call ledger.set_plan(privacy.plan(delta)) first"
+            )
+
+    def _check_ready(self) -> None:
+        if not self._hooks:
+            raise UserError("the engine is closed; make another one")
+        if self.steps_spent >= self.privacy.steps:
+            raise UserError(
+                f"all {self.privacy.steps} steps of privacy were taken; more need a Privacy of "
+                "more steps, and cost a larger epsilon"
+            )
+        trainable = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
+        if list(map(id, trainable.values())) != list(map(id, self._parameters.values())):
+            raise UserError(
+                "the model's trainable parameters are others than when the engine was made; "
+                "make a new engine after freezing, unfreezing or replacing some"
+            )
+
+    def _reserve(self) -> None:
+        """Puts the next step into the ledger, if there is one."""
+        if self._ledger is None:
+            return
+        if self._budget is None:
+            left = self.privacy.steps - self.steps_spent
+            self._budget = self._ledger.step_budget(left, first_step=self.steps_spent)
+            if not self.is_secret:
+                self._ledger.mark_not_private("test key")
+        self._budget.reserve(1)
+
+
+def _refuse_backward(name: str, parameter: torch.Tensor) -> None:
+    parameter.grad = None
+    raise UserError(
+        f"backward() would give parameter '{name}' a gradient without noise; call "
+        "PrivateEngine.step(), or close() the engine first if the data is public"
+    )

@@ -1,0 +1,488 @@
+"""The engine as a user holds it, and as they must not be able to hold it."""
+
+import copy
+import io
+import math
+
+import pytest
+import scipy.stats
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from truth import one_at_a_time
+
+from privimage.dp import (
+    DPSGD,
+    DPAdam,
+    DPAdamW,
+    Ledger,
+    Privacy,
+    PrivateEngine,
+    SubsampledGaussian,
+    epsilon,
+)
+from privimage.dp.noise import TEST_KEY
+from privimage.errors import UserError
+
+NEVER = 1e-15
+EXAMPLES = 12
+
+
+@pytest.fixture
+def known_key(monkeypatch):
+    """Noise and sampling from a key that everybody knows: two runs differ by data alone."""
+    monkeypatch.setenv(TEST_KEY, "known")
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def losses(model, x, y):
+    return F.cross_entropy(model(x), y, reduction="none")
+
+
+def examples(count=EXAMPLES):
+    """The first ones are always the same, so that sets differ at their end."""
+    random = torch.Generator().manual_seed(1)
+    x, y = torch.randn(64, 4, generator=random), torch.randint(3, (64,), generator=random)
+    return x[:count], y[:count]
+
+
+def privacy(**changes):
+    return Privacy(
+        **{"noise_multiplier": 1.0, "sample_rate": 1.0, "steps": 50}
+        | {"max_grad_norm": 0.3, "expected_batch_size": 10.0}
+        | changes
+    )
+
+
+def engine(data=None, optimizer=DPSGD, model=None, options=None, **changes):
+    model = model or network()
+    chosen = optimizer(model.parameters(), lr=0.1)
+    data = examples() if data is None else data
+    return PrivateEngine(model, chosen, losses, data, privacy(**changes), **(options or {}))
+
+
+def weights(made):
+    return torch.cat([p.detach().flatten() for p in made._model.parameters()])
+
+
+def moved(made, steps=1):
+    """What `steps` steps change, in units of C / expected batch size."""
+    before = weights(made)
+    for _ in range(steps):
+        made.step()
+    step = made.privacy.max_grad_norm / (made.privacy.expected_batch_size or 1.0)
+    return (before - weights(made)).double() / 0.1 / step
+
+
+@pytest.mark.parametrize("clipping", ["flat", "per_layer", "automatic"])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_without_noise_a_step_is_the_mean_of_the_clipped_gradients(clipping, draws):
+    made = engine(noise_multiplier=0.0, clipping=clipping, options={"draws_per_example": draws})
+    model = copy.deepcopy(made._model).double()
+    x, y = examples()
+    rows = one_at_a_time(model, losses, (x.double(), y))
+    norms = rows.norm(dim=1, keepdim=True)
+    if clipping == "automatic":
+        rows = rows * 0.3 / (norms + 0.01)
+    elif clipping == "flat":
+        assert (norms > 0.3).any()
+        rows = rows * (0.3 / norms).clamp(max=1)
+    else:
+        layers = rows.split([30, 21], dim=1)
+        rows = torch.cat(
+            [r * (0.3 / 2**0.5 / r.norm(dim=1)).clamp(max=1)[:, None] for r in layers], 1
+        )
+    expected = rows.sum(0) / 10
+    found = moved(made) * 0.03
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("clipping", ["flat", "per_layer", "automatic"])
+@pytest.mark.parametrize("hostile", [0.0, 1e-30, 1e10, 1e30, math.inf, -math.inf, math.nan])
+def test_one_example_moves_a_step_by_at_most_the_clip(known_key, clipping, hostile):
+    few, more = examples(8), tuple(t.clone() for t in examples(9))
+    more[0][8] = hostile
+    for rate in (1.0, 0.5):
+        both = [moved(engine(data, clipping=clipping, sample_rate=rate)) for data in (few, more)]
+        # Float32 parameters of about 1 give a change of C / 10 back to about 1e-5 of it.
+        assert float((both[0] - both[1]).norm()) <= 1 + 1e-4
+
+
+def test_the_test_above_can_fail(known_key, monkeypatch):
+    monkeypatch.setattr(
+        Privacy, "clipped_sum", lambda self, parts, _: (parts * 2**30).long().sum(0)
+    )
+    few, more = examples(8), tuple(t.clone() for t in examples(9))
+    more[0][8] = 1e10
+    assert float((moved(engine(few)) - moved(engine(more))).norm()) > 2
+
+
+def test_an_empty_batch_is_a_step():
+    made = engine(sample_rate=NEVER, noise_multiplier=2.0, steps=40)
+    drawn = torch.cat([moved(made) for _ in range(40)]) / 2.0
+    squares = float(drawn.square().sum())
+    low, high = scipy.stats.chi2.ppf([5e-7, 1 - 5e-7], len(drawn))
+    assert low < squares < high
+    assert not low < squares * 0.8**2 < high
+    assert made.steps_spent == 40
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 5, 12, 64])
+def test_micro_batches_of_any_size_give_the_same_step(known_key, micro_batch):
+    whole = moved(engine(), steps=3)
+    cut = moved(engine(options={"micro_batch": micro_batch}), steps=3)
+    # Forward passes of other sizes differ by some 1e-7, and float32 parameters by 1e-5 of a step.
+    assert (whole - cut).abs().max() < 1e-3
+
+
+def test_a_step_takes_one_poisson_sample_whole():
+    # The "gradient" of example i is the unit vector i, so that a step shows who was in it.
+    count, steps, rate = 40, 300, 0.1
+    model = nn.Linear(count, 1, bias=False)
+    made = PrivateEngine(
+        model,
+        DPSGD(model.parameters(), lr=1.0),
+        lambda m, x: -m(x)[:, 0],
+        torch.eye(count),
+        Privacy(0.0, rate, steps, expected_batch_size=1.0),
+        micro_batch=3,
+    )
+    sampled = []
+    for _ in range(steps):
+        before = model.weight.detach().clone()
+        made.step()
+        sampled.append((model.weight.detach() - before)[0])
+    sampled = torch.stack(sampled)
+    assert torch.allclose(sampled, sampled.round(), atol=1e-4)
+    assert sampled.round().unique().tolist() == [0.0, 1.0]
+    total = int(sampled.round().sum())
+    low, high = scipy.stats.binom.ppf([5e-7, 1 - 5e-7], count * steps, rate)
+    assert low <= total <= high
+    assert not low <= total * 1.2 <= high
+    sizes = sampled.round().sum(1)
+    assert sizes.min() == 0 or sizes.max() > 6
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "options"),
+    [
+        (DPSGD, torch.optim.SGD, {}),
+        (DPSGD, torch.optim.SGD, {"momentum": 0.9}),
+        (DPAdam, torch.optim.Adam, {}),
+        (DPAdamW, torch.optim.AdamW, {"weight_decay": 0.1}),
+    ],
+)
+def test_every_optimizer_gets_the_same_noised_mean(known_key, ours, theirs, options):
+    ends = []
+    for kind in (ours, theirs):
+        model = network()
+        made = PrivateEngine(
+            model, kind(model.parameters(), lr=0.1, **options), losses, examples(), privacy()
+        )
+        for _ in range(4):
+            made.step()
+        ends.append(weights(made))
+        assert all(parameter.grad is None for parameter in model.parameters())
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-5)
+
+
+def test_groups_in_another_order_than_the_model_s(known_key):
+    ends = []
+    for kind in (DPSGD, torch.optim.SGD):
+        model = network()
+        groups = [{"params": model[2].parameters()}, {"params": model[0].parameters(), "lr": 0.01}]
+        made = PrivateEngine(model, kind(groups, lr=0.1), losses, examples(), privacy())
+        before = weights(made)
+        object.__setattr__(made._stepper._noise, "std", 0.0)
+        if kind is DPSGD:
+            object.__setattr__(made._optimizer._noise, "std", 0.0)
+        made.step()
+        ends.append(weights(made) - before)
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", [DPAdam, torch.optim.Adam])
+def test_learning_rate_schedulers(optimizer):
+    made = engine(optimizer=optimizer, noise_multiplier=0.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(made._optimizer, step_size=1, gamma=0.0)
+    made.step()
+    scheduler.step()
+    before = weights(made)
+    made.step()
+    assert torch.equal(before, weights(made))
+
+
+def test_only_what_is_trainable_is_trained():
+    # A low-rank update beside a frozen layer.
+    model = network()
+    model[0].requires_grad_(False)
+    frozen = model[0].weight.clone()
+    trained = model[2].weight.clone()
+    made = engine(model=model)
+    made.step()
+    assert torch.equal(model[0].weight, frozen)
+    assert not torch.equal(model[2].weight, trained)
+
+
+class Dictionary:
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return {"x": torch.zeros(4)}
+
+
+def test_a_data_set_gives_what_its_tensors_give(known_key):
+    x, y = examples()
+    listed = [(row, int(label)) for row, label in zip(x, y, strict=True)]
+    from_tensors = moved(engine(), 2)
+    for data in (TensorDataset(x, y), listed):
+        assert torch.equal(moved(engine(data), 2), from_tensors)
+
+
+def test_augmentation_and_dropout_draw_anew_for_each_draw():
+    seen = []
+
+    def noisy(model, x, y):
+        seen.append(torch.randn_like(x))
+        return losses(model, x + seen[-1], y)
+
+    model = network()
+    made = PrivateEngine(
+        model,
+        DPSGD(model.parameters(), lr=0.1),
+        noisy,
+        examples(),
+        privacy(),
+        draws_per_example=2,
+        micro_batch=12,
+    )
+    made.step()
+    made.step()
+    one, other = seen[-2:]
+    assert one.shape == (24, 4)
+    assert len(torch.cat([one, other]).unique()) == 2 * one.numel()
+
+
+@pytest.mark.parametrize("count", [0, 1, 12])
+def test_the_random_state_tells_nothing_about_the_batch(count):
+    data = tuple(t[:count] for t in examples())
+    made = engine(data, options={"micro_batch": 1})
+    made.check()
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    made.step()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_backward_without_the_engine_is_refused():
+    made = engine()
+    model, (x, y) = made._model, examples()
+    with pytest.raises(UserError, match=r"backward\(\) .* '2\.bias' .*PrivateEngine\.step"):
+        F.cross_entropy(model(x), y).backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    made.step()
+    made.close()
+    F.cross_entropy(model(x), y).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(UserError, match="closed"):
+        made.step()
+
+
+def test_no_step_beyond_the_plan():
+    made = engine(steps=2)
+    made.step()
+    made.step()
+    before = weights(made)
+    with pytest.raises(UserError, match=r"all 2 steps .* were taken"):
+        made.step()
+    assert torch.equal(before, weights(made))
+
+
+def test_epsilon_is_the_accountant_s_upper_bound_for_the_steps_begun():
+    made = engine(sample_rate=0.1)
+    assert made.epsilon(1e-5) == 0.0
+    for taken in (1, 2):
+        made.step()
+        steps = SubsampledGaussian(0.1, 1.0, taken)
+        assert made.epsilon(1e-5) == epsilon([steps], 1e-5).upper
+    with pytest.raises(UserError, match="delta"):
+        made.epsilon(0.5)
+
+
+def test_a_step_that_fails_is_spent():
+    made = engine(sample_rate=1.0)
+    made.check()
+    made._losses = lambda model, x, y: losses(model, x, y).mean()
+    with pytest.raises(UserError, match="reduction='none'"):
+        made.step()
+    assert made.steps_spent == 1
+    assert made.epsilon(1e-5) > 0
+
+
+def test_a_test_key_promises_nothing(known_key):
+    made = engine()
+    assert not made.is_secret
+    made.step()
+    assert made.epsilon(1e-5) == math.inf
+
+
+def test_a_target_is_met_by_all_steps_together():
+    chosen = Privacy.for_epsilon(2.0, 1e-5, sample_rate=0.1, steps=20, clipping="automatic")
+    assert 1.9 < chosen.epsilon(1e-5) <= 2.0
+    assert chosen == Privacy(chosen.noise_multiplier, 0.1, 20, clipping="automatic")
+    assert Privacy.for_epsilon(math.inf, 1e-5, 0.1, 20).noise_multiplier == 0.0
+    assert Privacy(0.0, 0.1, 20).epsilon(1e-5) == math.inf
+
+
+@pytest.mark.parametrize("optimizer", [DPAdam, torch.optim.Adam])
+def test_a_saved_state_goes_on_and_holds_no_secret(known_key, optimizer):
+    one = engine(optimizer=optimizer, noise_multiplier=0.0)
+    moved(one, 3)
+    buffer = io.BytesIO()
+    torch.save({"model": one._model.state_dict(), "engine": one.state_dict()}, buffer)
+    assert bytes(one._sampling._key.tolist()) not in buffer.getvalue()
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    other = engine(optimizer=optimizer, model=network(1), noise_multiplier=0.0, steps=70)
+    other._model.load_state_dict(saved["model"])
+    other.load_state_dict(saved["engine"])
+    assert other.steps_spent == 3
+    moved(one, 2)
+    moved(other, 2)
+    torch.testing.assert_close(weights(one), weights(other), rtol=1e-6, atol=1e-6)
+
+
+def test_a_state_of_other_noise_is_refused():
+    saved = engine(noise_multiplier=0.5).state_dict()
+    with pytest.raises(UserError, match=r"noise_multiplier=0\.5.* this engine has"):
+        engine().load_state_dict(saved)
+
+
+def test_a_step_is_in_the_ledger_before_data_is_touched(tmp_path):
+    chosen = privacy(sample_rate=0.5, steps=3)
+    path, seen = tmp_path / "ledger.jsonl", []
+
+    class Watched(TensorDataset):
+        def __getitem__(self, index):
+            seen.append(path.read_text().count('"first_step"'))
+            return super().__getitem__(index)
+
+    with Ledger(path) as ledger:
+        ledger.set_plan(chosen.plan(1e-5))
+        made = engine(Watched(*examples(40)), sample_rate=0.5, steps=3, options={"ledger": ledger})
+        made.check(torch.randn(2, 4), torch.tensor([0, 1]))
+        seen.clear()
+        assert path.read_text().count('"first_step"') == 0
+        for step in (1, 2, 3):
+            made.step()
+            assert set(seen) == {step}
+            seen.clear()
+            assert made.epsilon(1e-5) == epsilon([SubsampledGaussian(0.5, 1.0, step)], 1e-5).upper
+        state = made.state_dict()
+        # A ledger that paid for all pays for nothing more, whatever the engine says.
+        again = engine(sample_rate=0.5, steps=3, options={"ledger": ledger})
+        with pytest.raises(UserError, match="pays for 0 more steps"):
+            again.step()
+    with Ledger(tmp_path / "other.jsonl") as ledger:
+        with pytest.raises(UserError, match=r"ledger\.set_plan\(privacy\.plan\(delta\)\)"):
+            engine(options={"ledger": ledger})
+        ledger.set_plan(chosen.plan(1e-5))
+        other = engine(sample_rate=0.5, steps=3, options={"ledger": ledger})
+        with pytest.raises(UserError, match="is older than the state"):
+            other.load_state_dict(state)
+
+
+def test_a_ledger_by_person_is_refused(tmp_path):
+    with Ledger(tmp_path / "ledger.jsonl", unit="person") as ledger:
+        ledger.set_plan(privacy().plan(1e-5))
+        with pytest.raises(UserError, match="this ledger is by person"):
+            engine(options={"ledger": ledger})
+
+
+def test_a_test_key_is_noted_in_the_ledger(known_key, tmp_path):
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        ledger.set_plan(privacy().plan(1e-5))
+        made = engine(options={"ledger": ledger})
+        made.step()
+        assert ledger.not_private_because == ["test key"]
+        assert made.epsilon(1e-5) == math.inf
+
+
+def test_mixing_is_found_before_any_data_is_touched():
+    class Untouchable(TensorDataset):
+        def __getitem__(self, index):
+            raise AssertionError("data was touched")
+
+    def mixing(model, x, y):
+        return losses(model, x - x.mean(0), y)
+
+    model = network()
+    data = Untouchable(*examples())
+    made = PrivateEngine(model, DPSGD(model.parameters(), lr=0.1), mixing, data, privacy())
+    with pytest.raises(UserError, match="changes with the other examples"):
+        made.check(torch.randn(3, 4), torch.tensor([0, 1, 2]))
+    model = network()
+    made = PrivateEngine(model, DPSGD(model.parameters(), lr=0.1), mixing, examples(), privacy())
+    with pytest.raises(UserError, match="changes with the other examples"):
+        made.step()
+    assert made.steps_spent == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: engine(DataLoader(TensorDataset(*examples()))), "DataLoader shuffles"),
+        (lambda: engine(Dictionary()).step(), "tensor, a number or a tuple"),
+        (lambda: engine([]).step(), "the data set is empty"),
+        (lambda: engine((torch.ones(2), torch.ones(3))), "equal length"),
+        (lambda: engine(iter([1])), "map-style data set, got list_iterator"),
+        (lambda: engine(options={"micro_batch": 0}), "micro_batch"),
+        (lambda: engine(options={"draws_per_example": 0}), "draws_per_example"),
+        (lambda: engine(clipping="per_leyer"), "did you mean 'per_layer'"),
+        (lambda: engine(max_grad_norm=0.0), "max_grad_norm"),
+        (lambda: engine(max_grad_norm=1e31), "max_grad_norm must lie in"),
+        (lambda: engine(stability=math.nan), "stability must lie in"),
+        (lambda: engine(sample_rate=1.5), "sample_rate"),
+        (lambda: engine(steps=0), "steps"),
+        (lambda: engine(stability=-1.0), "stability"),
+        (lambda: engine(expected_batch_size=0.0), "expected_batch_size"),
+        (lambda: engine(model=nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))), "GroupNorm"),
+        (lambda: engine(optimizer=lambda p, lr: torch.optim.LBFGS(p, lr)), "LBFGS does not"),
+        (
+            lambda: engine(optimizer=lambda p, lr: torch.optim.SGD(list(p)[1:], lr)),
+            r"'0\.weight' is trainable but not the optimizer's",
+        ),
+        (
+            lambda: engine(optimizer=lambda p, lr: DPAdam([*p, nn.Parameter(torch.ones(7))], lr)),
+            r"a parameter \[7\] that is not the model's",
+        ),
+        (
+            lambda: engine(optimizer=lambda p, lr: DPSGD(p, lr, 1.0, 1.0)),
+            "has noise already",
+        ),
+    ],
+)
+def test_a_mistake_is_told_before_anything_happens(make, problem):
+    with pytest.raises(UserError, match=problem):
+        make()
+
+
+def test_parameters_that_are_frozen_later_are_noticed():
+    made = engine()
+    made.step()
+    made._model[0].requires_grad_(False)
+    with pytest.raises(UserError, match="others than when the engine was made"):
+        made.step()
+
+
+def test_the_public_size_takes_the_place_of_the_real_one(known_key):
+    few, more = (engine(examples(count), expected_batch_size=None) for count in (5, 10))
+    fixed = engine(examples(5), expected_batch_size=5.0)
+    assert torch.equal(moved(few), moved(fixed) / 5)
+    assert more._stepper._noise.scale == few._stepper._noise.scale / 2

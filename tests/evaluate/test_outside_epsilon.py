@@ -1,0 +1,98 @@
+"""What is computed on sensitive images outside ε: off by default, and in the ledger before."""
+
+import json
+
+import pytest
+
+from privimage import assessment, recipe, stages
+from privimage.data import ImageSet, digits, write_parquet
+from privimage.dp import History, Ledger, Plan, SubsampledGaussian
+from privimage.errors import UserError
+from privimage.evaluate import evaluation
+from privimage.pipeline import Machine
+from privimage.progress import Reporter
+from privimage.run import RunFolder
+
+CEILING = "accuracy of classifiers trained on the sensitive images, and their number"
+DISTANCES = "distances of synthetic images to the nearest sensitive ones"
+NO_SCORES = {"evaluation.features": "", "evaluation.classifiers": ("logistic",)}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """What is read of a run; its synthetic images are mirrored digits, mislabelled."""
+    folder = RunFolder(tmp_path / "run")
+    folder.stage("synthetic").mkdir(parents=True)
+    folder.write_recipe(recipe.preset("digits", NO_SCORES | {"data.public": ""}))
+    names = [str(digit) for digit in range(10)]
+    folder.write_declared({"names": names, "public_size": 1437, "public_size_was_declared": False})
+    with Ledger(folder.ledger) as ledger:
+        ledger.set_plan(Plan(10.0, 1e-4, None, SubsampledGaussian(0.1, 2.0, 5)))
+        ledger.step_budget(5).reserve(5)
+    real = digits.train()
+    wrong = ImageSet(real.images[:300].flip(3), (real.labels[:300] + 1) % 10, tuple(names))
+    write_parquet(folder.stage("synthetic") / "images.parquet", wrong, {})
+    (folder.stage("synthetic") / "stage.json").write_text("{}")
+    return folder.path
+
+
+def _assess(path, result=None, **overrides):
+    overrides = {f"evaluation.{name}": value for name, value in overrides.items()}
+    assessment.assess(path, overrides, Machine("cpu", 2), Reporter(quiet=True), result)
+
+
+def test_by_default_nothing_looks_at_the_sensitive_images(monkeypatch, run):
+    ledger = (run / "ledger.jsonl").read_bytes()
+    monkeypatch.setattr(stages.Run, "sensitive", property(lambda _: pytest.fail("touched")))
+    _assess(run, run.parent / "found.json")
+    assert (run / "ledger.jsonl").read_bytes() == ledger
+    found = json.loads((run.parent / "found.json").read_text())
+    assert (found["ceiling"], found["sensitive_duplicates"], found["nonprivate"]) == (None,) * 2 + (
+        [],
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "recorded"), [("ceiling", CEILING), ("sensitive_duplicates", DISTANCES)]
+)
+def test_the_ledger_says_it_before_the_images_are_touched(monkeypatch, run, asked, recorded):
+    seen = []
+
+    def sensitive(_):
+        seen.extend(History.read(run / "ledger.jsonl").nonprivate)
+        raise InterruptedError
+
+    monkeypatch.setattr(stages.Run, "sensitive", property(sensitive))
+    with pytest.raises(InterruptedError):
+        _assess(run, **{asked: True})
+    assert seen == [recorded]
+    assert History.read(run / "ledger.jsonl").nonprivate == [recorded]
+
+
+def test_both_are_labelled_in_the_figures(run):
+    path = run.parent / "found.json"
+    _assess(run, path, ceiling=True, sensitive_duplicates=True)
+    found = json.loads(path.read_text())
+    assert found["nonprivate"] == [CEILING, DISTANCES]
+    assert any("no ε covers them" in caveat for caveat in found["caveats"])
+    ceiling, synthetic = (
+        accuracy["logistic"]["over_test_images"]["value"]
+        for accuracy in (found["ceiling"], found["synthetic"]["accuracy"])
+    )
+    assert ceiling > 0.9 > synthetic
+    assert found["sensitive_duplicates"]["against"] == "sensitive"
+    assert found["sensitive_duplicates"]["n_against"] == 1437
+    assert found["private"] is True
+
+
+def test_without_a_ledger_nothing_of_it_can_be_had(monkeypatch, run):
+    monkeypatch.setattr(evaluation, "accuracies", lambda *_: pytest.fail("touched"))
+    target, overrides = run / "synthetic/images.parquet", {"data.test": "builtin:digits-test"}
+    for asked in ("ceiling", "sensitive_duplicates"):
+        with pytest.raises(UserError, match="must stand in a run's ledger"):
+            assessment.assess(
+                target,
+                overrides | {f"evaluation.{asked}": True, "evaluation.features": ""},
+                Machine("cpu", 2),
+                Reporter(quiet=True),
+            )

@@ -1,0 +1,154 @@
+"""Every operator on every device: what the reference says in float64, the same bits every time."""
+
+import pytest
+import torch
+
+from privimage import ops
+from privimage.ops import reference
+
+CUDA = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+)
+DEVICES = ["cpu", CUDA]
+TYPES = [("cpu", torch.float32), pytest.param("cuda", torch.float32, marks=CUDA.marks)]
+TYPES += [pytest.param("cuda", torch.bfloat16, marks=CUDA.marks)]
+LAST = torch.channels_last
+
+# taps, stride, padding, dilation, groups, inputs, outputs, size; the tiled kernel's and others
+LAYERS = [
+    (3, 1, 1, 1, 1, 32, 32, 16),
+    (3, 1, 1, 1, 1, 72, 40, 7),
+    (3, 2, 1, 1, 1, 16, 64, 15),
+    (3, 1, 0, 1, 1, 3, 24, 9),
+    (1, 1, 0, 1, 1, 64, 128, 8),
+    (1, 2, 0, 1, 1, 8, 20, 11),
+    (5, 1, 2, 1, 1, 4, 6, 9),
+    (3, 1, 2, 2, 2, 4, 6, 9),
+]
+
+
+def _numbers(sizes):
+    """As the name of a test has them."""
+    return "x".join(map(str, sizes))
+
+
+def _random(*shape, dtype=torch.float32, device="cpu"):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+
+
+def _close(found, expected, relative):
+    """Within a share of the largest value; not finite at the same places, were there any."""
+    found, expected = found.double().cpu(), expected.double().cpu()
+    assert torch.equal(found.isfinite(), expected.isfinite())
+    assert (found - expected).abs().max() <= relative * expected.abs().max()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["first", "last"])
+@pytest.mark.parametrize("layer", LAYERS, ids=_numbers)
+@pytest.mark.parametrize(("device", "dtype"), TYPES)
+def test_weight_gradients(device, dtype, layer, layout):
+    taps, stride, padding, dilation, groups, inputs, outputs, size = layer
+    geometry = [stride] * 2, [padding] * 2, [dilation] * 2, groups
+    pixels = (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+    x = _random(6, inputs, size, size, dtype=dtype).contiguous(memory_format=layout)
+    grad = _random(6, outputs, pixels, pixels, dtype=dtype).contiguous(memory_format=layout)
+
+    def run():
+        rows = torch.full((3, outputs * (inputs // groups * taps**2 + 1)), 2.0, device=device)
+        weight = rows[:, :-outputs].view(3, outputs, inputs // groups, taps, taps)
+        there = x.to(device), grad.to(device)
+        ops.example_weight_grad(*there, weight, rows[:, -outputs:], geometry, True)
+        return weight, rows[:, -outputs:]
+
+    expected = [torch.full(part.shape, 2.0, dtype=torch.float64) for part in run()]
+    reference.example_weight_grad(x.double(), grad.double(), *expected, *geometry, True)
+    for found, again, right in zip(run(), run(), expected, strict=True):
+        assert torch.equal(found, again)
+        _close(found, right, 3e-6)
+
+
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("shape", [(6, 64, 16, 16), (4, 12, 7, 5), (2, 20, 9)], ids=_numbers)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["first", "last"])
+@pytest.mark.parametrize(("device", "dtype"), TYPES)
+def test_group_norm_silu(device, dtype, layout, shape, silu):
+    groups, channels = 4, shape[1]
+    x, grad = _random(*shape, dtype=dtype), _random(*reversed(shape), dtype=dtype).view(shape)
+    if len(shape) == 4:
+        x, grad = (t.contiguous(memory_format=layout) for t in (x, grad))
+    affine = _random(2, channels)
+
+    def run(room, to):
+        given, slope, (weight, bias) = to(x), to(grad), to(affine.to(to(x).device))
+        rows = [torch.zeros(2, channels).to(weight) for _ in range(2)]
+        y, moments = room.group_norm_silu(given, weight, bias, groups, 1e-5, silu)
+        back = room.group_norm_silu_backward(
+            slope, given, moments, weight, bias, *rows, silu, False
+        )
+        return y, back, moments, *rows
+
+    wide = torch.promote_types(dtype, torch.float32)
+
+    def there(tensor):
+        return tensor.to(device, wide if tensor is affine else tensor.dtype)
+
+    found, again = run(ops, there), run(ops, there)
+    expected = run(reference, lambda tensor: tensor.double())
+    stored = 2**-8 if dtype == torch.bfloat16 else 3e-6
+    for one, two, right, close in zip(
+        found, again, expected, [stored] * 2 + [3e-6] * 3, strict=True
+    ):
+        assert torch.equal(one, two)
+        _close(one, right, close)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_clipped_sum(device):
+    parts = (_random(9, 1000) * 8).round() / 64  # squares add up exactly, in any order
+    parts[3, 7] = torch.inf
+    found = ops.clipped_sum(parts.to(device), 0.7)
+    assert torch.equal(found.cpu(), reference.clipped_sum(parts, 0.7))
+
+
+def _state(device):
+    """Parameters, momentum, second moment and average."""
+    return [_random(1000, device=device).abs() for _ in range(4)]
+
+
+def _update(state, step, key=bytes(range(32)), std=2.0**31):
+    """One step of Adam with noise, as the operator takes it."""
+    total = torch.arange(1000, device=step.device)
+    numbers = std, 2.0**-33, 0.999, 0.9, 0.1, 0.999, 1.7, 1e-8, 1e-3, 0.01
+    secret = torch.tensor(list(key), dtype=torch.uint8)
+    torch.ops.privimage.private_update(total, secret, step, 37, *state, *numbers)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_private_update_draws_the_integers_of_the_reference(device):
+    there, here = _state(device), _state("cpu")
+    step = torch.tensor([5], device=device)
+    _update(there, step)
+    total, key = torch.arange(1000), torch.arange(32, dtype=torch.uint8)
+    numbers = 2.0**31, 2.0**-33, 0.999, 0.9, 0.1, 0.999, 1.7, 1e-8, 1e-3, 0.01
+    reference.private_update(total, key, torch.tensor([5]), 37, *here, *numbers)
+    assert step.item() == 6
+    for found, expected in zip(there, here, strict=True):
+        assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_a_replayed_graph_never_draws_the_same_noise(device):
+    state, step = _state(device), torch.tensor([5], device=device)
+    _update(state, step.clone())  # loads the kernels, which a capture may not
+    for tensor in state:
+        tensor.zero_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        _update(state, step)
+    seen = []
+    for _ in range(3):
+        state[1].zero_()
+        graph.replay()
+        seen.append(state[1].clone())
+    assert step.item() == 8
+    assert not any(torch.equal(a, b) for a, b in zip(seen, seen[1:] + seen[:1], strict=True))

@@ -1,0 +1,368 @@
+"""Bugs in DP fine-tuning: noise, clipping, the update, sampling, what is kept and said.
+
+Without a counterpart here, and so not planted: a sum over ranks (there is one process; the noise of
+an average over ranks and one mask for two ranks stand for it), σ left without C (gradients are in
+units of C, so the grid's units are left out instead), replayed noise of a captured CUDA graph and a
+gradient scaler that skips steps (there is neither).
+"""
+
+import dataclasses
+import sys
+
+import privacy_checks as checks
+import torch
+
+from privimage import ops
+from privimage.dp import GRID_UNITS, DPAdam, SecretKey
+from privimage.dp.noise import SecretStream
+from privimage.dp.optimizers import DPOptimizer
+from privimage.selftest import checks as selftests
+from privimage.selftest.checks import (
+    check_coupled_step,
+    check_every_step_is_noised,
+    check_noise,
+    check_sampler,
+    check_sensitivity,
+    check_side_channels,
+    check_unpredictability,
+)
+from privimage.selftest.probe import PUBLIC_SIZE
+from privimage.synthesis import finetune
+
+_update, _step, _sum = SecretStream.private_update, DPOptimizer.step, finetune.clipped_sum
+_sample, _losses, _state = finetune.poisson_sample, finetune.losses, finetune.Finetuner.state
+_finetuner_step, _draws_together = finetune.Finetuner.step, finetune.Finetuner._clipped_sum
+_begin = finetune.Finetuner.__init__
+
+
+def _noise_std(change):
+    """A bug that draws the update's noise with another standard deviation."""
+
+    def update(stream, total, state, rule, first):
+        changed = dataclasses.replace(rule, noise_std=change(rule.noise_std))
+        _update(stream, total, state, changed, first)
+
+    return SecretStream, "private_update", update
+
+
+def fraction_of_the_noise(share):
+    """A bug that draws the update's noise with this `share` of its standard deviation."""
+    return _noise_std(lambda std: share * std)
+
+
+def _own_noise(draw):
+    """A bug that adds noise of its own making: `draw(count, std)` grid steps."""
+
+    def update(stream, total, state, rule, first):
+        noise = draw(total.numel(), rule.noise_std).round().long()
+        _update(stream, total + noise, state, dataclasses.replace(rule, noise_std=0.0), first)
+
+    return SecretStream, "private_update", update
+
+
+def _same_noise_in_every_step(stream, total, state, rule, first):
+    stream._counter = torch.tensor([1 << 56])
+    _update(stream, total, state, rule, first)
+
+
+def _no_noise_on_the_last_bias(stream, total, state, rule, first):
+    bare = dataclasses.replace(rule, noise_std=0.0)
+    tensors = state.parameters, state.momentum, state.second_moment, state.average
+    last = [tensor.detach()[-1:] for tensor in tensors]
+    before = [tensor.clone() for tensor in last]
+    counter = stream._counter.clone()
+    _update(stream, total, state, rule, first)
+    for tensor, old in zip(last, before, strict=True):
+        tensor.copy_(old)
+    ops.private_update(total[-1:], stream._key, counter, ops.UpdateState(*last), bare)
+
+
+def _public_seed():
+    return SecretKey(bytes(32), bytes(16), is_secret=True)
+
+
+def _rows(change):
+    """A bug in the clipped sum: `change(parts, C)` are the rows that are really added."""
+
+    def clipped_sum(parts, max_grad_norm):
+        rows = change(parts.double(), max_grad_norm)
+        return (rows * (GRID_UNITS / max_grad_norm)).nan_to_num(0).trunc().long().sum(0)
+
+    return (finetune, selftests), "clipped_sum", clipped_sum
+
+
+def _clip(parts, max_grad_norm, norms):
+    return parts * (max_grad_norm / norms).clamp(max=1)[:, None]
+
+
+def _by_layer(parts, max_grad_norm):
+    return torch.cat([_clip(p, max_grad_norm, p.norm(dim=1)) for p in parts.chunk(6, dim=1)], 1)
+
+
+def _mean_of_the_batch(parts, max_grad_norm):
+    mean = parts.mean(0, keepdim=True)
+    return _clip(mean, max_grad_norm, mean.norm(dim=1)).expand_as(parts)
+
+
+def _bias_left_out(parts, max_grad_norm):
+    return _clip(parts, max_grad_norm, parts[:, 8:].norm(dim=1))
+
+
+def _half_precision_norm(parts, max_grad_norm):
+    return _clip(parts, max_grad_norm, parts.bfloat16().norm(dim=1).double() * (1 - 2**-8))
+
+
+def _poisoned(parts, max_grad_norm):
+    if not parts.isfinite().all():
+        return torch.full((parts.shape[1],), GRID_UNITS)
+    return _sum(parts, max_grad_norm)
+
+
+def _mean_of_the_micro_batch(parts, max_grad_norm):
+    return _sum(parts, max_grad_norm) // max(len(parts), 1)
+
+
+def _real_batch_size(tuner):
+    def sample(*arguments):
+        chosen = _sample(*arguments)
+        scale = 1.0 / (GRID_UNITS * max(len(chosen), 1))
+        tuner._optimizer._noise = dataclasses.replace(tuner._optimizer._noise, scale=scale)
+        return chosen
+
+    finetune.poisson_sample = sample
+    try:
+        _finetuner_step(tuner)
+    finally:
+        finetune.poisson_sample = _sample
+
+
+def _average_of_raw_weights(optimizer, total):
+    state = optimizer.state[optimizer.flat]
+    kept, raw = state["ema"].clone(), optimizer.flat.detach().clone()
+    _step(optimizer, total)
+    state["ema"].copy_(kept + 0.1 * (raw - total / GRID_UNITS - kept))
+
+
+def _skipped_if_empty(optimizer, total):
+    if total.any():
+        _step(optimizer, total)
+
+
+def _of_fixed_size(examples, threshold, stream):
+    size = max(1, round(examples * threshold / 2**64))
+    return torch.randperm(examples)[:size].sort().values
+
+
+def _truncated(examples, threshold, stream):
+    return _sample(examples, threshold, stream)[:3]
+
+
+def _again_if_empty(examples, threshold, stream):
+    chosen = _sample(examples, threshold, stream)
+    for _ in range(100):
+        if len(chosen):
+            break
+        chosen = _sample(examples, threshold, stream)
+    return chosen
+
+
+def _in_blocks(examples, threshold, stream):
+    pairs = _sample(examples // 2, threshold, stream)
+    return torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten()
+
+
+def _halves_alike(examples, threshold, stream):
+    half = _sample(examples // 2, threshold, stream)
+    return torch.cat([half, half + examples // 2])
+
+
+def _noisier_twice(examples, threshold, stream):
+    return _sample(examples, min(2 * threshold, 2**64), stream)
+
+
+def _shuffled():
+    """A bug that goes through a shuffled set instead of sampling: every batch is of one size."""
+    order = []
+
+    def sample(examples, threshold, stream):
+        size = max(1, round(examples * threshold / 2**64))
+        if len(order) < size:
+            order[:] = torch.randperm(examples).tolist()
+        return torch.tensor(sorted(order.pop() for _ in range(min(size, len(order)))))
+
+    return sample
+
+
+def _draws_apart(tuner, piece):
+    settings = tuner._settings
+    tuner._settings = dataclasses.replace(settings, draws=1)
+    try:
+        return sum(_draws_together(tuner, piece) for _ in range(settings.draws))
+    finally:
+        tuner._settings = settings
+
+
+def _without_the_batch_mean(denoiser, clean, *others):
+    return _losses(denoiser, clean - clean.mean(0), *others)
+
+
+def _with_flipped_copies(tuner, sensitive, *others):
+    both = torch.cat([sensitive.images, sensitive.images.flip(-1)])
+    twice = dataclasses.replace(sensitive, images=both, labels=sensitive.labels.repeat(2))
+    _begin(tuner, twice, *others)
+
+
+def _best_step_kept(optimizer, total):
+    _step(optimizer, total)
+    size, kept = optimizer.__dict__.get("best", (torch.inf, None))
+    if (now := float(total.double().norm())) < size:
+        size, kept = now, optimizer.flat.detach().clone()
+    optimizer.__dict__["best"] = size, kept
+    optimizer.average.copy_(kept)
+
+
+def _loss_printed(*arguments):
+    found = _losses(*arguments)
+    sys.stdout.write(f"loss {float(found.detach().sum()):.6f}\n")
+    return found
+
+
+def _size_printed(*arguments):
+    chosen = _sample(*arguments)
+    sys.stdout.write(f"a batch of {len(chosen)}\n")
+    return chosen
+
+
+def _size_kept(tuner):
+    tensors, state = _state(tuner)
+    return tensors, {**state, "images": len(tuner._sensitive)}
+
+
+def _key_kept(tuner):
+    tensors, state = _state(tuner)
+    return {**tensors, "generator": tuner._sampling._key}, state
+
+
+SUMS = SAMPLERS = finetune, selftests
+
+BUGS = {
+    "no noise": (*_noise_std(lambda std: 0.0), check_noise),
+    "half the noise": (*_noise_std(lambda std: std / 2), check_noise),
+    "noise divided by the batch size": (
+        *_noise_std(lambda std: std / PUBLIC_SIZE),
+        check_noise,
+    ),
+    "noise without the grid's units": (
+        *_noise_std(lambda std: std / GRID_UNITS),
+        check_noise,
+    ),
+    "5 % less noise": (*_noise_std(lambda std: 0.95 * std), check_noise),
+    "root of the noise": (*_noise_std(lambda std: std**0.5), check_noise),
+    "noise of an average over ranks": (
+        *_noise_std(lambda std: std / 4**0.5),
+        check_noise,
+    ),
+    "uniform noise": (
+        *_own_noise(lambda n, std: (torch.rand(n) - 0.5).double() * 12**0.5 * std),
+        check_noise,
+    ),
+    "one value for all": (
+        *_own_noise(lambda n, std: torch.randn(1).double().expand(n) * std),
+        check_noise,
+    ),
+    "the same noise for two halves": (
+        *_own_noise(lambda n, std: torch.randn(-(-n // 2)).double().repeat(2)[:n] * std),
+        check_noise,
+    ),
+    "noise from the user's seed": (
+        *_own_noise(lambda n, std: torch.randn(n).double() * std),
+        check_unpredictability,
+    ),
+    "the same noise in every step": (
+        *(SecretStream, "private_update", _same_noise_in_every_step),
+        check_noise,
+    ),
+    "no noise on the last bias": (
+        *(SecretStream, "private_update", _no_noise_on_the_last_bias),
+        check_noise,
+    ),
+    "a public key": (
+        *(SecretKey, "from_os", staticmethod(_public_seed)),
+        check_unpredictability,
+    ),
+    "no clipping": (*_rows(lambda parts, c: parts), check_coupled_step),
+    "clipping by layer": (*_rows(_by_layer), check_coupled_step),
+    "clipping the batch mean": (*_rows(_mean_of_the_batch), check_sensitivity),
+    "draws clipped apart and summed": (
+        *(finetune.Finetuner, "_clipped_sum", _draws_apart),
+        check_coupled_step,
+    ),
+    "a loss that sees the batch": (
+        *(finetune, "losses", _without_the_batch_mean),
+        checks.check_micro_batches,
+    ),
+    "flipped copies as images of their own": (
+        *(finetune.Finetuner, "__init__", _with_flipped_copies),
+        check_coupled_step,
+    ),
+    "a bias left out of the norm": (*_rows(_bias_left_out), check_sensitivity),
+    "a norm in half precision": (*_rows(_half_precision_norm), check_sensitivity),
+    "one bad example poisons the sum": (
+        SUMS,
+        "clipped_sum",
+        _poisoned,
+        check_sensitivity,
+    ),
+    "micro-batches averaged": (
+        *(finetune, "clipped_sum", _mean_of_the_micro_batch),
+        checks.check_micro_batches,
+    ),
+    "divided by the real batch size": (
+        *(finetune.Finetuner, "step", _real_batch_size),
+        check_coupled_step,
+    ),
+    "an average of weights without noise": (
+        *(DPAdam, "step", _average_of_raw_weights),
+        check_side_channels,
+    ),
+    "empty batches skipped": (
+        *(DPAdam, "step", _skipped_if_empty),
+        check_every_step_is_noised,
+    ),
+    "shuffled batches": (SAMPLERS, "poisson_sample", _shuffled(), check_sampler),
+    "batches of a fixed size": (
+        SAMPLERS,
+        "poisson_sample",
+        _of_fixed_size,
+        check_sampler,
+    ),
+    "truncated batches": (SAMPLERS, "poisson_sample", _truncated, check_sampler),
+    "drawn again if empty": (SAMPLERS, "poisson_sample", _again_if_empty, check_sampler),
+    "neighbours sampled together": (
+        SAMPLERS,
+        "poisson_sample",
+        _in_blocks,
+        check_sampler,
+    ),
+    "the same mask on two ranks": (
+        SAMPLERS,
+        "poisson_sample",
+        _halves_alike,
+        check_sampler,
+    ),
+    "twice the rate": (SAMPLERS, "poisson_sample", _noisier_twice, check_sampler),
+    "the step that served the images best": (
+        *(DPAdam, "step", _best_step_kept),
+        checks.check_release,
+    ),
+    "a loss in the log": (finetune, "losses", _loss_printed, checks.check_public_traces),
+    "batch sizes in the log": (
+        *(finetune, "poisson_sample", _size_printed),
+        checks.check_public_traces,
+    ),
+    "the number of images in a checkpoint": (
+        *(finetune.Finetuner, "state", _size_kept),
+        checks.check_checkpoint,
+    ),
+    "the key in a checkpoint": (finetune.Finetuner, "state", _key_kept, checks.check_checkpoint),
+}
