@@ -21,6 +21,7 @@ check: cuda-check
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/mypy
+	$(TEST)/bin/mkdocs build --strict --quiet --site-dir build/site
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(TEST)/bin/clang-format --dry-run -Werror
 	$(TEST)/bin/ctest --test-dir $(CMAKE_BUILD) --output-on-failure --exclude-regex $(EMULATED)
 
@@ -40,7 +41,7 @@ native: $(TEST)/installed
 	$(PYTHON) -m venv $*
 	$*/bin/pip install --quiet --constraint constraints.txt torch numpy setuptools wheel ninja pybind11
 	$*/bin/pip install --quiet --constraint constraints.txt --no-build-isolation --force-reinstall --no-deps .
-	$*/bin/pip install --quiet --constraint constraints.txt --no-build-isolation '.$(if $(findstring test,$*),[test])'
+	$*/bin/pip install --quiet --constraint constraints.txt --no-build-isolation '.$(if $(findstring test,$*),[test,docs])'
 	touch $@
 
 clean:

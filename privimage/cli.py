@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 ledger_app = typer.Typer(help="What a run has spent.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
+presets_app = typer.Typer(help="Recipes.")
+app.add_typer(presets_app, name="presets")
 data_app = typer.Typer(help="Image sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
@@ -63,6 +65,11 @@ def train(
     from_stage: Annotated[
         str | None, typer.Option(help="Repeat this stage and later ones.")
     ] = None,
+    until: Annotated[str | None, typer.Option(help="The last stage to do.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would do, cost and take.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")] = False,
     max_minutes: Annotated[float | None, typer.Option(help="Stop cleanly after so long.")] = None,
     threads: Annotated[int | None, typer.Option(help="Cores to use; default all.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default what is there.")] = None,
@@ -88,9 +95,18 @@ def train(
         set_,
     )
     chosen = recipe.preset(preset, overrides)
-    reporter = _reporter(quiet, max_minutes)
+    reporter = _reporter(quiet or json_, max_minutes)
     machine = pipeline.Machine(device=device, threads=threads)
-    pipeline.train(chosen, out or Path("runs") / preset, machine, reporter, from_stage)
+    path = out or Path("runs") / preset
+    if dry_run:
+        plan, found = pipeline.dry_run(chosen, path, machine, reporter)
+        result = {"plan": asdict(plan), **asdict(found)}
+    else:
+        pipeline.train(chosen, path, machine, reporter, from_stage, until)
+        metrics = path / "evaluation" / "metrics.json"
+        result = json.loads(metrics.read_text()) if metrics.exists() else {}
+    if json_:
+        typer.echo(json.dumps({"run": str(path), **result}, indent=2, ensure_ascii=False))
 
 
 @app.command()
@@ -187,11 +203,18 @@ def budget(
         typer.echo(line)
 
 
-@app.command()
-def presets() -> None:
+@presets_app.callback(invoke_without_command=True)
+def presets(context: typer.Context) -> None:
     """Lists the recipes that `train --preset` knows."""
-    for name in recipe.preset_names():
-        typer.echo(name)
+    if context.invoked_subcommand is None:
+        for name in recipe.preset_names():
+            typer.echo(f"{name:<16} {recipe.preset_title(name)}")
+
+
+@presets_app.command("show")
+def show_preset(name: Annotated[str, typer.Argument(help="One of those listed.")]) -> None:
+    """Shows every value of a recipe, as TOML: what `--set` may change."""
+    typer.echo(recipe.preset(name).toml(), nl=False)
 
 
 @app.command("doctor")

@@ -21,8 +21,26 @@ def report() -> Iterator[str]:
     yield f"cores            {len(os.sched_getaffinity(0))}"
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield f"memory           {gigabytes:.0f} GiB"
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    yield f"GPU              {gpu}"
+    yield f"GPU              {_gpu()}"
+    yield from _self_test(torch.device("cpu"))
+    if torch.cuda.is_available():
+        yield from _self_test(torch.device("cuda"))
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none"
+    free, total = torch.cuda.mem_get_info()
+    return f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+
+
+def _self_test(device: torch.device) -> Iterator[str]:
+    """The operators held against the reference; a line each."""
+    for check in ops.self_test(device):
+        found = (
+            "agrees" if check.agrees else f"DISAGREES by {check.error:.2g}: don't use this build"
+        )
+        yield f"self-test {device.type:<6} {check.name:<20} {found}, {check.speedup:.1f}x as fast"
 
 
 def _version(package: str) -> str:

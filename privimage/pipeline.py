@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from privimage import data, durable, spending, stages, summary
-from privimage.dp import Ledger
+from privimage.dp import Gaussian, History, Ledger, Mechanism, Plan
 from privimage.errors import UserError, check_choice, check_count
+from privimage.forecast import Forecast, forecast, in_words
 from privimage.progress import Reporter
 from privimage.recipe import Recipe
 from privimage.report import write_report
@@ -101,6 +102,7 @@ def train(
     machine: Machine,
     reporter: Reporter,
     from_stage: str | None = None,
+    until: str | None = None,
 ) -> None:
     """Runs the stages that are not done yet; the same call goes on after any interruption.
 
@@ -110,20 +112,22 @@ def train(
         machine: device and threads.
         reporter: the terminal and the clock.
         from_stage: forget this stage and the later ones first; what they cost stays spent.
+        until: the last stage to do; None for all.
 
     Raises:
         UserError: a mistake, found as early as it can be.
         Stopped: the reporter asked for it; nothing is lost.
     """
-    order = stages_of(recipe)
-    repeated = _repeated(order, from_stage)
+    whole = stages_of(recipe)
+    order = _up_to(whole, until)
+    repeated = _repeated(whole, from_stage)
     folder = RunFolder(path)
     for stage in order:
         if stage not in repeated:
             folder.refuse_changes(stage.name, recipe, stage.reads)
     spending.refuse_without_ledger(folder)
     run = Run(recipe, folder, reporter, machine.workers(), machine.torch_device())
-    missing = [stage for stage in order if stage in repeated or not folder.is_done(stage.name)]
+    missing = _missing(order, repeated, folder)
     _check_before_touching(run, missing)
     durable.make_folder(path)
     with Ledger(folder.ledger, recipe.privacy.unit) as ledger:
@@ -144,9 +148,57 @@ def train(
             reporter.say(f"{number}/{len(order)} {stage.name}", style="bold")
             with folder.work(stage.name, recipe, stage.reads) as partial:
                 stage.work(run, partial, ledger)
+        if not folder.is_done("evaluation"):
+            return
         summary.conclude(run, ledger)
         if missing or not (path / "report.html").exists():
             write_report(path)
+
+
+def dry_run(
+    recipe: Recipe, path: Path, machine: Machine, reporter: Reporter
+) -> tuple[Plan, Forecast]:
+    """Says what `train` would do, what it would cost, and how long it would take; writes nothing.
+
+    Raises:
+        UserError: as `train`.
+    """
+    order, folder = stages_of(recipe), RunFolder(path)
+    for stage in order:
+        folder.refuse_changes(stage.name, recipe, stage.reads)
+    run = Run(recipe, folder, reporter, machine.workers(), machine.torch_device())
+    missing = _missing(order, [], folder)
+    _check_before_touching(run, missing)
+    names = [stage.name for stage in missing]
+    noise, plan, spent = None, None, list[Mechanism]()
+    if folder.ledger.exists():
+        history = History.read(folder.ledger)
+        plan, spent = history.plan, history.spent()
+    if recipe.selection.mode == "semantic":
+        noise = recipe.query.noise_multiplier(recipe.privacy.epsilon)
+    if plan is None or {"query", "finetune"} <= {*names}:
+        asked = [Gaussian(noise)] if noise is not None and "query" in names else []
+        plan = spending.calibrated(recipe, noise, [*spent, *asked])
+    for stage in order:
+        reporter.say(f"{stage.name:<12} {'to do' if stage in missing else 'done before'}")
+    found = forecast(run, run.public_size)
+    summary.say_plan(run, plan, recipe.privacy.unit)
+    for line in in_words(found):
+        reporter.say(line)
+    return plan, found
+
+
+def _missing(order: list[Stage], repeated: list[Stage], folder: RunFolder) -> list[Stage]:
+    return [stage for stage in order if stage in repeated or not folder.is_done(stage.name)]
+
+
+def _up_to(order: list[Stage], until: str | None) -> list[Stage]:
+    """The stages up to `until`; all of them if it is None."""
+    if until is None:
+        return order
+    names = [stage.name for stage in order]
+    check_choice("--until", until, names)
+    return order[: names.index(until) + 1]
 
 
 def _repeated(order: list[Stage], from_stage: str | None) -> list[Stage]:

@@ -181,6 +181,12 @@ def preset_names() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
+def preset_title(name: str) -> str:
+    """What the recipe `name` is for: the first line of its file."""
+    text = resources.files("privimage").joinpath("presets", f"{name}.toml").read_text()
+    return text.partition("\n")[0].removeprefix("# ")
+
+
 def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """The preset `name` with some values replaced.
 

@@ -1,7 +1,7 @@
 """What a run may spend, and which of its files its ledger must vouch for."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from privimage import dp, durable
@@ -9,6 +9,7 @@ from privimage.dp import (
     Gaussian,
     History,
     Ledger,
+    Mechanism,
     Plan,
     QueryReservation,
     StepReservation,
@@ -104,7 +105,7 @@ def settle(run: Run, ledger: Ledger, missing: Collection[str], repeated: Collect
     Raises:
         UserError: what is to be repeated was paid for, and the budget was not raised.
     """
-    privacy, settings = run.recipe.privacy, run.recipe.finetune
+    privacy = run.recipe.privacy
     is_semantic = run.recipe.selection.mode == "semantic"
     before = [ledger.paid(kind) for name, kind in _RESERVATIONS.items() if name in repeated]
     paid = max((plan.epsilon for plan in before if plan is not None), default=0.0)
@@ -121,12 +122,25 @@ def settle(run: Run, ledger: Ledger, missing: Collection[str], repeated: Collect
         return
     asked = [Gaussian(noise)] if noise is not None and "query" in missing else []
     run.reporter.say("calibrating the noise …")
+    ledger.set_plan(calibrated(run.recipe, noise, [*ledger.spent(), *asked]))
+
+
+def calibrated(recipe: Recipe, noise: float | None, spent: Sequence[Mechanism]) -> Plan:
+    """The plan that keeps a recipe's promise.
+
+    Args:
+        recipe: its budget, rate and steps.
+        noise: σ of the query; None for no query.
+        spent: what else the budget pays for, the query included.
+
+    Raises:
+        UserError: that leaves nothing for the steps.
+    """
+    privacy, settings = recipe.privacy, recipe.finetune
     rate, steps = settings.sample_rate, settings.steps
-    multiplier = dp.calibrate_noise_multiplier(
-        privacy.epsilon, privacy.delta, rate, steps, [*ledger.spent(), *asked]
-    )
-    plan = SubsampledGaussian(rate, multiplier, steps)
-    ledger.set_plan(Plan(privacy.epsilon, privacy.delta, noise, plan))
+    multiplier = dp.calibrate_noise_multiplier(privacy.epsilon, privacy.delta, rate, steps, spent)
+    finetune = SubsampledGaussian(rate, multiplier, steps)
+    return Plan(privacy.epsilon, privacy.delta, noise, finetune)
 
 
 def _is_for(plan: Plan, run: Run, query_noise_multiplier: float | None) -> bool:

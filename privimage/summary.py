@@ -3,7 +3,7 @@
 from typing import Any
 
 from privimage import durable, evaluate
-from privimage.dp import Ledger
+from privimage.dp import Ledger, Plan
 from privimage.evaluate import Evaluation
 from privimage.progress import Reporter
 from privimage.release import privacy_statement
@@ -31,10 +31,15 @@ def describe(run: Run, ledger: Ledger) -> None:
         reasons = "; ".join(ledger.not_private_because)
         say(f"privacy      NOT PRIVATE: {reasons}", style="bold red")
         return
+    say_plan(run, plan, ledger.unit)
+
+
+def say_plan(run: Run, plan: Plan, unit: str) -> None:
+    """Says what may be spent, and on what."""
     steps, noise = plan.finetune, plan.query_noise_multiplier
     query = "" if noise is None else f"query σ {noise:g}; "
-    say(
-        f"privacy      ε ≤ {plan.epsilon:g} at δ = {plan.delta:g} for one {ledger.unit}: {query}"
+    run.reporter.say(
+        f"privacy      ε ≤ {plan.epsilon:g} at δ = {plan.delta:g} for one {unit}: {query}"
         f"{steps.steps} steps at rate {steps.sample_rate:.4g}, σ {steps.noise_multiplier:g}"
     )
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,21 @@ def test_train_says_what_it_does_what_it_cost_and_what_to_do_next(finished):
         assert f"{number}/7 {stage}" in result.stdout
     assert "privimage ledger verify" in result.stdout
     assert str(path) in result.stdout
+
+
+def test_json_is_all_that_is_said(finished):
+    path, _ = finished
+    result = run("train", "--json", "--out", str(path), *CUT)
+    assert json.loads(result.stdout)["epsilon"] <= 10
+    assert result.stderr == ""
+
+
+def test_export_and_report_answer(finished, tmp_path):
+    path, _ = finished
+    assert run("report", str(path)).stdout.strip() == str(path / "report.html")
+    result = run("export", str(path), "--to", "zip", "--out", str(tmp_path / "x.zip"))
+    assert result.returncode == 0
+    assert (tmp_path / "x.zip").exists()
 
 
 def test_quiet_says_nothing(finished):
@@ -160,7 +176,36 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, arguments, message):
 
 def test_doctor_and_presets_answer():
     assert "native build" in run("doctor").stdout
-    assert run("presets").stdout.split() == ["cifar10", "digits", "smoke"]
+    listed = [line.split()[0] for line in run("presets").stdout.splitlines()]
+    assert {"bench-mnist", "celeba64", "cifar10", "digits", "smoke"} <= {*listed}
+    shown = tomllib.loads(run("presets", "show", "digits").stdout)
+    assert shown["finetune"]["steps"] == 300
+
+
+def test_the_doctor_holds_every_operator_against_its_reference():
+    lines = [line for line in run("doctor").stdout.splitlines() if line.startswith("self-test")]
+    assert len(lines) == 5
+    assert all(" agrees, " in line for line in lines)
+
+
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(tmp_path):
+    result = run("train", "--dry-run", "--json", "--out", str(tmp_path / "run"), *CUT)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["plan"]["epsilon"] == 10.0
+    assert found["plan"]["finetune"]["steps"] == 6
+    assert set(found["seconds"]) == {"pretrain", "finetune", "synthetic"}
+    assert all(seconds > 0 for seconds in found["seconds"].values())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_can_be_made_stage_by_stage(tmp_path):
+    arguments = ["train", "--quiet", "--out", str(tmp_path / "run"), *CUT]
+    result = run(*arguments, "--until", "selection")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run/selection").exists()
+    assert not (tmp_path / "run/pretrain").exists()
+    assert "did you mean 'selection'" in run(*arguments, "--until", "selecton").stderr
 
 
 def test_a_limit_stops_cleanly_and_says_how_to_go_on(tmp_path):

@@ -32,10 +32,12 @@ MAY_IMPORT = {
     | {"release"},
     "summary": {"durable", "progress", "dp", "evaluate", "release", "stages"},
     "spending": {"errors", "durable", "dp", "recipe", "run", "stages"},
+    "forecast": {"diffusion", "stages"},
     "audit": {"durable", "dp", "evaluate", "run", "spending"},
     "report": {"errors", "durable", "data", "dp", "evaluate", "audit", "recipe", "release", "run"},
     "pipeline": GROUND
-    | {"report", "spending", "stages", "summary", "run", "recipe", "data", "dp", "semantics"},
+    | {"forecast", "report", "spending", "stages", "summary", "run", "recipe", "data", "dp"}
+    | {"semantics"},
     "assessment": GROUND
     | {"pipeline", "summary", "stages", "run", "recipe", "data", "dp", "evaluate", "release"},
     "doctor": {"errors", "ops"},

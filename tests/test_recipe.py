@@ -1,8 +1,10 @@
 import math
 
 import pytest
+import torch
 
 from privimage import recipe
+from privimage.diffusion.unet import UNet
 from privimage.errors import UserError
 
 
@@ -79,3 +81,33 @@ def test_a_damaged_file_is_one_clear_line():
 
 def test_differences_name_what_changed():
     assert recipe.differences({"a": "1", "b": "2"}, {"a": "1", "b": "3"}) == ["b: 2 → 3"]
+
+
+# The parameter counts and rates of the papers, for their numbers of labels.
+@pytest.mark.parametrize(
+    ("name", "labels", "parameters", "images", "steps_an_epoch"),
+    [
+        ("cifar10", 10, 1_754_499, 50_000, 3),
+        ("cifar10-wide", 10, 27_907_587, 50_000, 3),
+        ("celeba32", 0, 1_804_451, 162_770, 9),
+        ("celeba64", 0, 1_999_907, 162_770, 20),
+        ("bench-mnist", 10, 1_485_217, 55_000, 14),
+        ("bench-fmnist", 10, 1_485_217, 55_000, 14),
+        ("bench-cifar10", 10, 3_835_619, 45_000, 11),
+        ("bench-cifar100", 100, None, 45_000, 11),
+        ("bench-eurosat", 10, 3_835_619, 21_000, 6),
+        ("bench-celeba", 2, None, 145_064, 36),
+        ("bench-camelyon", 2, None, 269_538, 66),
+    ],
+)
+def test_a_papers_recipe_has_the_papers_numbers(name, labels, parameters, images, steps_an_epoch):
+    chosen = recipe.preset(name)
+    with torch.device("meta"):
+        network = UNet(chosen.network_shape(labels))
+    if parameters is not None:
+        assert sum(weights.numel() for weights in network.parameters()) == parameters
+    assert chosen.privacy.delta < 1 / images
+    assert 1 / chosen.finetune.sample_rate == pytest.approx(steps_an_epoch)
+    if name.startswith("bench"):
+        assert chosen.privacy.delta == pytest.approx(1 / (images * math.log(images)), rel=0.01)
+        assert chosen.finetune.draws == 32

@@ -18,10 +18,12 @@ from privimage.ops.release import (
     private_update,
     random_words,
 )
+from privimage.ops.self_test import Check, self_test
 
 __all__ = [
     "GRID_BITS",
     "LARGEST_STD",
+    "Check",
     "ConvGeometry",
     "UpdateRule",
     "UpdateState",
@@ -33,6 +35,7 @@ __all__ = [
     "group_norm_silu_backward",
     "private_update",
     "random_words",
+    "self_test",
 ]
 
 rules.register()
