@@ -92,7 +92,14 @@ PYBIND11_MODULE(_host, module) {
   module.attr("compiler") = __VERSION__;
   module.attr("grid_bits") = privimage::kGridBits;
   module.def("instruction_sets", &instruction_sets, "Of this machine; the first one runs.");
-  module.def("grid_scale", &privimage::grid_scale, "See csrc/shared/grid.h.");
+  module.def(
+      "grid_scale",
+      [](double squared_norm, double max_grad_norm, double share, double stability) {
+        return privimage::grid_scale(squared_norm,
+                                     {max_grad_norm, share, stability > 0.0, stability});
+      },
+      py::arg("squared_norm"), py::arg("max_grad_norm"), py::arg("share") = 1.0,
+      py::arg("stability") = 0.0, "See csrc/shared/grid.h; normalises with a stability.");
   module.def("grid_coordinate", &privimage::grid_coordinate, "See csrc/shared/grid.h.");
   module.def("chacha20_block", &chacha20_block, "The block function of RFC 8439, 64 bytes.");
   module.def("gaussian_pair", &gaussian_pair, "See csrc/shared/gaussian.h.");

@@ -75,6 +75,8 @@ def test_the_grid_of_cpp_is_the_grid_of_python():
         expected = units / 0.7 * (allowed / norm if norm > allowed else 1.0)
         # Bitwise: the same operations in the same order.
         assert _host.grid_scale(norm**2, 0.7) == expected
+        normalised = units / 0.7 * (0.7 * 0.5 * (1 - reference._MARGIN) / (norm + 0.01))
+        assert _host.grid_scale(norm**2, 0.7, 0.5, 0.01) == normalised
     assert [_host.grid_coordinate(value, 2.0) for value in (1.4, -1.4, 0.4)] == [2, -2, 0]
     assert [_host.grid_scale(value, 1.0) for value in (math.inf, math.nan)] == [0.0, 0.0]
 

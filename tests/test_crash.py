@@ -70,7 +70,7 @@ def test_a_run_that_was_killed_leaves_what_any_run_leaves(survived):
     path, _ = survived
     assert {entry.name for entry in path.iterdir()} == {
         *STAGES,
-        *("recipe.toml", "declared.json", "ledger.jsonl"),
+        *("recipe.toml", "declared.json", "ledger.jsonl", "report.html"),
     }
     assert not list(path.rglob("*.partial"))
     assert not list(path.rglob("checkpoints"))
