@@ -32,6 +32,17 @@ inline int64_t example_weight_grad_blocks(const ConvGeometry& shape) {
   return shape.examples * shape.groups * blocks_a_group(shape);
 }
 
+// from [taps, pitch] -> to [inputs, taps]; kTaps unrolls the loop, 0 does not. Not inlined, for the
+// sake of its registers.
+template <int kTaps, typename Scalar>
+__attribute__((noinline)) void turn(const Scalar* __restrict__ from, int64_t inputs, int64_t taps,
+                                    int64_t pitch, Scalar* __restrict__ to) {
+  if (kTaps > 0) taps = kTaps;
+  for (int64_t c = 0; c < inputs; ++c) {
+    for (int64_t t = 0; t < taps; ++t) to[c * taps + t] = from[t * pitch + c];
+  }
+}
+
 template <typename Scalar>
 class ExampleWeightGradBlocks {
  public:
@@ -41,17 +52,19 @@ class ExampleWeightGradBlocks {
         grad_strides_(job.grad_strides),
         tiles_(tiles),
         padded_((shape_.inputs + tiles.lanes - 1) / tiles.lanes * tiles.lanes),
+        pitch_(2 * tiles.lanes),
         taps_(shape_.height.taps * shape_.width.taps),
         packs_(job.x_strides.channel != 1 || padded_ != shape_.inputs) {
     const int64_t width = std::max<int64_t>(shape_.width.outputs, 1);
     const int64_t height = std::max<int64_t>(shape_.height.outputs, 1);
     band_rows_ = std::clamp<int64_t>(kBandPixels / width, 1, height);
     band_draws_ = std::max<int64_t>(kBandPixels / (width * height), 1);
-    const int64_t sums = kBlockRows * taps_ * padded_;
+    const int64_t row = taps_ * pitch_, sums = kBlockRows * row;
     const int64_t image = shape_.height.inputs * shape_.width.inputs * padded_;
     static thread_local Scratch<Scalar> scratch;
-    sums_ = scratch.at_least(sums + (packs_ ? shape_.draws * image : 0));
-    packed_ = sums_ + sums;
+    sums_ = scratch.at_least(sums + row + (packs_ ? shape_.draws * image : 0));
+    row_ = sums_ + sums;
+    packed_ = row_ + row;
   }
 
   // The blocks begin … end - 1 of `example_weight_grad_blocks`.
@@ -98,11 +111,13 @@ class ExampleWeightGradBlocks {
     const int64_t channel = group * shape_.outputs + first;
     const Scalar* grad =
         job_.grad + example * shape_.draws * grad_strides_.row + channel * grad_strides_.channel;
-    std::fill_n(sums_, count * taps_ * padded_, Scalar(0));
-    for (int64_t c = 0; c < padded_; c += 2 * tiles_.lanes) {
+    Scalar* weight = job_.weight + example * job_.weight_stride + channel * shape_.inputs * taps_;
+    for (int64_t c = 0; c < padded_; c += pitch_) {
+      fetch(weight + c * taps_, count, std::min(pitch_, shape_.inputs - c));
+      std::fill_n(sums_, count * taps_ * pitch_, Scalar(0));
       for_each_band([&](int64_t draw, int64_t row) { band(draw, row, c, grad, count); });
+      write(weight + c * taps_, count, std::min(pitch_, shape_.inputs - c));
     }
-    write(job_.weight + example * job_.weight_stride + channel * shape_.inputs * taps_, count);
   }
 
   template <typename Body>
@@ -138,28 +153,34 @@ class ExampleWeightGradBlocks {
         const int64_t left = input_position(shape_.width, columns.begin, w);
         tiles(loop, x_ + draw * xs.row + top * xs.height + left * xs.width + c,
               grad + draw * gs.row + rows.begin * gs.height + columns.begin * gs.width,
-              sums_ + (h * shape_.width.taps + w) * padded_ + c, taps_ * padded_, count);
+              sums_ + (h * shape_.width.taps + w) * pitch_, taps_ * pitch_, count);
       }
     }
   }
 
-  // sums [count, taps, padded] -> weight [count, inputs, taps].
-  void write(Scalar* weight, int64_t count) const {
+  // Asks for the memory that `write` will write, long before that.
+  void fetch(const Scalar* weight, int64_t count, int64_t inputs) const {
+    constexpr int64_t kLine = 64 / sizeof(Scalar);
     for (int64_t r = 0; r < count; ++r, weight += shape_.inputs * taps_) {
-      const Scalar* sums = sums_ + r * taps_ * padded_;
-      for (int64_t c = 0; c < shape_.inputs; ++c) {
-        if (taps_ == 9) {
-          put(sums + c, weight + c * 9, 9);  // unrolled
-        } else {
-          put(sums + c, weight + c * taps_, taps_);
-        }
-      }
+      for (int64_t i = 0; i < inputs * taps_; i += kLine) __builtin_prefetch(weight + i, 1);
     }
   }
 
-  PRIVIMAGE_INLINE void put(const Scalar* sums, Scalar* weight, int64_t taps) const {
-    for (int64_t t = 0; t < taps; ++t) {
-      weight[t] = job_.accumulate ? weight[t] + sums[t * padded_] : sums[t * padded_];
+  // sums [count, taps, pitch] -> weight [count, inputs of the pitch, taps], a row at a time: turned
+  // around in the first-level cache, since single values going to memory fill the store buffer.
+  void write(Scalar* weight, int64_t count, int64_t inputs) const {
+    const int64_t size = inputs * taps_;
+    for (int64_t r = 0; r < count; ++r, weight += shape_.inputs * taps_) {
+      const Scalar* row = sums_ + r * taps_ * pitch_;
+      if (taps_ > 1) {
+        (taps_ == 9 ? turn<9, Scalar> : turn<0, Scalar>)(row, inputs, taps_, pitch_, row_);
+        row = row_;
+      }
+      if (job_.accumulate) {
+        for (int64_t i = 0; i < size; ++i) weight[i] += row[i];
+      } else {
+        std::copy_n(row, size, weight);
+      }
     }
   }
 
@@ -202,10 +223,12 @@ class ExampleWeightGradBlocks {
   const ImageStrides& grad_strides_;
   const TileSet<Scalar>& tiles_;
   const int64_t padded_;  // input channels in whole vectors
+  const int64_t pitch_;   // input channels that are summed at a time: two vectors
   const int64_t taps_;
   const bool packs_;
   int64_t band_draws_, band_rows_;
-  Scalar* sums_;    // [kBlockRows, taps, padded]
+  Scalar* sums_;    // [kBlockRows, taps, pitch]
+  Scalar* row_;     // [pitch, taps], of one output channel
   Scalar* packed_;  // [draws, height, width, padded]
   const Scalar* x_ = nullptr;
   ImageStrides x_strides_{};

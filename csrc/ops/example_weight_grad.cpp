@@ -23,8 +23,10 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Multiplications that a thread must have to do to be worth waking it.
+// Multiplications that a thread must have to do to be worth waking it, and how many of them take as
+// long as writing one weight.
 constexpr int64_t kGrain = 1 << 20;
+constexpr int64_t kWriting = 32;
 
 // Sizes and distances as the schema has them; `geometry` is checked against the tensors.
 struct Arguments {
@@ -146,9 +148,10 @@ void example_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor wei
                              const std::vector<int64_t> dilation, int64_t groups, bool accumulate) {
   const Arguments given =
       check(x, grad, weight, bias, stride, padding, dilation, groups, accumulate);
-  dispatch(given, [](const auto& job) {
+  dispatch(given, [&](const auto& job) {
     const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
-    const int64_t grain = kGrain / (multiplications(job.geometry) / (blocks + 1) + 1) + 1;
+    const int64_t work = multiplications(job.geometry) + kWriting * given.weight.numel();
+    const int64_t grain = kGrain / (work / (blocks + 1) + 1) + 1;
     torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
       cpu::example_weight_grad(job, begin, end);
     });
