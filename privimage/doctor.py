@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from privimage import ops
+from privimage.dp.costs import cached_costs
 
 _PACKAGES = ("privimage", "torch", "numpy", "prv-accountant", "safetensors", "pyarrow", "pillow")
 
@@ -21,6 +22,15 @@ def report() -> Iterator[str]:
     yield f"cores            {len(os.sched_getaffinity(0))}"
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield f"memory           {gigabytes:.0f} GiB"
+    costs = cached_costs()
+    if costs is None:
+        yield "plan's costs     not measured yet (privimage.dp.plan does)"
+    else:
+        yield (
+            f"plan's costs     product {1e12 * costs.multiply_add:.1f} ps, kept value "
+            f"{1e9 * costs.keep:.2f} ns, recomputed value {1e9 * costs.recompute:.2f} ns, "
+            f"call {1e6 * costs.call:.0f} us"
+        )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     yield f"GPU              {gpu}"
 

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "audit": {"durable", "dp", "evaluate", "run", "spending"},
     "pipeline": GROUND
     | {"spending", "stages", "summary", "run", "recipe", "data", "dp", "semantics"},
-    "doctor": {"errors", "ops"},
+    "doctor": {"errors", "ops", "dp"},
     "budget": {"errors", "durable", "dp"},
     "inspection": {"durable", "data"},
     "cli": {"errors", "progress", "recipe", "data", "pipeline", "audit", "doctor", "budget"}

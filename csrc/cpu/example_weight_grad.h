@@ -43,11 +43,49 @@ __attribute__((noinline)) void turn(const Scalar* __restrict__ from, int64_t inp
   }
 }
 
+// Where the gradients of examples go: into the rows that the job names.
 template <typename Scalar>
+class WriteRows {
+ public:
+  explicit WriteRows(const ExampleWeightGrad<Scalar>& job) : job_(job) {}
+
+  // Called long before `weight`: asks for its memory, which is slow to come.
+  void expect(int64_t example, int64_t place, int64_t count) const {
+    constexpr int64_t kLine = 64 / sizeof(Scalar);
+    const Scalar* to = job_.weight + example * job_.weight_stride + place;
+    for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(to + i, 1);
+  }
+
+  // The values from `place` on, of an example's [groups * outputs, inputs, taps, taps].
+  void weight(int64_t example, int64_t place, const Scalar* values, int64_t count) {
+    put(job_.weight + example * job_.weight_stride + place, values, count);
+  }
+
+  // The values from `place` on, of an example's [groups * outputs].
+  void bias(int64_t example, int64_t place, const Scalar* values, int64_t count) {
+    put(job_.bias + example * job_.bias_stride + place, values, count);
+  }
+
+ private:
+  void put(Scalar* to, const Scalar* values, int64_t count) const {
+    if (job_.accumulate) {
+      for (int64_t i = 0; i < count; ++i) to[i] += values[i];
+    } else {
+      std::copy_n(values, count, to);
+    }
+  }
+
+  const ExampleWeightGrad<Scalar>& job_;
+};
+
+// Works on one block after the other and hands its values to `sink`, which is as `WriteRows`.
+template <typename Scalar, typename Sink>
 class ExampleWeightGradBlocks {
  public:
-  ExampleWeightGradBlocks(const ExampleWeightGrad<Scalar>& job, const TileSet<Scalar>& tiles)
+  ExampleWeightGradBlocks(const ExampleWeightGrad<Scalar>& job, const TileSet<Scalar>& tiles,
+                          Sink& sink)
       : job_(job),
+        sink_(sink),
         shape_(job.geometry),
         grad_strides_(job.grad_strides),
         tiles_(tiles),
@@ -61,21 +99,22 @@ class ExampleWeightGradBlocks {
     band_draws_ = std::max<int64_t>(kBandPixels / (width * height), 1);
     const int64_t row = taps_ * pitch_, sums = kBlockRows * row;
     const int64_t image = shape_.height.inputs * shape_.width.inputs * padded_;
+    const int64_t packed = packs_ ? shape_.draws * image : 0;
     static thread_local Scratch<Scalar> scratch;
-    sums_ = scratch.at_least(sums + row + (packs_ ? shape_.draws * image : 0));
+    sums_ = scratch.at_least(sums + row + packed + shape_.outputs);
     row_ = sums_ + sums;
     packed_ = row_ + row;
+    bias_ = packed_ + packed;
   }
 
-  // The blocks begin … end - 1 of `example_weight_grad_blocks`.
-  void run(int64_t begin, int64_t end) {
+  // The block `index` of `example_weight_grad_blocks`.
+  void run(int64_t index) {
     const int64_t blocks = blocks_a_group(shape_);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t example = i / blocks / shape_.groups, group = i / blocks % shape_.groups;
-      if (i == begin || i % blocks == 0) load(example, group);
-      if (job_.bias && i % blocks == 0) bias(example, group);
-      block(example, group, i % blocks * kBlockRows);
-    }
+    const int64_t example = index / blocks / shape_.groups, group = index / blocks % shape_.groups;
+    if (index / blocks != loaded_) load(example, group);
+    loaded_ = index / blocks;
+    if (job_.bias && index % blocks == 0) bias(example, group);
+    block(example, group, index % blocks * kBlockRows);
   }
 
  private:
@@ -111,12 +150,16 @@ class ExampleWeightGradBlocks {
     const int64_t channel = group * shape_.outputs + first;
     const Scalar* grad =
         job_.grad + example * shape_.draws * grad_strides_.row + channel * grad_strides_.channel;
-    Scalar* weight = job_.weight + example * job_.weight_stride + channel * shape_.inputs * taps_;
     for (int64_t c = 0; c < padded_; c += pitch_) {
-      fetch(weight + c * taps_, count, std::min(pitch_, shape_.inputs - c));
+      const int64_t inputs = std::min(pitch_, shape_.inputs - c);
+      const int64_t place = (channel * shape_.inputs + c) * taps_, next = shape_.inputs * taps_;
+      for (int64_t r = 0; r < count; ++r) sink_.expect(example, place + r * next, inputs * taps_);
       std::fill_n(sums_, count * taps_ * pitch_, Scalar(0));
       for_each_band([&](int64_t draw, int64_t row) { band(draw, row, c, grad, count); });
-      write(weight + c * taps_, count, std::min(pitch_, shape_.inputs - c));
+      for (int64_t r = 0; r < count; ++r) {
+        const Scalar* values = in_order(sums_ + r * taps_ * pitch_, inputs);
+        sink_.weight(example, place + r * next, values, inputs * taps_);
+      }
     }
   }
 
@@ -158,30 +201,12 @@ class ExampleWeightGradBlocks {
     }
   }
 
-  // Asks for the memory that `write` will write, long before that.
-  void fetch(const Scalar* weight, int64_t count, int64_t inputs) const {
-    constexpr int64_t kLine = 64 / sizeof(Scalar);
-    for (int64_t r = 0; r < count; ++r, weight += shape_.inputs * taps_) {
-      for (int64_t i = 0; i < inputs * taps_; i += kLine) __builtin_prefetch(weight + i, 1);
-    }
-  }
-
-  // sums [count, taps, pitch] -> weight [count, inputs of the pitch, taps], a row at a time: turned
-  // around in the first-level cache, since single values going to memory fill the store buffer.
-  void write(Scalar* weight, int64_t count, int64_t inputs) const {
-    const int64_t size = inputs * taps_;
-    for (int64_t r = 0; r < count; ++r, weight += shape_.inputs * taps_) {
-      const Scalar* row = sums_ + r * taps_ * pitch_;
-      if (taps_ > 1) {
-        (taps_ == 9 ? turn<9, Scalar> : turn<0, Scalar>)(row, inputs, taps_, pitch_, row_);
-        row = row_;
-      }
-      if (job_.accumulate) {
-        for (int64_t i = 0; i < size; ++i) weight[i] += row[i];
-      } else {
-        std::copy_n(row, size, weight);
-      }
-    }
+  // sums [taps, pitch] -> [inputs, taps], turned around in the first-level cache, since single
+  // values going to memory fill the store buffer.
+  const Scalar* in_order(const Scalar* sums, int64_t inputs) const {
+    if (taps_ == 1) return sums;
+    (taps_ == 9 ? turn<9, Scalar> : turn<0, Scalar>)(sums, inputs, taps_, pitch_, row_);
+    return row_;
   }
 
   // The bias of a group: the sums of grad, vectors of channels where they lie side by side.
@@ -189,13 +214,13 @@ class ExampleWeightGradBlocks {
     const ImageStrides& gs = grad_strides_;
     const int64_t first = group * shape_.outputs;
     const Scalar* grad = job_.grad + example * shape_.draws * gs.row + first * gs.channel;
-    Scalar* bias = job_.bias + example * job_.bias_stride + first;
-    if (!job_.accumulate) std::fill_n(bias, shape_.outputs, Scalar(0));
+    std::fill_n(bias_, shape_.outputs, Scalar(0));
     for_each_band([&](int64_t draw, int64_t row) {
-      add_to_bias(bias, grad + draw * gs.row + row * gs.height,
+      add_to_bias(bias_, grad + draw * gs.row + row * gs.height,
                   std::min(band_draws_, shape_.draws - draw),
                   std::min(band_rows_, shape_.height.outputs - row));
     });
+    sink_.bias(example, first, bias_, shape_.outputs);
   }
 
   void add_to_bias(Scalar* bias, const Scalar* grad, int64_t draws, int64_t rows) const {
@@ -219,6 +244,7 @@ class ExampleWeightGradBlocks {
   }
 
   const ExampleWeightGrad<Scalar>& job_;
+  Sink& sink_;
   const ConvGeometry& shape_;
   const ImageStrides& grad_strides_;
   const TileSet<Scalar>& tiles_;
@@ -230,13 +256,24 @@ class ExampleWeightGradBlocks {
   Scalar* sums_;    // [kBlockRows, taps, pitch]
   Scalar* row_;     // [pitch, taps], of one output channel
   Scalar* packed_;  // [draws, height, width, padded]
+  Scalar* bias_;    // [outputs], of one group
   const Scalar* x_ = nullptr;
+  int64_t loaded_ = -1;  // the example and group of x_
   ImageStrides x_strides_{};
 };
 
+// The blocks begin … end - 1 of `example_weight_grad_blocks`.
+template <typename Scalar>
+inline void example_weight_grad(const ExampleWeightGrad<Scalar>& job, const TileSet<Scalar>& tiles,
+                                int64_t begin, int64_t end) {
+  WriteRows<Scalar> sink(job);
+  ExampleWeightGradBlocks<Scalar, WriteRows<Scalar>> blocks(job, tiles, sink);
+  for (int64_t i = begin; i < end; ++i) blocks.run(i);
+}
+
 template <typename Scalar>
 inline void example_weight_grad(const ExampleWeightGrad<Scalar>& job, int64_t begin, int64_t end) {
-  ExampleWeightGradBlocks<Scalar>(job, *tile_sets<Scalar>()).run(begin, end);
+  example_weight_grad(job, *tile_sets<Scalar>(), begin, end);
 }
 
 }  // namespace privimage::cpu

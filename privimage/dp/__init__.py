@@ -27,6 +27,8 @@ from privimage.dp.ledger import Ledger
 from privimage.dp.narrative import narrate
 from privimage.dp.noise import Domain, SecretKey, SecretStream, generators
 from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
+from privimage.dp.plan import StepPlan, plan
+from privimage.dp.recompute import planned_clipped_sum
 from privimage.dp.records import Plan, QueryReservation, StepReservation
 from privimage.dp.sampling import poisson_sample, rate_threshold
 from privimage.dp.verification import Made, Verification, verify
@@ -52,6 +54,7 @@ __all__ = [
     "SecretKey",
     "SecretStream",
     "StepBudget",
+    "StepPlan",
     "StepReservation",
     "SubsampledGaussian",
     "Verification",
@@ -66,6 +69,8 @@ __all__ = [
     "generators",
     "group_epsilon",
     "narrate",
+    "plan",
+    "planned_clipped_sum",
     "poisson_sample",
     "rate_threshold",
     "replace_one_epsilon",

@@ -26,6 +26,16 @@ _SCHEMAS = {
         "example_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
         "int[] stride, int[] padding, int[] dilation, int groups, bool accumulate) -> ()"
     ),
+    "squared_norms": "squared_norms(Tensor parts) -> Tensor",
+    "scaled_sum": "scaled_sum(Tensor parts, Tensor scales) -> Tensor",
+    "example_weight_norms": (
+        "example_weight_norms(Tensor x, Tensor grad, int examples, int[] taps, bool with_bias, "
+        "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
+    ),
+    "recomputed_sum": (
+        "recomputed_sum(Tensor x, Tensor grad, Tensor scales, Tensor(a!) weight_sum, "
+        "Tensor(b!)? bias_sum, int[] stride, int[] padding, int[] dilation, int groups) -> ()"
+    ),
     "group_norm_silu": (
         "group_norm_silu(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps, bool silu) "
         "-> (Tensor, Tensor)"
@@ -36,7 +46,14 @@ _SCHEMAS = {
         "-> Tensor"
     ),
 }
-_NATIVE_ON_CPU_ALONE = ("group_norm_silu", "group_norm_silu_backward")
+_NATIVE_ON_CPU_ALONE = (
+    "group_norm_silu",
+    "group_norm_silu_backward",
+    "squared_norms",
+    "scaled_sum",
+    "example_weight_norms",
+    "recomputed_sum",
+)
 _NAMESPACE = "privimage"
 
 _native = importlib.util.find_spec("privimage.ops._native")
