@@ -34,7 +34,7 @@ class Costs:
 
 
 def machine_costs() -> Costs:
-    """Those of this machine: read from the user's cache folder, or measured, in about a second.
+    """Those of this machine: read from the user's cache folder, or measured, in a second or two.
 
     Other threads, another build or another CPU are measured anew.
     """
@@ -100,9 +100,9 @@ def measure_costs() -> Costs:
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """The shortest of five calls."""
+    """The shortest of twenty calls: what other processes take does not count."""
     times = []
-    for _ in range(5):
+    for _ in range(20):
         began = time.perf_counter()
         run()
         times.append(time.perf_counter() - began)

@@ -99,7 +99,8 @@ def _views(
 def clip_scales(squares: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
     """What an example's values are multiplied with to be clipped and in grid steps.
 
-    Formal guarantee: as `privimage.dp.clipped_sum`, by the proof in csrc/shared/grid.h.
+    Formal guarantee: an example's scaled norm stays below `GRID_UNITS`, by the proof in
+    csrc/shared/grid.h (tests/dp/test_recompute.py::test_scales_are_those_of_the_grid).
 
     Args:
         squares: float64 [examples], the squared norms.
