@@ -41,8 +41,10 @@ native: $(TEST)/installed
 	$(PYTHON) -m venv $*
 	$*/bin/pip install --quiet --constraint constraints.txt torch numpy setuptools wheel ninja pybind11
 	$*/bin/pip install --quiet --constraint constraints.txt --no-build-isolation --force-reinstall --no-deps .
-	$*/bin/pip install --quiet --constraint constraints.txt --no-build-isolation '.$(if $(findstring test,$*),[test,docs])'
+	$*/bin/pip install --quiet --constraint constraints.txt --no-build-isolation '.$(EXTRAS)'
 	touch $@
+
+$(TEST)/installed: EXTRAS := [test,docs]
 
 clean:
 	rm -rf $(DEMO) $(TEST) build *.egg-info

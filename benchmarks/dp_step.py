@@ -1,6 +1,6 @@
 """What does a private step cost beside an ordinary one, and beside what else there is?
 
-    python benchmarks/dp_step.py [--quick] [--json FILE] [--threads N] [--rounds N] [--device cuda]
+    python benchmarks/dp_step.py [--quick] [--models NAME,…] [--draws K,…] [--json FILE] [--peak] …
 
 Every method does one whole optimiser step on the same micro-batch: forward, backward, Adam and an
 average of the weights; the private ones also the norm of each image's gradient, clipping, the sum
@@ -18,22 +18,20 @@ import importlib.util
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from models import MODELS, Setting, settings
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from privimage.diffusion.compact_unet import CompactUNet
-from privimage.diffusion.denoiser import Denoiser, losses
-from privimage.diffusion.unet import UNet, UNetShape
-from privimage.dp import DPAdam, ExampleGradients, clipped_sum
+from privimage.dp import DPAdam, ExampleGradients, clipped_sum, plan, planned_clipped_sum
 
 MAX_GRAD_NORM = 1.0
 NOISE_MULTIPLIER = 1.0
@@ -43,51 +41,7 @@ ORDINARY = ("ordinary channels-first", "ordinary channels-last")
 # Otherwise glibc returns large blocks at each free and gets them again, at a tenth of every step.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
-Batch = tuple[torch.Tensor, ...]
 Step = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A network and a micro-batch of examples x draws."""
-
-    name: str
-    shape: UNetShape
-    build: Callable[[UNetShape], nn.Module]
-    examples: int
-    draws: int
-
-    def network(self) -> nn.Module:
-        """The same weights every time."""
-        torch.manual_seed(0)
-        return self.build(self.shape)
-
-    def batch(self) -> Batch:
-        """Images, noise levels, noise, labels; an example's draws consecutive."""
-        rows, size = self.examples * self.draws, self.shape.image_size
-        torch.manual_seed(1)
-        images = torch.rand(self.examples, self.shape.image_channels, size, size) * 2 - 1
-        images = images.repeat_interleave(self.draws, dim=0)
-        labels = torch.randint(0, 10, (self.examples,)).repeat_interleave(self.draws)
-        return images, torch.rand(rows) + 0.2, torch.randn(images.shape), labels
-
-
-CIFAR = UNetShape(32, 3, 32, (1, 2, 2), (16,), 10)
-DIGITS = UNetShape(8, 1, 16, (1, 2), (), 10, blocks_per_level=1)
-QUICK = [Setting("cifar10", CIFAR, UNet, 16, 1), Setting("cifar10", CIFAR, UNet, 4, 8)]
-ALL = [
-    QUICK[0],
-    Setting("cifar10", CIFAR, UNet, 8, 4),
-    QUICK[1],
-    Setting("digits", DIGITS, CompactUNet, 64, 1),
-    Setting("digits", DIGITS, CompactUNet, 64, 4),
-    Setting("digits", DIGITS, CompactUNet, 32, 8),
-]
-
-
-def denoising(network: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
-    """One loss a row."""
-    return losses(Denoiser(network), *batch)
 
 
 class Update:
@@ -122,16 +76,24 @@ def ordinary(setting: Setting, memory_format: torch.memory_format) -> Step:
     ]
 
     def step() -> None:
-        denoising(network, *batch).mean().backward()
+        setting.losses(network, *batch).mean().backward()
         update()
 
     return step
 
 
-def privimage(setting: Setting) -> Step:
-    """Ours."""
+def privimage(setting: Setting, planned: bool = True) -> Step:
+    """Ours: as the plan for this machine has it, or with every gradient kept."""
     network, batch = setting.network(), setting.batch()
     gradients = ExampleGradients(network, torch.channels_last)
+    chosen = plan(
+        network,
+        setting.batch(1),
+        draws=setting.draws,
+        examples=setting.examples,
+        losses=setting.losses,
+        memory_format=torch.channels_last,
+    )
     adam = DPAdam(
         network.parameters(),
         LEARNING_RATE,
@@ -141,8 +103,14 @@ def privimage(setting: Setting) -> Step:
     )
 
     def step() -> None:
-        parts = gradients(denoising, *batch, draws=setting.draws)
-        adam.step(clipped_sum(parts, MAX_GRAD_NORM))
+        if planned:
+            total = planned_clipped_sum(
+                gradients, setting.losses, *batch, plan=chosen, max_grad_norm=MAX_GRAD_NORM
+            )
+        else:
+            parts = gradients(setting.losses, *batch, draws=setting.draws)
+            total = clipped_sum(parts, MAX_GRAD_NORM)
+        adam.step(total)
 
     return step
 
@@ -155,7 +123,7 @@ def opacus_hooks(setting: Setting) -> Step:
     update = Update(network)
 
     def step() -> None:
-        denoising(network, *batch).sum().backward()
+        setting.losses(network, *batch).sum().backward()
         parts = [
             p.grad_sample.unflatten(0, (setting.examples, -1)).mean(1) for p in update.parameters
         ]
@@ -175,7 +143,9 @@ def vmap_grad(setting: Setting) -> Step:
     batch = [tensor.unflatten(0, (setting.examples, -1)) for tensor in setting.batch()]
 
     def loss(weights: dict[str, torch.Tensor], *example: torch.Tensor) -> torch.Tensor:
-        return denoising(lambda *inputs: functional_call(network, weights, inputs), *example).mean()
+        return setting.losses(
+            lambda *inputs: functional_call(network, weights, inputs), *example
+        ).mean()
 
     each = vmap(grad(loss), in_dims=(None, *[0] * len(batch)))
 
@@ -196,7 +166,7 @@ def loop(setting: Setting) -> Step:
     def step() -> None:
         sums = [torch.zeros_like(parameter) for parameter in update.parameters]
         for example in zip(*(tensor.split(setting.draws) for tensor in batch), strict=True):
-            parts = torch.autograd.grad(denoising(network, *example).mean(), update.parameters)
+            parts = torch.autograd.grad(setting.losses(network, *example).mean(), update.parameters)
             norm = torch.stack(torch._foreach_norm(parts)).norm()
             scale = (MAX_GRAD_NORM / norm).clamp(max=1).item()
             torch._foreach_add_(sums, parts, alpha=scale)
@@ -219,23 +189,27 @@ def clip_and_sum(parts: list[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.tensordot(scales, part, 1) for part in parts]
 
 
-def methods(setting: Setting) -> dict[str, Step]:
-    """All that can run here, by name."""
+def methods(setting: Setting) -> dict[str, Callable[[], Step]]:
+    """What makes a step of each that can run here, by name."""
     found = {
-        ORDINARY[0]: ordinary(setting, torch.contiguous_format),
-        ORDINARY[1]: ordinary(setting, torch.channels_last),
-        "privimage": privimage(setting),
-        "vmap(grad)": vmap_grad(setting),
-        "loop over images": loop(setting),
+        ORDINARY[0]: lambda: ordinary(setting, torch.contiguous_format),
+        ORDINARY[1]: lambda: ordinary(setting, torch.channels_last),
+        "privimage": lambda: privimage(setting),
+        "privimage, all kept": lambda: privimage(setting, planned=False),
+        "vmap(grad)": lambda: vmap_grad(setting),
+        "loop over images": lambda: loop(setting),
     }
     if importlib.util.find_spec("opacus") is not None:
-        found["opacus hooks"] = opacus_hooks(setting)
+        found["opacus hooks"] = lambda: opacus_hooks(setting)
     return found
 
 
-def measure(setting: Setting, rounds: int) -> list[dict[str, float | int | str]]:
-    """One record a method."""
-    steps = methods(setting)
+def measure(setting: Setting, rounds: int, among: str) -> list[dict[str, float | int | str]]:
+    """One record for each method whose name has a word of `among` in it."""
+    words = among.split(",")
+    steps = {
+        name: build() for name, build in methods(setting).items() if any(w in name for w in words)
+    }
     wall: dict[str, list[float]] = {name: [] for name in steps}
     cpu = copy.deepcopy(wall)
     for turn in range(rounds + 1):
@@ -269,38 +243,76 @@ def measure(setting: Setting, rounds: int) -> list[dict[str, float | int | str]]
     return rows
 
 
+def peak(setting: Setting, method: str) -> float:
+    """Megabytes that three steps of a method add to a process of its own."""
+    command = [sys.executable, __file__, "--models", setting.name, "--draws", str(setting.draws)]
+    done = subprocess.run([*command, "--peak-of", method], check=True, capture_output=True)
+    return float(done.stdout)
+
+
+def print_peak(setting: Setting, method: str) -> None:
+    """What `peak` reads."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = methods(setting)[method]()
+    for _ in range(3):
+        step()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+
+
 def main() -> None:
     """Measures and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="the CIFAR-10 network at 1 and 8 draws"
-    )
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    options = parser.parse_args()
+    options = parse()
     if not ALLOCATOR.items() <= os.environ.items():
         command = [sys.executable, *sys.argv]
         sys.exit(subprocess.run(command, env=os.environ | ALLOCATOR).returncode)
     torch.set_num_threads(options.threads)
     torch.set_default_device(options.device)
+    chosen = settings(options.models.split(","), [int(k) for k in options.draws.split(",")])
+    if options.peak_of:
+        print_peak(chosen[0], options.peak_of)
+        return
     rows = []
-    for setting in QUICK if options.quick else ALL:
-        for row in measure(setting, options.rounds):
+    for setting in chosen:
+        for row in measure(setting, options.rounds, options.among):
+            if options.peak:
+                row["peak_mb"] = round(peak(setting, str(row["method"])))
             rows.append(row)
             print(
                 f"{row['model']:<8} K={row['draws']} {row['method']:<24} {row['ratio']:6.3f} "
                 f"({row['ratio_low']:.3f} to {row['ratio_high']:.3f}), CPU {row['cpu_ratio']:.3f}, "
-                f"of {row['reference_ms']} ms",
+                f"of {row['reference_ms']} ms, {row.get('peak_mb', '')} MB",
                 flush=True,
             )
-    if options.json:
-        machine = f"{platform.machine()}, {cpu_name()}, {options.threads} threads"
-        if options.device == "cuda":
-            machine = torch.cuda.get_device_name()
-        figures = {"machine": machine, "torch": torch.__version__, "rows": rows}
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        if options.json:
+            write(options, rows)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default=",".join(MODELS), help="names, with commas")
+    parser.add_argument("--draws", default="1,4,8", help="draws an image, with commas")
+    parser.add_argument("--quick", action="store_true", help="cifar10 at 1 and 8 draws")
+    parser.add_argument("--among", default="", help="words of methods' names, with commas")
+    parser.add_argument("--peak", action="store_true", help="measure peak memory as well")
+    parser.add_argument("--peak-of", metavar="METHOD", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    options = parser.parse_args()
+    if options.quick:
+        options.models, options.draws = "cifar10", "1,8"
+    return options
+
+
+def write(options: argparse.Namespace, rows: list[dict[str, float | int | str]]) -> None:
+    """The figures so far, with the machine named."""
+    machine = f"{platform.machine()}, {cpu_name()}, {options.threads} threads"
+    if options.device == "cuda":
+        machine = torch.cuda.get_device_name()
+    figures = {"machine": machine, "torch": torch.__version__, "rows": rows}
+    options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def cpu_name() -> str:

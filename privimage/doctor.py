@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from privimage import ops
+from privimage.dp.costs import cached_costs
 
 _PACKAGES = ("privimage", "torch", "numpy", "prv-accountant", "safetensors", "pyarrow", "pillow")
 
@@ -22,6 +23,7 @@ def report() -> Iterator[str]:
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield f"memory           {gigabytes:.0f} GiB"
     yield f"GPU              {_gpu()}"
+    yield f"plan's costs     {_costs()}"
     yield from _self_test(torch.device("cpu"))
     if torch.cuda.is_available():
         yield from _self_test(torch.device("cuda"))
@@ -32,6 +34,16 @@ def _gpu() -> str:
         return "none"
     free, total = torch.cuda.mem_get_info()
     return f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+
+
+def _costs() -> str:
+    costs = cached_costs()
+    if costs is None:
+        return "not measured yet (privimage.dp.plan does)"
+    return (
+        f"product {1e12 * costs.multiply_add:.1f} ps, kept value {1e9 * costs.keep:.2f} ns, "
+        f"recomputed value {1e9 * costs.recompute:.2f} ns, call {1e6 * costs.call:.0f} us"
+    )
 
 
 def _self_test(device: torch.device) -> Iterator[str]:

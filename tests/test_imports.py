@@ -40,7 +40,7 @@ MAY_IMPORT = {
     | {"semantics"},
     "assessment": GROUND
     | {"pipeline", "summary", "stages", "run", "recipe", "data", "dp", "evaluate", "release"},
-    "doctor": {"errors", "ops"},
+    "doctor": {"errors", "ops", "dp"},
     "selftest": {"ops", "dp", "data", "synthesis", "threads"},
     "export": GROUND | {"data", "dp", "hub", "recipe", "release", "run", "spending"},
     "hub": {"errors", "durable", "diffusion"},

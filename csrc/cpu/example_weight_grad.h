@@ -32,37 +32,89 @@ inline int64_t example_weight_grad_blocks(const ConvGeometry& shape) {
   return shape.examples * shape.groups * blocks_a_group(shape);
 }
 
+// from [taps, pitch] -> to [inputs, taps]; kTaps unrolls the loop, 0 does not. Not inlined, for the
+// sake of its registers.
+template <int kTaps, typename Scalar>
+__attribute__((noinline)) void turn(const Scalar* __restrict__ from, int64_t inputs, int64_t taps,
+                                    int64_t pitch, Scalar* __restrict__ to) {
+  if (kTaps > 0) taps = kTaps;
+  for (int64_t c = 0; c < inputs; ++c) {
+    for (int64_t t = 0; t < taps; ++t) to[c * taps + t] = from[t * pitch + c];
+  }
+}
+
+// Where the gradients of examples go: into the rows that the job names.
 template <typename Scalar>
+class WriteRows {
+ public:
+  explicit WriteRows(const ExampleWeightGrad<Scalar>& job) : job_(job) {}
+
+  // Called long before `weight`: asks for its memory, which is slow to come.
+  void expect(int64_t example, int64_t place, int64_t count) const {
+    constexpr int64_t kLine = 64 / sizeof(Scalar);
+    const Scalar* to = job_.weight + example * job_.weight_stride + place;
+    for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(to + i, 1);
+  }
+
+  // The values from `place` on, of an example's [groups * outputs, inputs, taps, taps].
+  void weight(int64_t example, int64_t place, const Scalar* values, int64_t count) {
+    put(job_.weight + example * job_.weight_stride + place, values, count);
+  }
+
+  // The values from `place` on, of an example's [groups * outputs].
+  void bias(int64_t example, int64_t place, const Scalar* values, int64_t count) {
+    put(job_.bias + example * job_.bias_stride + place, values, count);
+  }
+
+ private:
+  void put(Scalar* to, const Scalar* values, int64_t count) const {
+    if (job_.accumulate) {
+      for (int64_t i = 0; i < count; ++i) to[i] += values[i];
+    } else {
+      std::copy_n(values, count, to);
+    }
+  }
+
+  const ExampleWeightGrad<Scalar>& job_;
+};
+
+// Works on one block after the other and hands its values to `sink`, which is as `WriteRows`.
+template <typename Scalar, typename Sink>
 class ExampleWeightGradBlocks {
  public:
-  ExampleWeightGradBlocks(const ExampleWeightGrad<Scalar>& job, const TileSet<Scalar>& tiles)
+  ExampleWeightGradBlocks(const ExampleWeightGrad<Scalar>& job, const TileSet<Scalar>& tiles,
+                          Sink& sink)
       : job_(job),
+        sink_(sink),
         shape_(job.geometry),
         grad_strides_(job.grad_strides),
         tiles_(tiles),
         padded_((shape_.inputs + tiles.lanes - 1) / tiles.lanes * tiles.lanes),
+        pitch_(2 * tiles.lanes),
         taps_(shape_.height.taps * shape_.width.taps),
         packs_(job.x_strides.channel != 1 || padded_ != shape_.inputs) {
     const int64_t width = std::max<int64_t>(shape_.width.outputs, 1);
     const int64_t height = std::max<int64_t>(shape_.height.outputs, 1);
     band_rows_ = std::clamp<int64_t>(kBandPixels / width, 1, height);
     band_draws_ = std::max<int64_t>(kBandPixels / (width * height), 1);
-    const int64_t sums = kBlockRows * taps_ * padded_;
+    const int64_t row = taps_ * pitch_, sums = kBlockRows * row;
     const int64_t image = shape_.height.inputs * shape_.width.inputs * padded_;
+    const int64_t packed = packs_ ? shape_.draws * image : 0;
     static thread_local Scratch<Scalar> scratch;
-    sums_ = scratch.at_least(sums + (packs_ ? shape_.draws * image : 0));
-    packed_ = sums_ + sums;
+    sums_ = scratch.at_least(sums + row + packed + shape_.outputs);
+    row_ = sums_ + sums;
+    packed_ = row_ + row;
+    bias_ = packed_ + packed;
   }
 
-  // The blocks begin … end - 1 of `example_weight_grad_blocks`.
-  void run(int64_t begin, int64_t end) {
+  // The block `index` of `example_weight_grad_blocks`.
+  void run(int64_t index) {
     const int64_t blocks = blocks_a_group(shape_);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t example = i / blocks / shape_.groups, group = i / blocks % shape_.groups;
-      if (i == begin || i % blocks == 0) load(example, group);
-      if (job_.bias && i % blocks == 0) bias(example, group);
-      block(example, group, i % blocks * kBlockRows);
-    }
+    const int64_t example = index / blocks / shape_.groups, group = index / blocks % shape_.groups;
+    if (index / blocks != loaded_) load(example, group);
+    loaded_ = index / blocks;
+    if (job_.bias && index % blocks == 0) bias(example, group);
+    block(example, group, index % blocks * kBlockRows);
   }
 
  private:
@@ -98,11 +150,17 @@ class ExampleWeightGradBlocks {
     const int64_t channel = group * shape_.outputs + first;
     const Scalar* grad =
         job_.grad + example * shape_.draws * grad_strides_.row + channel * grad_strides_.channel;
-    std::fill_n(sums_, count * taps_ * padded_, Scalar(0));
-    for (int64_t c = 0; c < padded_; c += 2 * tiles_.lanes) {
+    for (int64_t c = 0; c < padded_; c += pitch_) {
+      const int64_t inputs = std::min(pitch_, shape_.inputs - c);
+      const int64_t place = (channel * shape_.inputs + c) * taps_, next = shape_.inputs * taps_;
+      for (int64_t r = 0; r < count; ++r) sink_.expect(example, place + r * next, inputs * taps_);
+      std::fill_n(sums_, count * taps_ * pitch_, Scalar(0));
       for_each_band([&](int64_t draw, int64_t row) { band(draw, row, c, grad, count); });
+      for (int64_t r = 0; r < count; ++r) {
+        const Scalar* values = in_order(sums_ + r * taps_ * pitch_, inputs);
+        sink_.weight(example, place + r * next, values, inputs * taps_);
+      }
     }
-    write(job_.weight + example * job_.weight_stride + channel * shape_.inputs * taps_, count);
   }
 
   template <typename Body>
@@ -138,29 +196,17 @@ class ExampleWeightGradBlocks {
         const int64_t left = input_position(shape_.width, columns.begin, w);
         tiles(loop, x_ + draw * xs.row + top * xs.height + left * xs.width + c,
               grad + draw * gs.row + rows.begin * gs.height + columns.begin * gs.width,
-              sums_ + (h * shape_.width.taps + w) * padded_ + c, taps_ * padded_, count);
+              sums_ + (h * shape_.width.taps + w) * pitch_, taps_ * pitch_, count);
       }
     }
   }
 
-  // sums [count, taps, padded] -> weight [count, inputs, taps].
-  void write(Scalar* weight, int64_t count) const {
-    for (int64_t r = 0; r < count; ++r, weight += shape_.inputs * taps_) {
-      const Scalar* sums = sums_ + r * taps_ * padded_;
-      for (int64_t c = 0; c < shape_.inputs; ++c) {
-        if (taps_ == 9) {
-          put(sums + c, weight + c * 9, 9);  // unrolled
-        } else {
-          put(sums + c, weight + c * taps_, taps_);
-        }
-      }
-    }
-  }
-
-  PRIVIMAGE_INLINE void put(const Scalar* sums, Scalar* weight, int64_t taps) const {
-    for (int64_t t = 0; t < taps; ++t) {
-      weight[t] = job_.accumulate ? weight[t] + sums[t * padded_] : sums[t * padded_];
-    }
+  // sums [taps, pitch] -> [inputs, taps], turned around in the first-level cache, since single
+  // values going to memory fill the store buffer.
+  const Scalar* in_order(const Scalar* sums, int64_t inputs) const {
+    if (taps_ == 1) return sums;
+    (taps_ == 9 ? turn<9, Scalar> : turn<0, Scalar>)(sums, inputs, taps_, pitch_, row_);
+    return row_;
   }
 
   // The bias of a group: the sums of grad, vectors of channels where they lie side by side.
@@ -168,13 +214,13 @@ class ExampleWeightGradBlocks {
     const ImageStrides& gs = grad_strides_;
     const int64_t first = group * shape_.outputs;
     const Scalar* grad = job_.grad + example * shape_.draws * gs.row + first * gs.channel;
-    Scalar* bias = job_.bias + example * job_.bias_stride + first;
-    if (!job_.accumulate) std::fill_n(bias, shape_.outputs, Scalar(0));
+    std::fill_n(bias_, shape_.outputs, Scalar(0));
     for_each_band([&](int64_t draw, int64_t row) {
-      add_to_bias(bias, grad + draw * gs.row + row * gs.height,
+      add_to_bias(bias_, grad + draw * gs.row + row * gs.height,
                   std::min(band_draws_, shape_.draws - draw),
                   std::min(band_rows_, shape_.height.outputs - row));
     });
+    sink_.bias(example, first, bias_, shape_.outputs);
   }
 
   void add_to_bias(Scalar* bias, const Scalar* grad, int64_t draws, int64_t rows) const {
@@ -198,22 +244,36 @@ class ExampleWeightGradBlocks {
   }
 
   const ExampleWeightGrad<Scalar>& job_;
+  Sink& sink_;
   const ConvGeometry& shape_;
   const ImageStrides& grad_strides_;
   const TileSet<Scalar>& tiles_;
   const int64_t padded_;  // input channels in whole vectors
+  const int64_t pitch_;   // input channels that are summed at a time: two vectors
   const int64_t taps_;
   const bool packs_;
   int64_t band_draws_, band_rows_;
-  Scalar* sums_;    // [kBlockRows, taps, padded]
+  Scalar* sums_;    // [kBlockRows, taps, pitch]
+  Scalar* row_;     // [pitch, taps], of one output channel
   Scalar* packed_;  // [draws, height, width, padded]
+  Scalar* bias_;    // [outputs], of one group
   const Scalar* x_ = nullptr;
+  int64_t loaded_ = -1;  // the example and group of x_
   ImageStrides x_strides_{};
 };
 
+// The blocks begin … end - 1 of `example_weight_grad_blocks`.
+template <typename Scalar>
+inline void example_weight_grad(const ExampleWeightGrad<Scalar>& job, const TileSet<Scalar>& tiles,
+                                int64_t begin, int64_t end) {
+  WriteRows<Scalar> sink(job);
+  ExampleWeightGradBlocks<Scalar, WriteRows<Scalar>> blocks(job, tiles, sink);
+  for (int64_t i = begin; i < end; ++i) blocks.run(i);
+}
+
 template <typename Scalar>
 inline void example_weight_grad(const ExampleWeightGrad<Scalar>& job, int64_t begin, int64_t end) {
-  ExampleWeightGradBlocks<Scalar>(job, *tile_sets<Scalar>()).run(begin, end);
+  example_weight_grad(job, *tile_sets<Scalar>(), begin, end);
 }
 
 }  // namespace privimage::cpu

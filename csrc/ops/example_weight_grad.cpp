@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ops/check.h"
+#include "ops/conv_arguments.h"
 
 #ifdef PRIVIMAGE_CUDA
 #include <torch/csrc/stable/accelerator.h>
@@ -23,8 +24,10 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Multiplications that a thread must have to do to be worth waking it.
+// Multiplications that a thread must have to do to be worth waking it, and how many of them take as
+// long as writing one weight.
 constexpr int64_t kGrain = 1 << 20;
+constexpr int64_t kWriting = 32;
 
 // Sizes and distances as the schema has them; `geometry` is checked against the tensors.
 struct Arguments {
@@ -35,43 +38,6 @@ struct Arguments {
   ConvGeometry geometry;
   bool accumulate;
 };
-
-void check_axis(const ConvAxis& axis, const char* name) {
-  STD_TORCH_CHECK(axis.taps > 0 && axis.stride > 0 && axis.padding >= 0 && axis.dilation > 0,
-                  "geometry: expected positive taps, stride and dilation, padding from 0 on");
-  const int64_t reach = axis.inputs + 2 * axis.padding - axis.dilation * (axis.taps - 1) - 1;
-  const int64_t outputs = reach < 0 ? 0 : reach / axis.stride + 1;
-  STD_TORCH_CHECK(axis.outputs == outputs, "grad: expected ", name, " ", outputs, ", got ",
-                  axis.outputs);
-}
-
-ConvGeometry geometry_of(const Tensor& x, const Tensor& grad, const Tensor& weight,
-                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                         const std::vector<int64_t>& dilation, int64_t groups) {
-  STD_TORCH_CHECK(x.dim() == 4 && grad.dim() == 4, "x, grad: expected 4 dimensions");
-  STD_TORCH_CHECK(weight.dim() == 5, "weight: expected 5 dimensions, got ", weight.dim());
-  STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
-                  "geometry: expected two numbers each");
-  STD_TORCH_CHECK(groups > 0 && weight.size(1) % groups == 0, "groups: got ", groups);
-  const int64_t examples = weight.size(0), rows = x.size(0);
-  const ConvAxis height{x.size(2), grad.size(2), weight.size(3),
-                        stride[0], padding[0],   dilation[0]};
-  const ConvAxis width{x.size(3), grad.size(3), weight.size(4), stride[1], padding[1], dilation[1]};
-  check_axis(height, "height");
-  check_axis(width, "width");
-  STD_TORCH_CHECK(examples == 0 ? rows == 0 : rows % examples == 0, "x: ", rows,
-                  " rows do not fit ", examples, " examples");
-  STD_TORCH_CHECK(grad.size(0) == rows, "grad: expected ", rows, " rows, got ", grad.size(0));
-  STD_TORCH_CHECK(x.size(1) == groups * weight.size(2) && grad.size(1) == weight.size(1),
-                  "weight: its channels are not those of x and grad");
-  return {examples,
-          examples == 0 ? 0 : rows / examples,
-          groups,
-          weight.size(2),
-          weight.size(1) / groups,
-          height,
-          width};
-}
 
 // An example's values must lie in one piece; examples may lie apart.
 void check_rows(const Tensor& tensor, const std::string& name) {
@@ -90,7 +56,11 @@ Arguments check(const Tensor& x, const Tensor& grad, const Tensor& weight,
                 const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
                 const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                 int64_t groups, bool accumulate) {
-  const ConvGeometry geometry = geometry_of(x, grad, weight, stride, padding, dilation, groups);
+  STD_TORCH_CHECK(weight.dim() == 5, "weight: expected 5 dimensions, got ", weight.dim());
+  const ConvNumbers conv{{weight.size(3), weight.size(4)}, stride, padding, dilation, groups};
+  const ConvGeometry geometry = geometry_of(x, grad, weight.size(0), conv);
+  STD_TORCH_CHECK(geometry.inputs == weight.size(2) && grad.size(1) == weight.size(1),
+                  "weight: its channels are not those of x and grad");
   check_beside(grad, x.scalar_type(), x, "grad");
   check_beside(weight, wide_type(x), x, "weight");
   check_rows(weight, "weight");
@@ -102,10 +72,6 @@ Arguments check(const Tensor& x, const Tensor& grad, const Tensor& weight,
     check_rows(*bias, "bias");
   }
   return {x, grad, weight, bias, geometry, accumulate};
-}
-
-ImageStrides strides_of(const Tensor& tensor) {
-  return {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
 }
 
 template <typename Scalar>
@@ -141,9 +107,10 @@ void example_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor wei
                              const std::vector<int64_t> dilation, int64_t groups, bool accumulate) {
   const Arguments given =
       check(x, grad, weight, bias, stride, padding, dilation, groups, accumulate);
-  dispatch(given, [](const auto& job) {
+  dispatch(given, [&](const auto& job) {
     const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
-    const int64_t grain = kGrain / (multiplications(job.geometry) / (blocks + 1) + 1) + 1;
+    const int64_t work = multiplications(job.geometry) + kWriting * given.weight.numel();
+    const int64_t grain = kGrain / (work / (blocks + 1) + 1) + 1;
     torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
       cpu::example_weight_grad(job, begin, end);
     });

@@ -107,7 +107,7 @@ std::vector<Scalar> run(const Case<Scalar>& given, const cpu::TileSet<Scalar>& t
   const ExampleWeightGrad<Scalar> flat = in_one_row(job);
   const int64_t blocks = cpu::example_weight_grad_blocks(flat.geometry);
   for (int64_t begin = 0; begin < blocks; begin += split) {
-    cpu::ExampleWeightGradBlocks<Scalar>(flat, tiles).run(begin, std::min(begin + split, blocks));
+    cpu::example_weight_grad(flat, tiles, begin, std::min(begin + split, blocks));
   }
   return found;
 }

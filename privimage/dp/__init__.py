@@ -26,8 +26,10 @@ from privimage.dp.ledger import Ledger
 from privimage.dp.narrative import narrate
 from privimage.dp.noise import Domain, SecretKey, SecretStream, generators
 from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
+from privimage.dp.plan import StepPlan, plan
 from privimage.dp.privacy import Privacy
 from privimage.dp.private_engine import PrivateEngine
+from privimage.dp.recompute import planned_clipped_sum
 from privimage.dp.records import (
     UNITS,
     Plan,
@@ -65,6 +67,7 @@ __all__ = [
     "SecretStream",
     "Selftest",
     "StepBudget",
+    "StepPlan",
     "StepReservation",
     "SubsampledGaussian",
     "Verification",
@@ -82,6 +85,8 @@ __all__ = [
     "layer_clipped_sum",
     "narrate",
     "normalised_sum",
+    "plan",
+    "planned_clipped_sum",
     "poisson_sample",
     "rate_threshold",
     "register_rule",

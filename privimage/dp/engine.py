@@ -10,7 +10,7 @@ tells; so a use may be refused, but none is overlooked.
 The parameters stay in their modules and no state is shared: threads can use one engine at once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -41,6 +41,7 @@ class ExampleGradients:
         names: trainable parameters, in the order of `model.named_parameters()`.
         size: P, the number of scalars in them.
         module_sizes: the number of scalars of each module that has some, in the same order.
+        shapes: of the parameters, by name.
 
     Raises:
         UserError: the model has no trainable parameter, or a layer that mixes examples.
@@ -49,6 +50,7 @@ class ExampleGradients:
     names: tuple[str, ...]
     size: int
     module_sizes: tuple[int, ...]
+    shapes: dict[str, torch.Size]
 
     def __init__(
         self, model: nn.Module, memory_format: torch.memory_format = torch.preserve_format
@@ -71,6 +73,7 @@ class ExampleGradients:
             module = name.rpartition(".")[0]
             sizes[module] = sizes.get(module, 0) + parameter.numel()
         self.module_sizes = tuple(sizes.values())
+        self.shapes = {name: parameter.shape for name, parameter in trainable.items()}
 
     def __call__(self, losses: Losses, *batch: torch.Tensor, draws: int = 1) -> torch.Tensor:
         """The gradient of each example's mean loss over its draws.
@@ -89,14 +92,25 @@ class ExampleGradients:
             UserError: a batch or losses of the wrong shape, or a use of a parameter that has no
                 rule; both depend on shapes and code only, not on the data.
         """
-        count = _count_examples(batch, draws)
-        arena = self._arena(count)
+        count = count_examples(batch, draws)
+        arena = self.arena(count)
+        self.write_into(self.slots_in(arena), losses, *batch, draws=draws)
+        return arena
+
+    def write_into(
+        self, slots: Mapping[str, Slot], losses: Losses, *batch: torch.Tensor, draws: int = 1
+    ) -> None:
+        """As `__call__`, with a slot for each of `names` instead of one tensor.
+
+        Formal guarantee: as `ExampleGradients`.
+        """
+        count = count_examples(batch, draws)
         if count == 0:
-            return arena
+            return
+        by_id = {id(p): slots[name] for p, name in zip(self._parameters, self.names, strict=True)}
         with torch.enable_grad():
-            anchor = torch.zeros((), device=arena.device, requires_grad=True)
-            slots = dict(self._slots(arena))
-            examples = Examples(count, anchor, slots, self._memory_format)
+            anchor = torch.zeros((), device=self._parameters[0].device, requires_grad=True)
+            examples = Examples(count, anchor, by_id, self._memory_format)
             described = dict(zip(map(id, self._parameters), self._described, strict=True))
             with Exchange(examples, described, count * draws) as exchange:
                 values = losses(self._model, *batch)
@@ -116,7 +130,6 @@ class ExampleGradients:
                 )
         for slot in slots.values():
             slot.finish()
-        return arena
 
     def check_independence(
         self, losses: Losses, *dummy_batch: torch.Tensor, draws: int = 1
@@ -135,7 +148,7 @@ class ExampleGradients:
         Raises:
             UserError: examples are mixed, the model changes its buffers, or as in `__call__`.
         """
-        count = _count_examples(dummy_batch, draws)
+        count = count_examples(dummy_batch, draws)
         if all(map(torch.equal, dummy_batch, _copies(dummy_batch, 0, count))):
             raise UserError("the dummy batch needs two examples or more that differ")
         buffers = [buffer.clone() for buffer in self._model.buffers()]
@@ -148,20 +161,27 @@ class ExampleGradients:
             if not torch.equal(before, after):
                 raise UserError(f"buffer '{name}' changes with the data; make it constant")
 
-    def _arena(self, count: int) -> torch.Tensor:
-        """[examples, P], holding anything."""
+    def arena(self, count: int, names: Collection[str] | None = None) -> torch.Tensor:
+        """[examples, parameters of `names`], holding anything; of all parameters by default."""
+        size = sum(
+            shape.numel() for name, shape in self.shapes.items() if names is None or name in names
+        )
         dtype = torch.float32
         for parameter in self._parameters:
             dtype = torch.promote_types(dtype, parameter.dtype)
-        return torch.empty(count, self.size, dtype=dtype, device=self._parameters[0].device)
+        return torch.empty(count, size, dtype=dtype, device=self._parameters[0].device)
 
-    def _slots(self, arena: torch.Tensor) -> Iterator[tuple[int, Slot]]:
-        """Each parameter's `id` and its columns of the arena."""
-        first = 0
-        for parameter in self._parameters:
-            columns = arena[:, first : first + parameter.numel()]
-            yield id(parameter), Slot(columns.view(len(arena), *parameter.shape))
-            first += parameter.numel()
+    def slots_in(
+        self, arena: torch.Tensor, names: Collection[str] | None = None
+    ) -> dict[str, Slot]:
+        """The columns of `arena(len(arena), names)` of each parameter."""
+        slots, first = {}, 0
+        for name, shape in self.shapes.items():
+            if names is None or name in names:
+                columns = arena[:, first : first + shape.numel()]
+                slots[name] = Slot(columns.view(len(arena), *shape))
+                first += shape.numel()
+        return slots
 
     def _observe(
         self, losses: Losses, batch: Sequence[torch.Tensor], draws: int
@@ -202,7 +222,7 @@ def _described(model: nn.Module, name: str) -> str:
     return f"{module}: parameter '{name}'"
 
 
-def _count_examples(batch: Sequence[torch.Tensor], draws: int) -> int:
+def count_examples(batch: Sequence[torch.Tensor], draws: int) -> int:
     """The number of examples; raises UserError unless all tensors have examples x draws rows."""
     check_count("draws", draws)
     rows = {tensor.shape[0] if tensor.dim() else None for tensor in batch}

@@ -15,21 +15,31 @@ class Slot:
     """The gradients of one parameter, [examples, *shape]; a second use of it adds to the first.
 
     Attributes:
-        rows: a view of the tensor that all slots share; holds anything until `used`.
         used: whether a gradient was written.
     """
 
     def __init__(self, rows: torch.Tensor) -> None:
-        self.rows = rows
+        self._rows = rows
         self.used = False
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """A view of the tensor that all slots share; holds anything until `used`."""
+        return self._rows
 
     def add(self, parts: torch.Tensor) -> None:
         """Adds [examples, *shape] to what is there, nothing at first."""
         if self.used:
-            self.rows += parts
+            self.rows.add_(parts)
         else:
             self.rows.copy_(parts)
         self.used = True
+
+    def take(
+        self, x: torch.Tensor, grad: torch.Tensor, bias: "Slot | None", geometry: ops.ConvGeometry
+    ) -> bool:
+        """Whether this slot takes a layer's tensors, instead of its gradients written in rows."""
+        return False
 
     def finish(self) -> None:
         """Zero, if nothing was written."""
@@ -111,6 +121,8 @@ def write_weight_grad(
 
     A linear layer's weight [outputs, inputs] is taken for the 1x1 convolution that it is.
     """
+    if weight.take(x, grad, bias, geometry):
+        return
     accumulate = claim(weight, bias)
     rows = weight.rows if weight.rows.dim() == 5 else weight.rows[..., None, None]
     x, grad = (tensor.to(rows.dtype) for tensor in (x, grad))

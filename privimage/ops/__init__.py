@@ -18,6 +18,12 @@ from privimage.ops.release import (
     private_update,
     random_words,
 )
+from privimage.ops.scaled import (
+    example_weight_norms,
+    recomputed_sum,
+    scaled_sum,
+    squared_norms,
+)
 from privimage.ops.self_test import Check, self_test
 
 __all__ = [
@@ -30,12 +36,16 @@ __all__ = [
     "clipped_sum",
     "describe_build",
     "example_weight_grad",
+    "example_weight_norms",
     "gaussian_integers",
     "group_norm_silu",
     "group_norm_silu_backward",
     "private_update",
     "random_words",
+    "recomputed_sum",
+    "scaled_sum",
     "self_test",
+    "squared_norms",
 ]
 
 rules.register()

@@ -29,6 +29,16 @@ _SCHEMAS = {
         "example_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
         "int[] stride, int[] padding, int[] dilation, int groups, bool accumulate) -> ()"
     ),
+    "squared_norms": "squared_norms(Tensor parts) -> Tensor",
+    "scaled_sum": "scaled_sum(Tensor parts, Tensor scales) -> Tensor",
+    "example_weight_norms": (
+        "example_weight_norms(Tensor x, Tensor grad, int examples, int[] taps, bool with_bias, "
+        "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
+    ),
+    "recomputed_sum": (
+        "recomputed_sum(Tensor x, Tensor grad, Tensor scales, Tensor(a!) weight_sum, "
+        "Tensor(b!)? bias_sum, int[] stride, int[] padding, int[] dilation, int groups) -> ()"
+    ),
     "group_norm_silu": (
         "group_norm_silu(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps, bool silu) "
         "-> (Tensor, Tensor)"
@@ -39,6 +49,12 @@ _SCHEMAS = {
         "-> Tensor"
     ),
 }
+_NATIVE_ON_CPU_ALONE = (
+    "squared_norms",
+    "scaled_sum",
+    "example_weight_norms",
+    "recomputed_sum",
+)
 _NAMESPACE = "privimage"
 
 _native = importlib.util.find_spec("privimage.ops._native")
@@ -59,8 +75,7 @@ if _native is not None and _native.origin is not None:
     from privimage import _host
 
     build: str = _host.build
-    if build != "cuda":
-        _register_reference(_SCHEMAS, ("CUDA",))
+    _register_reference(_NATIVE_ON_CPU_ALONE if build == "cuda" else _SCHEMAS, ("CUDA",))
 else:
     build = "none"
     for _schema in _SCHEMAS.values():

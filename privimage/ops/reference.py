@@ -197,6 +197,57 @@ def example_weight_grad(
         bias.copy_(bias + sums if accumulate else sums)
 
 
+def squared_norms(parts: torch.Tensor) -> torch.Tensor:
+    """[examples, parameters] → float64 [examples]."""
+    return parts.double().square().sum(dim=1)
+
+
+def scaled_sum(parts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """[examples, parameters] → int64 [parameters]; see `privimage.ops.scaled_sum`."""
+    passed_over = (scales == 0)[:, None]
+    rows = torch.where(passed_over, 0.0, parts.double() * scales[:, None])
+    return rows.trunc().long().sum(dim=0)
+
+
+def example_weight_norms(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    examples: int,
+    taps: list[int],
+    with_bias: bool,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> torch.Tensor:
+    """→ float64 [examples]; see `privimage.ops.example_weight_norms`."""
+    weight = x.new_zeros(examples, grad.shape[1], x.shape[1] // groups, *taps)
+    bias = x.new_zeros(examples, grad.shape[1]) if with_bias else None
+    example_weight_grad(x, grad, weight, bias, stride, padding, dilation, groups, False)
+    squares = squared_norms(weight.flatten(1))
+    return squares if bias is None else squares + squared_norms(bias)
+
+
+def recomputed_sum(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    scales: torch.Tensor,
+    weight_sum: torch.Tensor,
+    bias_sum: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> None:
+    """Adds to weight_sum and bias_sum; see `privimage.ops.recomputed_sum`."""
+    weight = x.new_zeros(len(scales), *weight_sum.shape)
+    bias = None if bias_sum is None else x.new_zeros(len(scales), *bias_sum.shape)
+    example_weight_grad(x, grad, weight, bias, stride, padding, dilation, groups, False)
+    weight_sum += scaled_sum(weight.flatten(1), scales).view_as(weight_sum)
+    if bias is not None and bias_sum is not None:
+        bias_sum += scaled_sum(bias, scales)
+
+
 def group_norm_silu(
     x: torch.Tensor,
     weight: torch.Tensor | None,

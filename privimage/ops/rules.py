@@ -30,6 +30,27 @@ def example_weight_grad(*arguments: object) -> None:
     """Writes into rows that the caller has; takes no part in autograd."""
 
 
+def squared_norms(parts: torch.Tensor) -> torch.Tensor:
+    """[examples, parameters] → float64 [examples], without data."""
+    return parts.new_empty(parts.shape[0], dtype=torch.float64)
+
+
+def scaled_sum(parts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """[examples, parameters] → int64 [parameters], without data. Integers have no gradient."""
+    return parts.new_empty(parts.shape[1], dtype=torch.int64)
+
+
+def example_weight_norms(
+    x: torch.Tensor, grad: torch.Tensor, examples: int, *others: object
+) -> torch.Tensor:
+    """Float64 [examples], without data."""
+    return x.new_empty(examples, dtype=torch.float64)
+
+
+def recomputed_sum(*arguments: object) -> None:
+    """Changes its arguments and returns nothing."""
+
+
 def group_norm_silu(
     x: torch.Tensor,
     weight: torch.Tensor | None,
@@ -55,5 +76,9 @@ def register() -> None:
     torch.library.register_fake("privimage::gaussian_integers", gaussian_integers)
     torch.library.register_fake("privimage::private_update", private_update)
     torch.library.register_fake("privimage::example_weight_grad", example_weight_grad)
+    torch.library.register_fake("privimage::squared_norms", squared_norms)
+    torch.library.register_fake("privimage::scaled_sum", scaled_sum)
+    torch.library.register_fake("privimage::example_weight_norms", example_weight_norms)
+    torch.library.register_fake("privimage::recomputed_sum", recomputed_sum)
     torch.library.register_fake("privimage::group_norm_silu", group_norm_silu)
     torch.library.register_fake("privimage::group_norm_silu_backward", group_norm_silu_backward)

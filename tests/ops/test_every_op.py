@@ -49,6 +49,13 @@ def _weight_grad(rows, bias=None):
     return (x, grad, _random(rows, 6, 4, 3, 3), bias, [1, 1], [1, 1], [1, 1], 1, False)
 
 
+def _recomputed(rows, with_bias=True):
+    sums = [torch.arange(216).view(6, 4, 3, 3), torch.arange(6) if with_bias else None]
+    scales = _random(rows, dtype=torch.float64) * 1e5
+    geometry = [1, 1], [1, 1], [1, 1], 1
+    return (_random(rows, 4, 5, 5), _random(rows, 6, 5, 5), scales, *sums, *geometry)
+
+
 # For each operator the arguments of some legal calls, ragged and empty ones among them.
 SAMPLES = {
     "clipped_sum": [
@@ -59,20 +66,33 @@ SAMPLES = {
         (_random(4, 0), 1.0, 1.0, 0.01),
     ],
     "example_weight_grad": [_weight_grad(2), _weight_grad(3, _random(3, 6)), _weight_grad(0)],
+    "example_weight_norms": [
+        (*_weight_grad(2)[:2], 2, [3, 3], True, [1, 1], [1, 1], [1, 1], 1),
+        (*_weight_grad(0)[:2], 0, [3, 3], False, [1, 1], [1, 1], [1, 1], 1),
+    ],
     "gaussian_integers": [(KEY, 1, 2, 300, 1e9), (KEY, 0, 0, 0, 1.0)],
     "group_norm_silu": [(*_norm(3), 1e-5, True), (*_norm(2, affine=False), 1e-5, False)],
     "group_norm_silu_backward": [_norm_backward(3), _norm_backward(2, affine=False)],
     "private_update": [_update(37), _update(300, adam=False), _update(0)],
     "random_words": [(KEY, 1, 2, 300), (KEY, 0, 0, 0)],
+    "recomputed_sum": [_recomputed(3), _recomputed(2, with_bias=False), _recomputed(0)],
+    "scaled_sum": [
+        (_random(5, 37), _random(5, dtype=torch.float64) * 1e5),
+        (_random(0, 7), _random(0, dtype=torch.float64)),
+    ],
+    "squared_norms": [(_random(5, 37),), (_random(3, 0, dtype=torch.float64),)],
 }
 
 STEMS = {
     "gaussian_integers": "noise",
     "random_words": "noise",
     "group_norm_silu_backward": "group_norm_silu",
+    "squared_norms": "scaled_sum",
+    "example_weight_norms": "scaled_sum",
+    "recomputed_sum": "scaled_sum",
 }
-# On a GPU noise is drawn inside the update.
-ON_CPU_ALONE = {"noise"}
+# On a GPU noise is drawn inside the update, and the others run on the reference.
+ON_CPU_ALONE = {"noise", "scaled_sum"}
 
 
 def _calls():

@@ -1,0 +1,152 @@
+"""The networks that the benchmarks train, each with a micro-batch of made-up data."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from privimage.diffusion.compact_unet import CompactUNet
+from privimage.diffusion.denoiser import Denoiser, losses
+from privimage.diffusion.unet import UNet, UNetShape
+
+Batch = tuple[torch.Tensor, ...]
+
+CIFAR = UNetShape(32, 3, 32, (1, 2, 2), (16,), 10)
+GREY = UNetShape(28, 1, 32, (1, 2, 2), (14,), 10)
+WIDE = UNetShape(32, 3, 64, (1, 2, 2), (16,), 10)
+DIGITS = UNetShape(8, 1, 16, (1, 2), (), 10, blocks_per_level=1)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network and a micro-batch of examples x draws.
+
+    Attributes:
+        name: of the network.
+        build: makes it.
+        image: channels, height and width.
+        denoises: whether it is trained to denoise; else to classify.
+        examples: of the micro-batch.
+        draws: rows an example.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    image: tuple[int, int, int]
+    denoises: bool
+    examples: int
+    draws: int
+
+    def network(self) -> nn.Module:
+        """The same weights every time."""
+        torch.manual_seed(0)
+        return self.build()
+
+    def batch(self, examples: int | None = None) -> Batch:
+        """Images, for denoising noise levels and noise, labels; an example's draws consecutive."""
+        examples = self.examples if examples is None else examples
+        torch.manual_seed(1)
+        images = torch.rand(examples, *self.image) * 2 - 1
+        images = images.repeat_interleave(self.draws, dim=0)
+        labels = torch.randint(0, 10, (examples,)).repeat_interleave(self.draws)
+        if not self.denoises:
+            return images, labels
+        return images, torch.rand(len(images)) + 0.2, torch.randn(images.shape), labels
+
+    def losses(self, network: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
+        """One a row."""
+        if self.denoises:
+            return losses(Denoiser(network), *batch)
+        images, labels = batch
+        return F.cross_entropy(network(images), labels, reduction="none")
+
+
+def settings(names: list[str], draws: list[int]) -> list[Setting]:
+    """Those of these names, with micro-batches that suit two cores."""
+    found = []
+    for name in names:
+        build, image, denoises, rows = MODELS[name]
+        for count in draws:
+            examples = max(min(rows // count, rows // 2), 2)
+            found.append(Setting(name, build, image, denoises, examples, count))
+    return found
+
+
+class Vit(nn.Module):
+    """ViT-Ti on patches of 4 pixels (Dosovitskiy et al., arXiv 2010.11929): 5.4 million weights."""
+
+    def __init__(self, width: int = 192, depth: int = 12, heads: int = 3) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, stride=4)
+        self.place = nn.Embedding(64, width)
+        self.blocks = nn.ModuleList(_VitBlock(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[rows, 3, 32, 32] -> [rows, 10]."""
+        h = self.patches(x).flatten(2).mT
+        h = h + self.place(torch.arange(64, device=x.device).expand(len(x), 64))
+        for block in self.blocks:
+            h = block(h)
+        return self.head(self.norm(h).mean(1))
+
+
+class _VitBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(h.transpose(1, 2).flatten(2))
+        return x + self.narrow(F.gelu(self.wide(self.norm2(x))))
+
+
+class ResNet(nn.Module):
+    """ResNet-18 for 32 pixels, GroupNorm (He et al., arXiv 1512.03385): 11.2 million weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.GroupNorm(16, 64)
+        widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
+        self.blocks = nn.Sequential(*(_ResNetBlock(i, o) for i, o in itertools.pairwise(widths)))
+        self.head = nn.Linear(512, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[rows, 3, 32, 32] -> [rows, 10]."""
+        h = self.blocks(F.silu(self.norm(self.stem(x))))
+        return self.head(h.mean((2, 3)))
+
+
+class _ResNetBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        stride = outputs // inputs
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm1, self.norm2 = nn.GroupNorm(16, outputs), nn.GroupNorm(16, outputs)
+        plain = stride == 1
+        self.skip = nn.Identity() if plain else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.conv2(F.silu(self.norm1(self.conv1(x))))
+        return F.silu(self.norm2(h) + self.skip(x))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], bool, int]] = {
+    "cifar10": (lambda: UNet(CIFAR), (3, 32, 32), True, 32),
+    "grey28": (lambda: UNet(GREY), (1, 28, 28), True, 32),
+    "wide": (lambda: UNet(WIDE), (3, 32, 32), True, 16),
+    "digits": (lambda: CompactUNet(DIGITS), (1, 8, 8), True, 256),
+    "vit": (Vit, (3, 32, 32), False, 16),
+    "resnet18": (ResNet, (3, 32, 32), False, 16),
+}
+"""Name -> network, image, whether it denoises, rows that make a good micro-batch."""

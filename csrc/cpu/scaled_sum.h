@@ -1,0 +1,130 @@
+// Sums of examples' gradients with given scales on the CPU, of gradients that are kept and of such
+// that are computed again; and the squared norms that scales follow from, over a range of examples,
+// parameters or blocks of output channels: the caller brings the threads.
+//
+// What a block of `example_weight_grad.h` hands out is bitwise the same each time, so the norm is
+// that of the very values that are added.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/clipped_sum.h"
+#include "cpu/dispatch.h"
+#include "cpu/example_weight_grad.h"
+#include "shared/grid.h"
+
+namespace privimage::cpu {
+
+PRIVIMAGE_CLONES double sum_of_squares(const float* values, int64_t count) {
+  return squared_norm(values, count);
+}
+PRIVIMAGE_CLONES double sum_of_squares(const double* values, int64_t count) {
+  return squared_norm(values, count);
+}
+
+template <typename Scalar>
+PRIVIMAGE_INLINE void add_scaled_loop(const Scalar* values, int64_t count, double scale,
+                                      int64_t* sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += grid_coordinate(values[i], scale);
+}
+
+// Adds scaled values, in grid steps.
+PRIVIMAGE_CLONES void add_scaled(const float* values, int64_t count, double scale, int64_t* sums) {
+  add_scaled_loop(values, count, scale, sums);
+}
+PRIVIMAGE_CLONES void add_scaled(const double* values, int64_t count, double scale, int64_t* sums) {
+  add_scaled_loop(values, count, scale, sums);
+}
+
+// Gradients that are kept: parts [examples, parameters], rows `stride` apart.
+template <typename Scalar>
+struct KeptParts {
+  const Scalar* parts;
+  int64_t stride;
+  int64_t examples;
+  int64_t parameters;
+};
+
+// Writes the squared norms of the rows begin … end - 1.
+template <typename Scalar>
+inline void squared_norms(const KeptParts<Scalar>& job, double* squares, int64_t begin,
+                          int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    squares[i] = sum_of_squares(job.parts + i * job.stride, job.parameters);
+  }
+}
+
+// Writes the sums of the parameters begin … end - 1. An example of scale 0 is passed over.
+template <typename Scalar>
+inline void scaled_sum(const KeptParts<Scalar>& job, const double* scales, int64_t* sums,
+                       int64_t begin, int64_t end) {
+  for (int64_t start = begin; start < end; start += kBlock) {
+    const int64_t count = std::min(kBlock, end - start);
+    std::fill_n(sums + start, count, int64_t{0});
+    for (int64_t i = 0; i < job.examples; ++i) {
+      if (scales[i] == 0.0) continue;
+      add_scaled(job.parts + i * job.stride + start, count, scales[i], sums + start);
+    }
+  }
+}
+
+// As `WriteRows`: adds the squares up.
+template <typename Scalar>
+struct AddSquares {
+  double squares = 0.0;
+
+  void expect(int64_t, int64_t, int64_t) const {}
+  void weight(int64_t, int64_t, const Scalar* values, int64_t count) {
+    squares += sum_of_squares(values, count);
+  }
+  void bias(int64_t, int64_t, const Scalar* values, int64_t count) {
+    squares += sum_of_squares(values, count);
+  }
+};
+
+// As `WriteRows`: adds scaled values to the sums over examples.
+template <typename Scalar>
+struct AddScaled {
+  const double* scales;  // [examples]
+  int64_t* weight_sum;   // [groups * outputs, inputs, taps, taps]
+  int64_t* bias_sum;     // [groups * outputs]
+
+  void expect(int64_t, int64_t, int64_t) const {}
+  void weight(int64_t example, int64_t place, const Scalar* values, int64_t count) const {
+    add_scaled(values, count, scales[example], weight_sum + place);
+  }
+  void bias(int64_t example, int64_t place, const Scalar* values, int64_t count) const {
+    add_scaled(values, count, scales[example], bias_sum + place);
+  }
+};
+
+// Writes the squared norm of each of the blocks begin … end - 1 of `example_weight_grad_blocks`,
+// bias included where job.bias is not null; writes nothing else.
+template <typename Scalar>
+inline void example_weight_norms(const ExampleWeightGrad<Scalar>& job, double* squares,
+                                 int64_t begin, int64_t end) {
+  AddSquares<Scalar> sink;
+  ExampleWeightGradBlocks<Scalar, AddSquares<Scalar>> blocks(job, *tile_sets<Scalar>(), sink);
+  for (int64_t i = begin; i < end; ++i) {
+    sink.squares = 0.0;
+    blocks.run(i);
+    squares[i] = sink.squares;
+  }
+}
+
+// Adds the blocks begin … end - 1 of one example's to the sums, for each example in turn. Two
+// threads with different blocks write different sums.
+template <typename Scalar>
+inline void recomputed_sum(const ExampleWeightGrad<Scalar>& job, AddScaled<Scalar> sums,
+                           int64_t begin, int64_t end) {
+  const ConvGeometry& shape = job.geometry;
+  const int64_t blocks = shape.groups * blocks_a_group(shape);
+  ExampleWeightGradBlocks<Scalar, AddScaled<Scalar>> worker(job, *tile_sets<Scalar>(), sums);
+  for (int64_t example = 0; example < shape.examples; ++example) {
+    if (sums.scales[example] == 0.0) continue;
+    for (int64_t i = begin; i < end; ++i) worker.run(example * blocks + i);
+  }
+}
+
+}  // namespace privimage::cpu

@@ -1,0 +1,182 @@
+// torch.ops.privimage.squared_norms, scaled_sum, example_weight_norms and recomputed_sum: checks,
+// allocates, dispatches.
+#include "cpu/scaled_sum.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ops/check.h"
+#include "ops/conv_arguments.h"
+
+namespace privimage {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Values, and multiplications, that a thread must have to do to be worth waking it.
+constexpr int64_t kGrain = 1 << 15;
+constexpr int64_t kConvGrain = 1 << 20;
+
+// Calls run with a value of the type of `tensor`.
+template <typename Run>
+void dispatch(const Tensor& tensor, const std::string& name, Run run) {
+  const ScalarType type = tensor.scalar_type();
+  if (type == ScalarType::Float) {
+    run(0.0f);
+  } else if (type == ScalarType::Double) {
+    run(0.0);
+  } else {
+    STD_TORCH_CHECK(false, name, ": expected float32 or float64");
+  }
+}
+
+void check_parts(const Tensor& parts) {
+  STD_TORCH_CHECK(parts.dim() == 2, "parts: expected 2 dimensions, got ", parts.dim());
+  STD_TORCH_CHECK(parts.size(1) < 2 || parts.stride(1) == 1, "parts: expected contiguous rows");
+}
+
+const double* read_scales(const Tensor& scales, const Tensor& beside, int64_t examples) {
+  STD_TORCH_CHECK(scales.scalar_type() == ScalarType::Double && scales.dim() == 1 &&
+                      scales.size(0) == examples && scales.is_contiguous(),
+                  "scales: expected a float64 vector of ", examples);
+  STD_TORCH_CHECK(scales.device() == beside.device(), "scales: expected the other tensors' device");
+  return static_cast<const double*>(scales.const_data_ptr());
+}
+
+template <typename Scalar>
+cpu::KeptParts<Scalar> describe(const Tensor& parts) {
+  return {static_cast<const Scalar*>(parts.const_data_ptr()), parts.stride(0), parts.size(0),
+          parts.size(1)};
+}
+
+Tensor squared_norms_cpu(const Tensor parts) {
+  check_parts(parts);
+  Tensor squares = torch::stable::new_empty(parts, {parts.size(0)}, ScalarType::Double);
+  auto* out = static_cast<double*>(squares.mutable_data_ptr());
+  dispatch(parts, "parts", [&](auto zero) {
+    const auto job = describe<decltype(zero)>(parts);
+    const int64_t grain = kGrain / (job.parameters + 1) + 1;
+    torch::stable::parallel_for(0, job.examples, grain, [&](int64_t begin, int64_t end) {
+      cpu::squared_norms(job, out, begin, end);
+    });
+  });
+  return squares;
+}
+
+Tensor scaled_sum_cpu(const Tensor parts, const Tensor scales) {
+  check_parts(parts);
+  const double* factors = read_scales(scales, parts, parts.size(0));
+  Tensor sum = torch::stable::new_empty(parts, {parts.size(1)}, ScalarType::Long);
+  auto* out = static_cast<int64_t*>(sum.mutable_data_ptr());
+  dispatch(parts, "parts", [&](auto zero) {
+    const auto job = describe<decltype(zero)>(parts);
+    const int64_t grain = kGrain / (job.examples + 1) + 1;
+    torch::stable::parallel_for(0, job.parameters, grain, [&](int64_t begin, int64_t end) {
+      cpu::scaled_sum(job, factors, out, begin, end);
+    });
+  });
+  return sum;
+}
+
+// The job of a convolution whose gradients go to no rows; `bias` is null where there is none.
+template <typename Scalar>
+ExampleWeightGrad<Scalar> describe(const Tensor& x, const Tensor& grad, int64_t examples,
+                                   const ConvNumbers& conv, Scalar* bias) {
+  check_beside(grad, x.scalar_type(), x, "grad");
+  const ConvGeometry geometry = geometry_of(x, grad, examples, conv);
+  return in_one_row(
+      ExampleWeightGrad<Scalar>{geometry, static_cast<const Scalar*>(x.const_data_ptr()),
+                                strides_of(x), static_cast<const Scalar*>(grad.const_data_ptr()),
+                                strides_of(grad), nullptr, 0, bias, 0, false});
+}
+
+int64_t grain_of(const ConvGeometry& shape, int64_t blocks) {
+  return kConvGrain / (multiplications(shape) / (blocks + 1) + 1) + 1;
+}
+
+Tensor example_weight_norms_cpu(const Tensor x, const Tensor grad, int64_t examples,
+                                const std::vector<int64_t> taps, bool with_bias,
+                                const std::vector<int64_t> stride,
+                                const std::vector<int64_t> padding,
+                                const std::vector<int64_t> dilation, int64_t groups) {
+  STD_TORCH_CHECK(examples >= 0, "examples: expected no negative number, got ", examples);
+  Tensor squares = torch::stable::new_empty(x, {examples}, ScalarType::Double);
+  auto* out = static_cast<double*>(squares.mutable_data_ptr());
+  dispatch(x, "x", [&](auto zero) {
+    const auto job = describe(x, grad, examples, {taps, stride, padding, dilation, groups},
+                              with_bias ? &zero : nullptr);
+    const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
+    std::vector<double> partial(blocks);
+    torch::stable::parallel_for(0, blocks, grain_of(job.geometry, blocks),
+                                [&](int64_t begin, int64_t end) {
+                                  cpu::example_weight_norms(job, partial.data(), begin, end);
+                                });
+    const int64_t each = examples > 0 ? blocks / examples : 0;
+    for (int64_t i = 0; i < examples; ++i) {
+      out[i] = 0.0;
+      for (int64_t block = 0; block < each; ++block) out[i] += partial[i * each + block];
+    }
+  });
+  return squares;
+}
+
+int64_t* sum_of(const Tensor& sum, int64_t count, const std::string& name) {
+  STD_TORCH_CHECK(
+      sum.scalar_type() == ScalarType::Long && sum.is_contiguous() && sum.numel() == count, name,
+      ": expected a contiguous int64 tensor of ", count, " values");
+  return static_cast<int64_t*>(sum.mutable_data_ptr());
+}
+
+void recomputed_sum_cpu(const Tensor x, const Tensor grad, const Tensor scales,
+                        const Tensor weight_sum, const std::optional<Tensor> bias_sum,
+                        const std::vector<int64_t> stride, const std::vector<int64_t> padding,
+                        const std::vector<int64_t> dilation, int64_t groups) {
+  STD_TORCH_CHECK(scales.dim() == 1, "scales: expected [examples]");
+  STD_TORCH_CHECK(weight_sum.dim() == 4, "weight_sum: expected 4 dimensions, got ",
+                  weight_sum.dim());
+  const int64_t examples = scales.size(0);
+  const ConvNumbers conv{
+      {weight_sum.size(2), weight_sum.size(3)}, stride, padding, dilation, groups};
+  dispatch(x, "x", [&](auto zero) {
+    using Scalar = decltype(zero);
+    const auto job = describe(x, grad, examples, conv, bias_sum ? &zero : nullptr);
+    const ConvGeometry& shape = job.geometry;
+    STD_TORCH_CHECK(weight_sum.size(0) == grad.size(1) && weight_sum.size(1) == shape.inputs,
+                    "weight_sum: its channels are not those of x and grad");
+    const cpu::AddScaled<Scalar> sums{
+        read_scales(scales, x, examples), sum_of(weight_sum, weight_sum.numel(), "weight_sum"),
+        bias_sum ? sum_of(*bias_sum, grad.size(1), "bias_sum") : nullptr};
+    const int64_t blocks = shape.groups * cpu::blocks_a_group(shape);
+    torch::stable::parallel_for(
+        0, blocks, grain_of(shape, blocks),
+        [&](int64_t begin, int64_t end) { cpu::recomputed_sum(job, sums, begin, end); });
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(privimage, library) {
+  library.def("squared_norms(Tensor parts) -> Tensor");
+  library.def("scaled_sum(Tensor parts, Tensor scales) -> Tensor");
+  library.def(
+      "example_weight_norms(Tensor x, Tensor grad, int examples, int[] taps, bool with_bias, "
+      "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
+  library.def(
+      "recomputed_sum(Tensor x, Tensor grad, Tensor scales, Tensor(a!) weight_sum, "
+      "Tensor(b!)? bias_sum, int[] stride, int[] padding, int[] dilation, int groups) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(privimage, CPU, library) {
+  library.impl("squared_norms", TORCH_BOX(&squared_norms_cpu));
+  library.impl("scaled_sum", TORCH_BOX(&scaled_sum_cpu));
+  library.impl("example_weight_norms", TORCH_BOX(&example_weight_norms_cpu));
+  library.impl("recomputed_sum", TORCH_BOX(&recomputed_sum_cpu));
+}
+
+}  // namespace privimage

@@ -1,0 +1,86 @@
+// Sums with given scales on the CPU: what is computed again is what was kept, bit for bit, and its
+// norm is that of the same values.
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "cpu/scaled_sum.h"
+
+using namespace privimage;
+
+template <typename Scalar>
+void recomputed_is_kept(std::mt19937_64& random) {
+  const auto upto = [&](int64_t least, int64_t most) {
+    return least + int64_t(random() % uint64_t(most - least + 1));
+  };
+  ConvAxis axes[2];
+  for (ConvAxis& axis : axes) {
+    axis = {upto(3, 9), 0, upto(1, 3), upto(1, 2), upto(0, 2), 1};
+    axis.outputs = (axis.inputs + 2 * axis.padding - axis.taps) / axis.stride + 1;
+  }
+  const ConvGeometry shape{upto(0, 3),  upto(1, 2), upto(1, 2), upto(1, 37),
+                           upto(1, 19), axes[0],    axes[1]};
+  const int64_t rows = shape.examples * shape.draws;
+  const int64_t inputs = shape.groups * shape.inputs, outputs = shape.groups * shape.outputs;
+  std::vector<Scalar> x(rows * inputs * axes[0].inputs * axes[1].inputs);
+  std::vector<Scalar> grad(rows * outputs * axes[0].outputs * axes[1].outputs);
+  std::normal_distribution<double> normal;
+  for (Scalar& value : x) value = Scalar(normal(random));
+  for (Scalar& value : grad) value = Scalar(normal(random));
+  const auto last = [](int64_t channels, int64_t height, int64_t width) {
+    return ImageStrides{channels * height * width, 1, channels * width, channels};
+  };
+  const int64_t size = outputs * shape.inputs * axes[0].taps * axes[1].taps;
+  const int64_t whole = size + outputs;
+  std::vector<Scalar> kept(shape.examples * whole);
+  ExampleWeightGrad<Scalar> job{shape,
+                                x.data(),
+                                last(inputs, axes[0].inputs, axes[1].inputs),
+                                grad.data(),
+                                last(outputs, axes[0].outputs, axes[1].outputs),
+                                kept.data(),
+                                whole,
+                                kept.data() + size,
+                                whole,
+                                false};
+  job = in_one_row(job);
+  const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
+  cpu::example_weight_grad(job, 0, blocks);
+
+  const cpu::KeptParts<Scalar> parts{kept.data(), whole, shape.examples, whole};
+  std::vector<double> squares(shape.examples), scales(shape.examples), partial(blocks);
+  cpu::squared_norms(parts, squares.data(), 0, shape.examples);
+  cpu::example_weight_norms(job, partial.data(), 0, blocks);
+  for (int64_t i = 0; i < shape.examples; ++i) {
+    double sum = 0.0;
+    const int64_t each = blocks / shape.examples;
+    for (int64_t b = 0; b < each; ++b) sum += partial[i * each + b];
+    CHECK(std::abs(sum - squares[i]) <= 1e-12 * squares[i]);
+    scales[i] = i == 1 ? 0.0 : 0x1p30 / std::sqrt(squares[i]) * 0.99;
+  }
+
+  std::vector<int64_t> from_kept(whole), again(whole, 5);
+  cpu::scaled_sum(parts, scales.data(), from_kept.data(), 0, whole);
+  const int64_t range = shape.groups * cpu::blocks_a_group(shape);
+  for (int64_t begin = 0; begin < range; begin += 2) {
+    cpu::recomputed_sum<Scalar>(job, {scales.data(), again.data(), again.data() + size}, begin,
+                                std::min(begin + 2, range));
+  }
+  for (int64_t i = 0; i < whole; ++i) {
+    int64_t expected = 0;
+    for (int64_t e = 0; e < shape.examples; ++e) {
+      if (e != 1) expected += int64_t(double(kept[e * whole + i]) * scales[e]);
+    }
+    CHECK(from_kept[i] == expected);
+    CHECK(again[i] == expected + 5);
+  }
+}
+
+int main() {
+  std::mt19937_64 random(7);
+  for (int trial = 0; trial < 60; ++trial) {
+    recomputed_is_kept<float>(random);
+    recomputed_is_kept<double>(random);
+  }
+}

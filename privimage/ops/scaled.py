@@ -1,0 +1,140 @@
+"""The operators behind a clipped sum whose norms come first: of kept parts or of recomputed ones.
+
+Arguments are checked once, here, before the native code or the reference runs.
+"""
+
+import torch
+
+from privimage.ops.layers import ConvGeometry
+
+_FLOATS = (torch.float32, torch.float64)
+
+
+def squared_norms(parts: torch.Tensor) -> torch.Tensor:
+    """The squared L2 norm of each row, in float64.
+
+    Args:
+        parts: float32 or float64 [examples, parameters].
+
+    Returns:
+        float64 [examples]; infinite or NaN where a row is not finite.
+
+    Raises:
+        TypeError, ValueError: `parts` is not as above.
+    """
+    result: torch.Tensor = torch.ops.privimage.squared_norms(_checked_parts(parts))
+    return result
+
+
+def scaled_sum(parts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The sum of the rows, each value first scaled and rounded towards zero to an integer.
+
+    Args:
+        parts: float32 or float64 [examples, parameters].
+        scales: float64 [examples]; no product may be larger than 2^30. A row of scale 0 is passed
+            over, whatever it holds.
+
+    Returns:
+        int64 [parameters].
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
+    """
+    parts = _checked_parts(parts)
+    _check_scales(scales, len(parts), parts.device)
+    result: torch.Tensor = torch.ops.privimage.scaled_sum(parts, scales)
+    return result
+
+
+def example_weight_norms(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    examples: int,
+    taps: tuple[int, int],
+    with_bias: bool,
+    geometry: ConvGeometry,
+) -> torch.Tensor:
+    """The squared norm of what `example_weight_grad` would write for each example.
+
+    Args:
+        x: as there.
+        grad: as there.
+        examples: divides the rows.
+        taps: of the convolution, height and width.
+        with_bias: whether the gradient of a bias counts.
+        geometry: as there.
+
+    Returns:
+        float64 [examples].
+
+    Raises:
+        TypeError, ValueError: as there.
+    """
+    _check_convolution(x, grad)
+    stride, padding, dilation, groups = geometry
+    result: torch.Tensor = torch.ops.privimage.example_weight_norms(
+        x, grad, examples, taps, with_bias, stride, padding, dilation, groups
+    )
+    return result
+
+
+def recomputed_sum(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    scales: torch.Tensor,
+    weight_sum: torch.Tensor,
+    bias_sum: torch.Tensor | None,
+    geometry: ConvGeometry,
+) -> None:
+    """Adds `scaled_sum` of what `example_weight_grad` would write, of which it keeps nothing.
+
+    The values are bitwise those that `example_weight_norms` saw.
+
+    Args:
+        x: as there.
+        grad: as there.
+        scales: as for `scaled_sum`.
+        weight_sum: int64 [outputs, inputs / groups, *taps], added to.
+        bias_sum: int64 [outputs], added to; None where there is no bias.
+        geometry: as there.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
+    """
+    _check_convolution(x, grad)
+    _check_scales(scales, len(scales), x.device)
+    for name, total in (("weight_sum", weight_sum), ("bias_sum", bias_sum)):
+        if total is not None and (total.dtype != torch.int64 or not total.is_contiguous()):
+            raise TypeError(f"{name}: expected a contiguous int64 tensor, got {total.dtype}")
+    stride, padding, dilation, groups = geometry
+    torch.ops.privimage.recomputed_sum(
+        x, grad, scales, weight_sum, bias_sum, stride, padding, dilation, groups
+    )
+
+
+def _checked_parts(parts: torch.Tensor) -> torch.Tensor:
+    if not isinstance(parts, torch.Tensor) or parts.dtype not in _FLOATS:
+        found = parts.dtype if isinstance(parts, torch.Tensor) else type(parts).__name__
+        raise TypeError(f"parts: expected a float32 or float64 tensor, got {found}")
+    if parts.dim() != 2:
+        raise ValueError(f"parts: expected [examples, parameters], got shape {list(parts.shape)}")
+    parts = parts.detach()
+    return parts if parts.shape[1] < 2 or parts.stride(1) == 1 else parts.contiguous()
+
+
+def _check_scales(scales: torch.Tensor, examples: int, device: torch.device) -> None:
+    if scales.dtype != torch.float64 or scales.device != device:
+        there = f"{scales.dtype} on {scales.device}"
+        raise TypeError(f"scales: expected torch.float64 on {device}, got {there}")
+    if scales.shape != (examples,) or not scales.is_contiguous():
+        raise ValueError(f"scales: expected a vector of {examples}, got {list(scales.shape)}")
+
+
+def _check_convolution(x: torch.Tensor, grad: torch.Tensor) -> None:
+    if x.dtype not in _FLOATS or grad.dtype != x.dtype:
+        raise TypeError(f"x, grad: expected the same float type, got {x.dtype} and {grad.dtype}")
+    if x.dim() != 4 or grad.dim() != 4:
+        raise ValueError(
+            "x, grad: expected [rows, channels, height, width], got "
+            f"{list(x.shape)} and {list(grad.shape)}"
+        )
