@@ -139,7 +139,7 @@ def evaluate(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any other value: evaluation.splits=9.")
     ] = None,
-    json_: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop cleanly after so long.")] = None,
     threads: Annotated[int | None, typer.Option(help="Cores to use; default all.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default what is there.")] = None,
@@ -165,7 +165,7 @@ def evaluate(
     )
     reporter = _reporter(quiet, max_minutes)
     machine = pipeline.Machine(device=device, threads=threads)
-    assessment.assess(target, overrides, machine, reporter, json_)
+    assessment.assess(target, overrides, machine, reporter, out)
 
 
 @app.command()

@@ -66,7 +66,7 @@ def test_evaluate_measures_a_run_and_leaves_it_as_it_is(finished, tmp_path):
     path, _ = finished
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     figures = tmp_path / "figures.json"
-    options = ["--classifiers", "logistic", "--set=evaluation.splits=2", "--json", str(figures)]
+    options = ["--classifiers", "logistic", "--set=evaluation.splits=2", "--out", str(figures)]
     result = run("evaluate", str(path), *options)
     assert result.returncode == 0, result.stderr
     assert "FID (EfficientNet-Lite0) ↓" in result.stdout
@@ -80,7 +80,7 @@ def test_evaluate_measures_a_run_and_leaves_it_as_it_is(finished, tmp_path):
 def test_evaluate_measures_any_image_set(finished, tmp_path):
     path, _ = finished
     images, figures = path / "synthetic/images.parquet", tmp_path / "figures.json"
-    options = ["--classifiers", "logistic", "--features", "", "--json", str(figures)]
+    options = ["--classifiers", "logistic", "--features", "", "--out", str(figures)]
     result = run("evaluate", str(images), "--test", "builtin:digits-test", *options)
     assert result.returncode == 0, result.stderr
     found = json.loads(figures.read_text())

@@ -1,4 +1,4 @@
-"""The folder for diffusers stands alone; its loader itself is tried by docs/howto/diffusers.md."""
+"""The folder for diffusers stands alone; its loader itself is tried by docs/howto/share.md."""
 
 import ast
 import importlib
