@@ -14,7 +14,7 @@ demo: $(DEMO)/installed
 
 # The tests, against the installed package: a process a core, one thread each.
 test: $(TEST)/installed
-	OMP_NUM_THREADS=1 $(TEST)/bin/pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 $(TEST)/bin/pytest --numprocesses auto --dist loadgroup
 
 # What takes longer or needs more tools: style, types, C++ tests under sanitizers, CUDA compilation.
 check: cuda-check
