@@ -12,7 +12,8 @@ EMULATED := 'emulated_|planted_bugs'
 demo: $(DEMO)/installed
 	$(DEMO)/bin/privimage train --out runs/digits
 
-# The tests, against the installed package: a process a core, one thread each.
+# The tests, against the installed package: a process a core, one thread each. They are handed out one
+# by one, so every process meets its own in the order of the files, on which some rely.
 test: $(TEST)/installed
 	OMP_NUM_THREADS=1 $(TEST)/bin/pytest --numprocesses auto --dist loadgroup
 

@@ -17,9 +17,6 @@ from privimage.progress import Reporter
 SERVER = Path(__file__).with_name("crash_server.py")
 STAGES = [stage.name for stage in pipeline.STAGES]
 
-# One after the other in one process: what they share takes a minute to make, and some change it.
-pytestmark = pytest.mark.xdist_group("crash")
-
 
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory):
