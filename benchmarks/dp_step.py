@@ -266,7 +266,8 @@ def main() -> None:
         command = [sys.executable, *sys.argv]
         sys.exit(subprocess.run(command, env=os.environ | ALLOCATOR).returncode)
     torch.set_num_threads(options.threads)
-    torch.set_default_device(options.device)
+    if options.device != "cpu":  # a default device, even the CPU, costs every call some time
+        torch.set_default_device(options.device)
     chosen = settings(options.models.split(","), [int(k) for k in options.draws.split(",")])
     if options.peak_of:
         print_peak(chosen[0], options.peak_of)
