@@ -16,9 +16,7 @@ from privimage.progress import Reporter
 from privimage.recipe import Recipe
 from privimage.release import privacy_statement
 from privimage.run import RunFolder
-from privimage.stages import Run
-
-_ROLE = "synthetic images"
+from privimage.stages import SYNTHETIC_ROLE, Run
 
 
 def assess(
@@ -54,7 +52,7 @@ def assess(
         synthetic = _made_by(run)
     else:
         names = chosen.data.classes or None
-        synthetic = data.load_sensitive(str(target), run.shape, names, _ROLE)
+        synthetic = data.load_sensitive(str(target), run.shape, names, SYNTHETIC_ROLE)
         run.declared = {"names": list(synthetic.names), "public_size": 0}
     settings = chosen.evaluation
     with ExitStack() as stack:
@@ -73,13 +71,12 @@ def _made_by(run: Run) -> ImageSet:
     """The synthetic images of a finished run."""
     if not run.folder.is_done("synthetic"):
         raise UserError(f"{run.folder.path}: this run has made no synthetic images yet")
-    made = run.folder.stage("synthetic") / "images.parquet"
-    return data.load_sensitive(str(made), run.shape, run.names, _ROLE)
+    return stages.made_images(run)
 
 
 def _recipe_of(target: Path) -> Recipe:
     """The default recipe, with the form of the first image that can be opened."""
-    for entry in open_source(_ROLE, target).entries():
+    for entry in open_source(SYNTHETIC_ROLE, target).entries():
         try:
             facts = look(entry.content)
         except (OSError, ValueError):
@@ -87,4 +84,4 @@ def _recipe_of(target: Path) -> Recipe:
         shape = ImageShape(max(facts.width, facts.height), 1 if facts.mode == "L" else 3)
         settings = recipe.DataSettings(image_size=shape.size, channels=shape.channels)
         return Recipe("none", data=settings)
-    raise UserError(f"{_ROLE}: '{target}' holds no image that can be decoded")
+    raise UserError(f"{SYNTHETIC_ROLE}: '{target}' holds no image that can be decoded")

@@ -29,6 +29,8 @@ from privimage.synthesis.sample import Order, synthesise, uniform_labels
 from privimage.threads import Workers
 
 _EXAMPLES, _MOST_EXAMPLE_CLASSES = 4, 200
+SYNTHETIC_ROLE = "synthetic images"
+"""What messages call them."""
 # What leaves the stages that the ledger vouches for: their hashes stand in it.
 RELEASES = {
     "query": "histogram.safetensors",
@@ -247,8 +249,7 @@ def synthesise_images(run: Run, folder: Path, ledger: Ledger) -> None:
 
 def evaluate_images(run: Run, folder: Path, ledger: Ledger) -> None:
     """Stage 7: synthetic and test images → evaluation/metrics.json and comparison.png."""
-    made = run.folder.stage("synthetic") / "images.parquet"
-    synthetic = data.load_sensitive(str(made), run.shape, run.names, "synthetic images")
+    synthetic = made_images(run)
     before = None
     if run.folder.is_done("pretrain"):
         pieces = _sample(run, "pretrain", folder / "checkpoints", "before fine-tuning")
@@ -257,6 +258,12 @@ def evaluate_images(run: Run, folder: Path, ledger: Ledger) -> None:
     metrics = privacy_statement(ledger) | evaluate.as_json(found)
     evaluate.comparison_picture(folder / "comparison.png", synthetic, before)
     durable.write_json(folder / "metrics.json", metrics)
+
+
+def made_images(run: Run) -> ImageSet:
+    """The synthetic images of a run whose stage 6 is done."""
+    made = run.folder.stage("synthetic") / RELEASES["synthetic"]
+    return data.load_sensitive(str(made), run.shape, run.names, SYNTHETIC_ROLE)
 
 
 def assess(

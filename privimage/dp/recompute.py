@@ -11,14 +11,11 @@ from typing import NoReturn
 import torch
 
 from privimage import ops
-from privimage.dp.clipping import GRID_UNITS
 from privimage.dp.engine import ExampleGradients, Losses, count_examples
 from privimage.dp.plan import StepPlan
 from privimage.dp.slots import Slot
 from privimage.errors import UserError
-
-_MARGIN = 2.0**-20
-"""As `kNormMargin` in csrc/shared/grid.h, where the proof is."""
+from privimage.ops.reference import grid_scales
 
 
 def planned_clipped_sum(
@@ -109,9 +106,7 @@ def clip_scales(squares: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
     Returns:
         float64 [examples]; 0 for an example that is not finite.
     """
-    allowed = max_grad_norm * (1.0 - _MARGIN)
-    scales = GRID_UNITS / max_grad_norm * (allowed / squares.sqrt()).clamp(max=1.0)
-    return torch.where(squares.isfinite(), scales, 0.0)
+    return grid_scales(squares.sqrt(), max_grad_norm)
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,19 @@ def clipped_sum(
 ) -> torch.Tensor:
     """[examples, parameters] → int64 [parameters]; see `privimage.ops.clipped_sum`."""
     norms = parts.double().square().sum(dim=1).sqrt()
+    scales = grid_scales(norms, max_grad_norm, share, stability)
+    rows = torch.where(norms.isfinite()[:, None], parts.double() * scales[:, None], 0.0)
+    return rows.trunc().long().sum(dim=0)
+
+
+def grid_scales(
+    norms: torch.Tensor, max_grad_norm: float, share: float = 1.0, stability: float | None = None
+) -> torch.Tensor:
+    """float64 [examples] → the same: `grid_scale` in csrc/shared/grid.h; 0 where not finite."""
     allowed = max_grad_norm * share * (1 - _MARGIN)
     clipped, normalised = (allowed / norms).clamp(max=1), allowed / (norms + (stability or 0.0))
     scales = 2**GRID_BITS / max_grad_norm * (clipped if stability is None else normalised)
-    rows = torch.where(norms.isfinite()[:, None], parts.double() * scales[:, None], 0.0)
-    return rows.trunc().long().sum(dim=0)
+    return torch.where(norms.isfinite(), scales, 0.0)
 
 
 def random_words(key: torch.Tensor, step: int, first: int, count: int) -> torch.Tensor:

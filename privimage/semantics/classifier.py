@@ -168,6 +168,7 @@ def build(settings: ClassifierSettings, channels: int, classes: int, seed: int) 
         return build_network(settings.network, channels, classes)
 
 
+@torch.no_grad()
 def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The logits of each image, which depend on no other image.
 
@@ -181,17 +182,6 @@ def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     Returns:
         float32 [images, classes], on the CPU.
     """
-    return _in_equal_batches(model, images)
-
-
-def features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """What the last layer sees of each image: float32 [images, features], as in `predict`."""
-    body = list(model.children())[:-1]
-    return _in_equal_batches(nn.Sequential(*body), images)
-
-
-@torch.no_grad()
-def _in_equal_batches(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     device = next(model.parameters()).device
     rows = []
     for piece in images.split(_PREDICT_ROWS):
