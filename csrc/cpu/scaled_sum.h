@@ -106,11 +106,10 @@ inline void example_weight_norms(const ExampleWeightGrad<Scalar>& job, double* s
                                  int64_t begin, int64_t end) {
   AddSquares<Scalar> sink;
   ExampleWeightGradBlocks<Scalar, AddSquares<Scalar>> blocks(job, *tile_sets<Scalar>(), sink);
-  for (int64_t i = begin; i < end; ++i) {
-    sink.squares = 0.0;
-    blocks.run(i);
+  blocks.run(begin, end, [&](int64_t i) {
     squares[i] = sink.squares;
-  }
+    sink.squares = 0.0;
+  });
 }
 
 // Adds the blocks begin … end - 1 of one example's to the sums, for each example in turn. Two
@@ -123,7 +122,7 @@ inline void recomputed_sum(const ExampleWeightGrad<Scalar>& job, AddScaled<Scala
   ExampleWeightGradBlocks<Scalar, AddScaled<Scalar>> worker(job, *tile_sets<Scalar>(), sums);
   for (int64_t example = 0; example < shape.examples; ++example) {
     if (sums.scales[example] == 0.0) continue;
-    for (int64_t i = begin; i < end; ++i) worker.run(example * blocks + i);
+    worker.run(example * blocks + begin, example * blocks + end);
   }
 }
 

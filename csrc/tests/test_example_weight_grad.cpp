@@ -88,7 +88,7 @@ std::vector<double> definition(const Case<Scalar>& given) {
 
 template <typename Scalar>
 std::vector<Scalar> run(const Case<Scalar>& given, const cpu::TileSet<Scalar>& tiles, int64_t split,
-                        bool accumulate) {
+                        bool accumulate, int64_t cache_bytes = cpu::kCacheBytes) {
   const ConvGeometry& shape = given.shape;
   const int64_t outputs = shape.groups * shape.outputs;
   const int64_t size = outputs * shape.inputs * shape.height.taps * shape.width.taps;
@@ -107,7 +107,7 @@ std::vector<Scalar> run(const Case<Scalar>& given, const cpu::TileSet<Scalar>& t
   const ExampleWeightGrad<Scalar> flat = in_one_row(job);
   const int64_t blocks = cpu::example_weight_grad_blocks(flat.geometry);
   for (int64_t begin = 0; begin < blocks; begin += split) {
-    cpu::example_weight_grad(flat, tiles, begin, std::min(begin + split, blocks));
+    cpu::example_weight_grad(flat, tiles, begin, std::min(begin + split, blocks), cache_bytes);
   }
   return found;
 }
@@ -128,6 +128,10 @@ void matches_the_definition() {
       }
       CHECK(whole == run(given, *set, 1, accumulate));
       CHECK(whole == run(given, *set, 3, accumulate));
+      // In chunks of the smallest size, and of several bands; with one or many tiles at a time.
+      for (int64_t cache_bytes : {0, 30000, 100000}) {
+        CHECK(whole == run(given, *set, 5, accumulate, cache_bytes));
+      }
     }
   }
 }
