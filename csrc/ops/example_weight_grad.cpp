@@ -118,6 +118,14 @@ void example_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor wei
 }
 
 #ifdef PRIVIMAGE_CUDA
+template <typename Scalar>
+void write_rows(const ExampleWeightGrad<Scalar>& layer, void* stream) {
+  const WeightGradOnGpu<Scalar> job{layer,  layer.bias != nullptr, nullptr, nullptr, nullptr,
+                                    nullptr};
+  const int error = cuda::launch_example_weight_grad(job, stream);
+  STD_TORCH_CHECK(error == 0, "example_weight_grad: CUDA error ", error);
+}
+
 void example_weight_grad_cuda(const Tensor x, const Tensor grad, const Tensor weight,
                               const std::optional<Tensor> bias, const std::vector<int64_t> stride,
                               const std::vector<int64_t> padding,
@@ -127,10 +135,7 @@ void example_weight_grad_cuda(const Tensor x, const Tensor grad, const Tensor we
   const Arguments given =
       check(x, grad, weight, bias, stride, padding, dilation, groups, accumulate);
   void* stream = current_cuda_stream(x.get_device_index());
-  const auto run = [stream](const auto& job) {
-    const int error = cuda::launch_example_weight_grad(job, stream);
-    STD_TORCH_CHECK(error == 0, "example_weight_grad: CUDA error ", error);
-  };
+  const auto run = [stream](const auto& layer) { write_rows(layer, stream); };
   if (x.scalar_type() == ScalarType::BFloat16) {
     run(in_one_row(describe<Bfloat16>(given)));
   } else {
