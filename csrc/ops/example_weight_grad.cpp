@@ -39,19 +39,6 @@ struct Arguments {
   bool accumulate;
 };
 
-// An example's values must lie in one piece; examples may lie apart.
-void check_rows(const Tensor& tensor, const std::string& name) {
-  if (tensor.numel() == 0) return;
-  int64_t expected = 1;
-  for (int64_t dim = tensor.dim() - 1; dim > 0; --dim) {
-    STD_TORCH_CHECK(tensor.size(dim) <= 1 || tensor.stride(dim) == expected, name,
-                    ": expected each example's values in one piece");
-    expected *= tensor.size(dim);
-  }
-  STD_TORCH_CHECK(tensor.size(0) <= 1 || tensor.stride(0) >= expected, name,
-                  ": expected rows that do not overlap");
-}
-
 Arguments check(const Tensor& x, const Tensor& grad, const Tensor& weight,
                 const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
                 const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,

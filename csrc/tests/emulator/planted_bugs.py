@@ -58,6 +58,11 @@ def plain_bias(name: str, before: str, after: str) -> Bug:
     return Bug(name, "example_weight_grad", before, after, "kernels/bias_grad.cuh")
 
 
+def embedding(name: str, before: str, after: str) -> Bug:
+    """A bug in the per-example gradient of an embedding table."""
+    return Bug(name, "example_embedding_grad", before, after)
+
+
 def slab(name: str, before: str, after: str) -> Bug:
     """A bug in how its blocks share and add up their values."""
     return Bug(name, "group_norm_silu", before, after, "kernels/group_norm_slab.cuh")
@@ -230,8 +235,8 @@ BUGS = [
     conv("squares rounded to fp32", "const double value = sums", "const float value = sums"),
     conv(
         "squares in a neighbour's slot",
-        "block_.x() * conv_slots<Tile>(shape_) + block_.y()",
-        "block_.x() * conv_slots<Tile>(shape_)",
+        "block_.x() * slots + block_.y()",
+        "block_.x() * slots",
     ),
     conv(
         "draws of different examples mixed",
@@ -353,6 +358,12 @@ BUGS = [
     norm("SiLU's slope without its value", "value * (Real(1) - s)", "(Real(1) - s)"),
     norm("draws of an example counted once", "draw < draws; ++draw", "draw < 1; ++draw"),
     norm("sum along x forgotten", "tilt.at[c] * value + ", ""),
+    embedding("one column too many", "column >= job.width", "column > job.width"),
+    embedding("what is read twice written over", "job.width] += widen", "job.width] = widen"),
+    embedding("what was there kept", "if (!job.accumulate)", "if (false)"),
+    embedding("padding not left out", "adds(job, index)", "(index >= 0 && index < job.entries)"),
+    embedding("indices that don't exist", "adds(job, index)", "(index != job.padding)"),
+    embedding("one example's positions for all", "first = block.x() * job", "first = 0 * job"),
     clip("blocks after the first forgotten", "block.x() * kScaleThreads + ", ""),
 ]
 
