@@ -205,6 +205,20 @@ def example_weight_grad(
         bias.copy_(bias + sums if accumulate else sums)
 
 
+def example_embedding_grad(
+    indices: torch.Tensor,
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    padding_idx: int,
+    accumulate: bool,
+) -> None:
+    """Writes weight [examples, entries, width]; see `privimage.ops.example_embedding_grad`."""
+    entries = torch.arange(weight.shape[1], device=weight.device)
+    is_read = (indices[..., None] == entries) & (entries != padding_idx)
+    sums = is_read.to(weight.dtype).mT @ grad.to(weight.dtype)
+    weight.copy_(weight + sums if accumulate else sums)
+
+
 def squared_norms(parts: torch.Tensor) -> torch.Tensor:
     """[examples, parameters] → float64 [examples]."""
     return parts.double().square().sum(dim=1)
