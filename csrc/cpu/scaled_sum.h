@@ -13,6 +13,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/example_weight_grad.h"
 #include "shared/grid.h"
+#include "shared/scaled_sum.h"
 
 namespace privimage::cpu {
 
@@ -36,15 +37,6 @@ PRIVIMAGE_CLONES void add_scaled(const float* values, int64_t count, double scal
 PRIVIMAGE_CLONES void add_scaled(const double* values, int64_t count, double scale, int64_t* sums) {
   add_scaled_loop(values, count, scale, sums);
 }
-
-// Gradients that are kept: parts [examples, parameters], rows `stride` apart.
-template <typename Scalar>
-struct KeptParts {
-  const Scalar* parts;
-  int64_t stride;
-  int64_t examples;
-  int64_t parameters;
-};
 
 // Writes the squared norms of the rows begin … end - 1.
 template <typename Scalar>

@@ -5,9 +5,10 @@
 
 namespace privimage::cuda {
 
-// Queues both kernels on `stream` (a cudaStream_t) and returns the CUDA error code, 0 for none.
-// All pointers of `job` are device memory. Allocates, synchronises and throws nothing.
-int launch_clipped_sum(const ClippedSum<float>& job, void* stream);
-int launch_clipped_sum(const ClippedSum<double>& job, void* stream);
+// Queues the kernels on `stream` (a cudaStream_t) and returns the CUDA error code, 0 for none. All
+// pointers are device memory; partial [examples, squared_norm_pieces(parameters)] is scratch.
+// Allocates, synchronises and throws nothing.
+int launch_clipped_sum(const ClippedSum<float>& job, double* partial, void* stream);
+int launch_clipped_sum(const ClippedSum<double>& job, double* partial, void* stream);
 
 }  // namespace privimage::cuda

@@ -123,10 +123,12 @@ bool conv_counts_fit(const ConvGeometry& shape) {
          int64_t{band.rows} * band.columns * shape.draws < kMost;
 }
 
+// Blocks: examples; tiles, and then groups of the bias's channels.
 template <typename Tile>
-LaunchShape conv_launch(const ConvGeometry& shape) {
-  return {shape.examples, conv_slots<Tile>(shape), Tile::kThreads,
-          conv_band<Tile>(shape).shared_bytes};
+LaunchShape conv_launch(const ConvGeometry& shape, int64_t bias_channels) {
+  const int64_t bias_bytes = Tile::kWarps * kBiasChannels * int64_t{sizeof(float)};
+  return {shape.examples, conv_slots<Tile>(shape) + bias_blocks(bias_channels), Tile::kThreads,
+          std::max<int64_t>(conv_band<Tile>(shape).shared_bytes, bias_bytes)};
 }
 
 // Calls run(tile) with the tile that does a layer best.

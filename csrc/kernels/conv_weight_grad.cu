@@ -4,7 +4,7 @@
 namespace privimage::cuda {
 
 int64_t conv_weight_grad_slots(const ConvWeightGrad<Bfloat16>& job) {
-  return conv_slots_of<Bf16Math>(job.geometry);
+  return conv_slots_of<Bf16Math>(job);
 }
 
 int launch_conv_weight_grad(const ConvWeightGrad<Bfloat16>& job, void* stream) {

@@ -10,6 +10,7 @@
 
 #include <cmath>
 
+#include "kernels/bias_grad.cuh"
 #include "kernels/block.h"
 #include "kernels/conv_tile.h"
 #include "shared/grid.h"
@@ -328,7 +329,8 @@ class ConvWeightGradBlock {
     if (block_.thread() != 0) return;
     double total = 0.0;
     for (int warp = 0; warp < Tile::kWarps; ++warp) total += partial.load(warp);
-    job_.squares[block_.x() * conv_slots<Tile>(shape_) + block_.y()] = total;
+    const int64_t slots = conv_slots<Tile>(shape_) + bias_blocks(job_.bias.channels);
+    job_.squares[block_.x() * slots + block_.y()] = total;
   }
 
   const Block block_;
@@ -344,7 +346,12 @@ class ConvWeightGradBlock {
 template <typename Tile>
 PRIVIMAGE_DEVICE void conv_weight_grad(const Block& block,
                                        const ConvWeightGrad<typename Tile::Scalar>& job) {
-  ConvWeightGradBlock<Tile>(block, job).run();
+  const int64_t tiles = conv_slots<Tile>(job.geometry);
+  if (block.y() < tiles) {
+    ConvWeightGradBlock<Tile>(block, job).run();
+  } else {
+    dense_bias_grad<Tile::kWarps>(block, job.bias, block.x(), block.y() - tiles);
+  }
 }
 
 }  // namespace privimage::cuda

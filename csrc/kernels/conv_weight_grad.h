@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/weight_grad.h"
 #include "shared/bfloat16.h"
 #include "shared/conv_geometry.h"
 
@@ -18,10 +19,11 @@ struct ConvWeightGrad {
   const Scalar* grad;  // [examples, draws, height', width', outputs], likewise
   float* parts;        // [examples, part_stride], a row [outputs, inputs, side, side]; or null
   int64_t part_stride;
-  bool accumulate;       // the parts are added to what is there; squares and sum are of the result
-  double* squares;       // [examples, slots], their sum is a part's squared norm; or null
-  const double* scales;  // [examples], see grid_scale; read where there is a sum
-  int64_t* sum;          // [outputs, inputs, side, side] in grid steps, added to; or null
+  bool accumulate;        // the parts are added to what is there; squares and sum are of the result
+  double* squares;        // [examples, slots], their sum is a part's squared norm; or null
+  const double* scales;   // [examples], see grid_scale; read where there is a sum
+  int64_t* sum;           // [outputs, inputs, side, side] in grid steps, added to; or null
+  BiasGrad<Scalar> bias;  // of the same grad, its slots behind the others; no channels for none
 };
 
 namespace cuda {
@@ -32,7 +34,8 @@ enum class Precision {
   kTf32,   // on tensor cores, after rounding to 11 bits
 };
 
-// The squares an example that the launcher writes: one a tile of output and input channels.
+// The squares an example that the launcher writes: one a tile of output and input channels, and one
+// for each block of the bias.
 int64_t conv_weight_grad_slots(const ConvWeightGrad<Bfloat16>& job);
 int64_t conv_weight_grad_slots(const ConvWeightGrad<float>& job, Precision precision);
 

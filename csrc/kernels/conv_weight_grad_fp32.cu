@@ -4,8 +4,8 @@
 namespace privimage::cuda {
 
 int64_t conv_weight_grad_slots(const ConvWeightGrad<float>& job, Precision precision) {
-  return precision == Precision::kTf32 ? conv_slots_of<Tf32Math>(job.geometry)
-                                       : conv_slots_of<Fp32Math>(job.geometry);
+  return precision == Precision::kTf32 ? conv_slots_of<Tf32Math>(job)
+                                       : conv_slots_of<Fp32Math>(job);
 }
 
 int launch_conv_weight_grad(const ConvWeightGrad<float>& job, Precision precision, void* stream) {

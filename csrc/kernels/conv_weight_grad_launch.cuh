@@ -13,8 +13,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 }
 
 template <typename Math>
-int64_t conv_slots_of(const ConvGeometry& shape) {
-  return choose_tile<Math>(shape, [&](auto tile) { return conv_slots<decltype(tile)>(shape); });
+int64_t conv_slots_of(const ConvWeightGrad<typename Math::Scalar>& job) {
+  return choose_tile<Math>(job.geometry, [&](auto tile) {
+    return conv_launch<decltype(tile)>(job.geometry, job.bias.channels).blocks_y;
+  });
 }
 
 template <typename Math>
@@ -22,7 +24,8 @@ int launch_conv(const ConvWeightGrad<typename Math::Scalar>& job, void* stream) 
   return choose_tile<Math>(job.geometry, [&](auto tile) {
     using Tile = decltype(tile);
     if (!conv_counts_fit<Tile>(job.geometry)) return static_cast<int>(cudaErrorInvalidValue);
-    return launch(conv_weight_grad_kernel<Tile>, conv_launch<Tile>(job.geometry), job, stream);
+    return launch(conv_weight_grad_kernel<Tile>, conv_launch<Tile>(job.geometry, job.bias.channels),
+                  job, stream);
   });
 }
 

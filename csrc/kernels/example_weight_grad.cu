@@ -1,5 +1,6 @@
 // The per-example weight gradient on a GPU: entry points and launcher. Layers that fit go to the
-// tiled kernel, the rest and the bias to the plain ones of example_weight_grad.cuh.
+// tiled kernel, bias included; the rest to the plain ones.
+#include "kernels/bias_grad.cuh"
 #include "kernels/example_weight_grad.cuh"
 #include "kernels/example_weight_grad.h"
 #include "kernels/launch.cuh"
@@ -9,44 +10,48 @@ namespace privimage::cuda {
 namespace {
 
 template <typename Scalar>
-__global__ void weight_kernel(ExampleWeightGrad<Scalar> job) {
+__global__ void weight_kernel(WeightGradOnGpu<Scalar> job) {
   plain_weight_grad(Block{}, job);
 }
 
 template <typename Scalar>
-__global__ void bias_kernel(ExampleWeightGrad<Scalar> job) {
+__global__ void __launch_bounds__(kBiasThreads, 1) bias_kernel(BiasGrad<Scalar> job) {
   bias_grad(Block{}, job);
 }
 
 template <typename Scalar>
-int launch_plain(const ExampleWeightGrad<Scalar>& job, void* stream) {
-  return launch(weight_kernel<Scalar>, weight_launch(job.geometry), job, stream);
-}
-
-template <typename Scalar>
-int launch_bias(const ExampleWeightGrad<Scalar>& job, void* stream) {
-  if (job.bias == nullptr) return 0;
-  return launch(bias_kernel<Scalar>, bias_launch<Scalar>(job.geometry), job, stream);
+int launch_plain(const WeightGradOnGpu<Scalar>& job, void* stream) {
+  const ConvGeometry& shape = job.layer.geometry;
+  const int error = launch(weight_kernel<Scalar>, weight_launch(shape), job, stream);
+  if (error != 0 || !job.with_bias) return error;
+  const BiasGrad<Scalar> bias = bias_of(job, weight_blocks(shape), plain_slots(job));
+  return launch(bias_kernel<Scalar>, bias_launch<Scalar>(shape.examples, bias.channels), bias,
+                stream);
 }
 
 }  // namespace
 
-int launch_example_weight_grad(const ExampleWeightGrad<Bfloat16>& job, void* stream) {
+int64_t weight_grad_slots(const WeightGradOnGpu<Bfloat16>& job) {
   const auto tiles = tiled<Bf16Math>(job);
-  const int error = tiles ? launch_conv_weight_grad(*tiles, stream) : launch_plain(job, stream);
-  return error != 0 ? error : launch_bias(job, stream);
+  return tiles ? conv_weight_grad_slots(*tiles) : plain_slots(job);
 }
-
-int launch_example_weight_grad(const ExampleWeightGrad<float>& job, void* stream) {
+int64_t weight_grad_slots(const WeightGradOnGpu<float>& job) {
   const auto tiles = tiled<Fp32Math>(job);
-  const int error = tiles ? launch_conv_weight_grad(*tiles, Precision::kExact, stream)
-                          : launch_plain(job, stream);
-  return error != 0 ? error : launch_bias(job, stream);
+  return tiles ? conv_weight_grad_slots(*tiles, Precision::kExact) : plain_slots(job);
 }
+int64_t weight_grad_slots(const WeightGradOnGpu<double>& job) { return plain_slots(job); }
 
-int launch_example_weight_grad(const ExampleWeightGrad<double>& job, void* stream) {
-  const int error = launch_plain(job, stream);
-  return error != 0 ? error : launch_bias(job, stream);
+int launch_example_weight_grad(const WeightGradOnGpu<Bfloat16>& job, void* stream) {
+  const auto tiles = tiled<Bf16Math>(job);
+  return tiles ? launch_conv_weight_grad(*tiles, stream) : launch_plain(job, stream);
+}
+int launch_example_weight_grad(const WeightGradOnGpu<float>& job, void* stream) {
+  const auto tiles = tiled<Fp32Math>(job);
+  return tiles ? launch_conv_weight_grad(*tiles, Precision::kExact, stream)
+               : launch_plain(job, stream);
+}
+int launch_example_weight_grad(const WeightGradOnGpu<double>& job, void* stream) {
+  return launch_plain(job, stream);
 }
 
 }  // namespace privimage::cuda

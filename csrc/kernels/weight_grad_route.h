@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "kernels/conv_tile.h"
+#include "kernels/weight_grad.h"
 #include "shared/example_weight_grad.h"
 
 namespace privimage::cuda {
@@ -41,11 +42,33 @@ inline ConvGeometry with_one_row(ConvGeometry shape) {
   return shape;
 }
 
+// The bias's share of a job, whose squares lie behind those of the weight.
+template <typename Scalar>
+BiasGrad<Scalar> bias_of(const WeightGradOnGpu<Scalar>& all, int64_t first_slot, int64_t slots) {
+  const ExampleWeightGrad<Scalar>& job = all.layer;
+  const ConvGeometry& shape = job.geometry;
+  return {job.grad,
+          job.grad_strides,
+          shape.draws,
+          all.with_bias ? product(shape.groups, shape.outputs) : 0,
+          shape.height.outputs,
+          shape.width.outputs,
+          job.bias,
+          job.bias_stride,
+          job.accumulate,
+          all.squares,
+          slots,
+          first_slot,
+          all.scales,
+          all.bias_sum};
+}
+
 // The job of the tiled kernel, or nothing: other types, strides, taps, groups, and sizes that it
 // can't count, are for the plain one.
 template <typename Math>
 std::optional<ConvWeightGrad<typename Math::Scalar>> tiled(
-    const ExampleWeightGrad<typename Math::Scalar>& job) {
+    const WeightGradOnGpu<typename Math::Scalar>& all) {
+  const ExampleWeightGrad<typename Math::Scalar>& job = all.layer;
   const ConvGeometry& shape = job.geometry;
   const ConvAxis &height = shape.height, &width = shape.width;
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
@@ -56,37 +79,52 @@ std::optional<ConvWeightGrad<typename Math::Scalar>> tiled(
     return {};
   }
   const ConvGeometry seen = with_one_row(shape);
+  const int64_t channels = bias_of(all, 0, 0).channels;
+  int64_t tiles = 0, slots = 0;
   const bool possible = choose_tile<Math>(seen, [&](auto tile) {
     using Tile = decltype(tile);
-    return conv_counts_fit<Tile>(seen) && conv_launch<Tile>(seen).possible();
+    if (!conv_counts_fit<Tile>(seen)) return false;
+    tiles = conv_slots<Tile>(seen);
+    const LaunchShape launch = conv_launch<Tile>(seen, channels);
+    slots = launch.blocks_y;
+    return launch.possible();
   });
   if (!possible) return {};
   return ConvWeightGrad<typename Math::Scalar>{
-      seen,           job.x,   job.grad, job.weight, job.weight_stride,
-      job.accumulate, nullptr, nullptr,  nullptr};
+      seen,           job.x,       job.grad,   job.weight,     job.weight_stride,
+      job.accumulate, all.squares, all.scales, all.weight_sum, bias_of(all, tiles, slots)};
 }
 
 // The plain kernels.
 
 constexpr int kWeightThreads = 128;
-constexpr int kBiasChannels = 32;
-constexpr int kBiasLanes = 32;
 
 PRIVIMAGE_HOST_DEVICE int64_t weights_an_example(const ConvGeometry& shape) {
   return shape.groups * shape.outputs * shape.inputs * shape.height.taps * shape.width.taps;
 }
 
+PRIVIMAGE_HOST_DEVICE int64_t weight_blocks(const ConvGeometry& shape) {
+  return (weights_an_example(shape) + kWeightThreads - 1) / kWeightThreads;
+}
+
 // One thread a weight; an example's blocks follow each other.
 inline LaunchShape weight_launch(const ConvGeometry& shape) {
-  const int64_t blocks = blocks_for(weights_an_example(shape), kWeightThreads);
-  return {product(shape.examples, blocks), 1, kWeightThreads, 0};
+  return {product(shape.examples, weight_blocks(shape)), 1, kWeightThreads,
+          kWeightThreads * int64_t{sizeof(double)}};
 }
 
 template <typename Scalar>
-LaunchShape bias_launch(const ConvGeometry& shape) {
-  return {shape.examples, blocks_for(shape.groups * shape.outputs, kBiasChannels),
-          kBiasChannels * kBiasLanes,
-          kBiasLanes * (kBiasChannels + 1) * int64_t{sizeof(Wide<Scalar>)}};
+LaunchShape bias_launch(int64_t examples, int64_t channels) {
+  constexpr int64_t kLanes = kBiasThreads / kBiasChannels;
+  return {examples, bias_blocks(channels), kBiasThreads,
+          kLanes * (kBiasChannels + 1) * int64_t{sizeof(Wide<Scalar>)}};
+}
+
+// The squares an example of the plain kernels: one a block.
+template <typename Scalar>
+PRIVIMAGE_HOST_DEVICE int64_t plain_slots(const WeightGradOnGpu<Scalar>& job) {
+  const ConvGeometry& shape = job.layer.geometry;
+  return weight_blocks(shape) + (job.with_bias ? bias_blocks(shape.groups * shape.outputs) : 0);
 }
 
 }  // namespace privimage::cuda

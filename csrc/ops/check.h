@@ -29,4 +29,17 @@ inline void check_beside(const torch::stable::Tensor& tensor, torch::headeronly:
   STD_TORCH_CHECK(tensor.device() == x.device(), name, ": expected the device of x");
 }
 
+// An example's values must lie in one piece; examples may lie apart.
+inline void check_rows(const torch::stable::Tensor& tensor, const std::string& name) {
+  if (tensor.numel() == 0) return;
+  int64_t expected = 1;
+  for (int64_t dim = tensor.dim() - 1; dim > 0; --dim) {
+    STD_TORCH_CHECK(tensor.size(dim) <= 1 || tensor.stride(dim) == expected, name,
+                    ": expected each example's values in one piece");
+    expected *= tensor.size(dim);
+  }
+  STD_TORCH_CHECK(tensor.size(0) <= 1 || tensor.stride(0) >= expected, name,
+                  ": expected rows that do not overlap");
+}
+
 }  // namespace privimage

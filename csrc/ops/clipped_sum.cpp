@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "kernels/clipped_sum.h"
+#include "kernels/scaled_sum.h"
 #include "ops/cuda_stream.h"
 #endif
 
@@ -93,9 +94,12 @@ Tensor clipped_sum_cuda(const Tensor& parts, double max_grad_norm, double share,
   const torch::stable::accelerator::DeviceGuard guard(parts.get_device_index());
   const ClipRule rule = read_rule(max_grad_norm, share, stability);
   const Output output = allocate(parts, rule);
+  const Tensor partial = torch::stable::new_empty(
+      parts, {parts.size(0), cuda::squared_norm_pieces(parts.size(1))}, ScalarType::Double);
+  auto* scratch = static_cast<double*>(partial.mutable_data_ptr());
   void* stream = current_cuda_stream(parts.get_device_index());
-  dispatch(parts, output, rule, [stream](const auto& job) {
-    const int error = cuda::launch_clipped_sum(job, stream);
+  dispatch(parts, output, rule, [scratch, stream](const auto& job) {
+    const int error = cuda::launch_clipped_sum(job, scratch, stream);
     STD_TORCH_CHECK(error == 0, "clipped_sum: CUDA error ", error);
   });
   return output.sum;

@@ -41,19 +41,6 @@ struct Arguments {
   bool accumulate;
 };
 
-// An example's values must lie in one piece; examples may lie apart.
-void check_rows(const Tensor& tensor, const std::string& name) {
-  if (tensor.numel() == 0) return;
-  int64_t expected = 1;
-  for (int64_t dim = tensor.dim() - 1; dim > 0; --dim) {
-    STD_TORCH_CHECK(tensor.size(dim) <= 1 || tensor.stride(dim) == expected, name,
-                    ": expected each example's values in one piece");
-    expected *= tensor.size(dim);
-  }
-  STD_TORCH_CHECK(tensor.size(0) <= 1 || tensor.stride(0) >= expected, name,
-                  ": expected rows that do not overlap");
-}
-
 Arguments check(const Tensor& x, const Tensor& grad, const Tensor& weight,
                 const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
                 const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
@@ -142,6 +129,14 @@ Tensor measured_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor 
 }
 
 #ifdef PRIVIMAGE_CUDA
+template <typename Scalar>
+void write_rows(const ExampleWeightGrad<Scalar>& layer, void* stream) {
+  const WeightGradOnGpu<Scalar> job{layer,  layer.bias != nullptr, nullptr, nullptr, nullptr,
+                                    nullptr};
+  const int error = cuda::launch_example_weight_grad(job, stream);
+  STD_TORCH_CHECK(error == 0, "example_weight_grad: CUDA error ", error);
+}
+
 void example_weight_grad_cuda(const Tensor x, const Tensor grad, const Tensor weight,
                               const std::optional<Tensor> bias, const std::vector<int64_t> stride,
                               const std::vector<int64_t> padding,
@@ -151,10 +146,7 @@ void example_weight_grad_cuda(const Tensor x, const Tensor grad, const Tensor we
   const Arguments given =
       check(x, grad, weight, bias, stride, padding, dilation, groups, accumulate);
   void* stream = current_cuda_stream(x.get_device_index());
-  const auto run = [stream](const auto& job) {
-    const int error = cuda::launch_example_weight_grad(job, stream);
-    STD_TORCH_CHECK(error == 0, "example_weight_grad: CUDA error ", error);
-  };
+  const auto run = [stream](const auto& layer) { write_rows(layer, stream); };
   if (x.scalar_type() == ScalarType::BFloat16) {
     run(in_one_row(describe<Bfloat16>(given)));
   } else {

@@ -13,6 +13,14 @@
 #include "ops/check.h"
 #include "ops/conv_arguments.h"
 
+#ifdef PRIVIMAGE_CUDA
+#include <torch/csrc/stable/accelerator.h>
+
+#include "kernels/example_weight_grad.h"
+#include "kernels/scaled_sum.h"
+#include "ops/cuda_stream.h"
+#endif
+
 namespace privimage {
 namespace {
 
@@ -50,7 +58,7 @@ const double* read_scales(const Tensor& scales, const Tensor& beside, int64_t ex
 }
 
 template <typename Scalar>
-cpu::KeptParts<Scalar> describe(const Tensor& parts) {
+KeptParts<Scalar> describe(const Tensor& parts) {
   return {static_cast<const Scalar*>(parts.const_data_ptr()), parts.stride(0), parts.size(0),
           parts.size(1)};
 }
@@ -87,7 +95,7 @@ Tensor scaled_sum_cpu(const Tensor parts, const Tensor scales) {
 // The job of a convolution whose gradients go to no rows; `bias` is null where there is none.
 template <typename Scalar>
 ExampleWeightGrad<Scalar> describe(const Tensor& x, const Tensor& grad, int64_t examples,
-                                   const ConvNumbers& conv, Scalar* bias) {
+                                   const ConvNumbers& conv, Wide<Scalar>* bias) {
   check_beside(grad, x.scalar_type(), x, "grad");
   const ConvGeometry geometry = geometry_of(x, grad, examples, conv);
   return in_one_row(
@@ -100,17 +108,21 @@ int64_t grain_of(const ConvGeometry& shape, int64_t blocks) {
   return kConvGrain / (multiplications(shape) / (blocks + 1) + 1) + 1;
 }
 
+void check_examples(int64_t examples) {
+  STD_TORCH_CHECK(examples >= 0, "examples: expected no negative number, got ", examples);
+}
+
 Tensor example_weight_norms_cpu(const Tensor x, const Tensor grad, int64_t examples,
                                 const std::vector<int64_t> taps, bool with_bias,
                                 const std::vector<int64_t> stride,
                                 const std::vector<int64_t> padding,
                                 const std::vector<int64_t> dilation, int64_t groups) {
-  STD_TORCH_CHECK(examples >= 0, "examples: expected no negative number, got ", examples);
+  check_examples(examples);
   Tensor squares = torch::stable::new_empty(x, {examples}, ScalarType::Double);
   auto* out = static_cast<double*>(squares.mutable_data_ptr());
   dispatch(x, "x", [&](auto zero) {
-    const auto job = describe(x, grad, examples, {taps, stride, padding, dilation, groups},
-                              with_bias ? &zero : nullptr);
+    const auto job = describe<decltype(zero)>(
+        x, grad, examples, {taps, stride, padding, dilation, groups}, with_bias ? &zero : nullptr);
     const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
     std::vector<double> partial(blocks);
     torch::stable::parallel_for(0, blocks, grain_of(job.geometry, blocks),
@@ -122,38 +134,149 @@ Tensor example_weight_norms_cpu(const Tensor x, const Tensor grad, int64_t examp
   return squares;
 }
 
-int64_t* sum_of(const Tensor& sum, int64_t count, const std::string& name) {
+int64_t* sum_of(const Tensor& sum, int64_t count, const Tensor& beside, const std::string& name) {
   STD_TORCH_CHECK(
       sum.scalar_type() == ScalarType::Long && sum.is_contiguous() && sum.numel() == count, name,
       ": expected a contiguous int64 tensor of ", count, " values");
+  STD_TORCH_CHECK(sum.device() == beside.device(), name, ": expected the other tensors' device");
   return static_cast<int64_t*>(sum.mutable_data_ptr());
+}
+
+// The sums over examples that `recomputed_sum` adds to, checked against x and grad.
+struct Sums {
+  const double* scales;
+  int64_t* weight;
+  int64_t* bias;
+};
+
+Sums read_sums(const Tensor& x, const Tensor& grad, const Tensor& scales, const Tensor& weight_sum,
+               const std::optional<Tensor>& bias_sum, const ConvGeometry& shape) {
+  STD_TORCH_CHECK(weight_sum.size(0) == grad.size(1) && weight_sum.size(1) == shape.inputs,
+                  "weight_sum: its channels are not those of x and grad");
+  return {read_scales(scales, x, shape.examples),
+          sum_of(weight_sum, weight_sum.numel(), x, "weight_sum"),
+          bias_sum ? sum_of(*bias_sum, grad.size(1), x, "bias_sum") : nullptr};
+}
+
+ConvNumbers read_numbers(const Tensor& scales, const Tensor& weight_sum,
+                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                         const std::vector<int64_t>& dilation, int64_t groups) {
+  STD_TORCH_CHECK(scales.dim() == 1, "scales: expected [examples]");
+  STD_TORCH_CHECK(weight_sum.dim() == 4, "weight_sum: expected 4 dimensions, got ",
+                  weight_sum.dim());
+  return {{weight_sum.size(2), weight_sum.size(3)}, stride, padding, dilation, groups};
 }
 
 void recomputed_sum_cpu(const Tensor x, const Tensor grad, const Tensor scales,
                         const Tensor weight_sum, const std::optional<Tensor> bias_sum,
                         const std::vector<int64_t> stride, const std::vector<int64_t> padding,
                         const std::vector<int64_t> dilation, int64_t groups) {
-  STD_TORCH_CHECK(scales.dim() == 1, "scales: expected [examples]");
-  STD_TORCH_CHECK(weight_sum.dim() == 4, "weight_sum: expected 4 dimensions, got ",
-                  weight_sum.dim());
-  const int64_t examples = scales.size(0);
-  const ConvNumbers conv{
-      {weight_sum.size(2), weight_sum.size(3)}, stride, padding, dilation, groups};
+  const ConvNumbers conv = read_numbers(scales, weight_sum, stride, padding, dilation, groups);
   dispatch(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
-    const auto job = describe(x, grad, examples, conv, bias_sum ? &zero : nullptr);
+    const auto job = describe<Scalar>(x, grad, scales.size(0), conv, bias_sum ? &zero : nullptr);
     const ConvGeometry& shape = job.geometry;
-    STD_TORCH_CHECK(weight_sum.size(0) == grad.size(1) && weight_sum.size(1) == shape.inputs,
-                    "weight_sum: its channels are not those of x and grad");
-    const cpu::AddScaled<Scalar> sums{
-        read_scales(scales, x, examples), sum_of(weight_sum, weight_sum.numel(), "weight_sum"),
-        bias_sum ? sum_of(*bias_sum, grad.size(1), "bias_sum") : nullptr};
+    const Sums sums = read_sums(x, grad, scales, weight_sum, bias_sum, shape);
     const int64_t blocks = shape.groups * cpu::blocks_a_group(shape);
     torch::stable::parallel_for(
-        0, blocks, grain_of(shape, blocks),
-        [&](int64_t begin, int64_t end) { cpu::recomputed_sum(job, sums, begin, end); });
+        0, blocks, grain_of(shape, blocks), [&](int64_t begin, int64_t end) {
+          const cpu::AddScaled<Scalar> sink{sums.scales, sums.weight, sums.bias};
+          cpu::recomputed_sum(job, sink, begin, end);
+        });
   });
 }
+
+#ifdef PRIVIMAGE_CUDA
+// The same with bfloat16, which the CPU's kernels do not have.
+template <typename Run>
+void dispatch_on_gpu(const Tensor& tensor, const std::string& name, Run run) {
+  if (tensor.scalar_type() == ScalarType::BFloat16) {
+    run(Bfloat16{});
+  } else {
+    dispatch(tensor, name, run);
+  }
+}
+
+void check_cuda(int error, const std::string& name) {
+  STD_TORCH_CHECK(error == 0, name, ": CUDA error ", error);
+}
+
+Tensor new_doubles(const Tensor& beside, std::initializer_list<int64_t> shape) {
+  return torch::stable::new_empty(beside, std::vector<int64_t>(shape), ScalarType::Double);
+}
+
+double* doubles(const Tensor& tensor) { return static_cast<double*>(tensor.mutable_data_ptr()); }
+
+Tensor squared_norms_cuda(const Tensor parts) {
+  const torch::stable::accelerator::DeviceGuard guard(parts.get_device_index());
+  check_parts(parts);
+  const Tensor squares = new_doubles(parts, {parts.size(0)});
+  const Tensor partial =
+      new_doubles(parts, {parts.size(0), cuda::squared_norm_pieces(parts.size(1))});
+  void* stream = current_cuda_stream(parts.get_device_index());
+  dispatch_on_gpu(parts, "parts", [&](auto zero) {
+    const auto job = describe<decltype(zero)>(parts);
+    check_cuda(cuda::launch_squared_norms(job, doubles(partial), doubles(squares), stream),
+               "squared_norms");
+  });
+  return squares;
+}
+
+Tensor scaled_sum_cuda(const Tensor parts, const Tensor scales) {
+  const torch::stable::accelerator::DeviceGuard guard(parts.get_device_index());
+  check_parts(parts);
+  const double* factors = read_scales(scales, parts, parts.size(0));
+  const Tensor sum = torch::stable::new_empty(parts, {parts.size(1)}, ScalarType::Long);
+  auto* out = static_cast<int64_t*>(sum.mutable_data_ptr());
+  void* stream = current_cuda_stream(parts.get_device_index());
+  dispatch_on_gpu(parts, "parts", [&](auto zero) {
+    const auto job = describe<decltype(zero)>(parts);
+    check_cuda(cuda::launch_scaled_sum(job, factors, out, stream), "scaled_sum");
+  });
+  return sum;
+}
+
+Tensor example_weight_norms_cuda(const Tensor x, const Tensor grad, int64_t examples,
+                                 const std::vector<int64_t> taps, bool with_bias,
+                                 const std::vector<int64_t> stride,
+                                 const std::vector<int64_t> padding,
+                                 const std::vector<int64_t> dilation, int64_t groups) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  check_examples(examples);
+  const Tensor squares = new_doubles(x, {examples});
+  const ConvNumbers conv{taps, stride, padding, dilation, groups};
+  void* stream = current_cuda_stream(x.get_device_index());
+  dispatch_on_gpu(x, "x", [&](auto zero) {
+    using Scalar = decltype(zero);
+    const auto layer = describe<Scalar>(x, grad, examples, conv, nullptr);
+    WeightGradOnGpu<Scalar> job{layer, with_bias, nullptr, nullptr, nullptr, nullptr};
+    const int64_t slots = cuda::weight_grad_slots(job);
+    const Tensor partial = new_doubles(x, {examples, slots});
+    job.squares = doubles(partial);
+    check_cuda(cuda::launch_example_weight_grad(job, stream), "example_weight_norms");
+    check_cuda(cuda::launch_row_sums(job.squares, examples, slots, doubles(squares), stream),
+               "example_weight_norms");
+  });
+  return squares;
+}
+
+void recomputed_sum_cuda(const Tensor x, const Tensor grad, const Tensor scales,
+                         const Tensor weight_sum, const std::optional<Tensor> bias_sum,
+                         const std::vector<int64_t> stride, const std::vector<int64_t> padding,
+                         const std::vector<int64_t> dilation, int64_t groups) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const ConvNumbers conv = read_numbers(scales, weight_sum, stride, padding, dilation, groups);
+  void* stream = current_cuda_stream(x.get_device_index());
+  dispatch_on_gpu(x, "x", [&](auto zero) {
+    using Scalar = decltype(zero);
+    const auto layer = describe<Scalar>(x, grad, scales.size(0), conv, nullptr);
+    const Sums sums = read_sums(x, grad, scales, weight_sum, bias_sum, layer.geometry);
+    const WeightGradOnGpu<Scalar> job{layer,       bias_sum.has_value(), nullptr,
+                                      sums.scales, sums.weight,          sums.bias};
+    check_cuda(cuda::launch_example_weight_grad(job, stream), "recomputed_sum");
+  });
+}
+#endif
 
 }  // namespace
 
@@ -174,5 +297,14 @@ STABLE_TORCH_LIBRARY_IMPL(privimage, CPU, library) {
   library.impl("example_weight_norms", TORCH_BOX(&example_weight_norms_cpu));
   library.impl("recomputed_sum", TORCH_BOX(&recomputed_sum_cpu));
 }
+
+#ifdef PRIVIMAGE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(privimage, CUDA, library) {
+  library.impl("squared_norms", TORCH_BOX(&squared_norms_cuda));
+  library.impl("scaled_sum", TORCH_BOX(&scaled_sum_cuda));
+  library.impl("example_weight_norms", TORCH_BOX(&example_weight_norms_cuda));
+  library.impl("recomputed_sum", TORCH_BOX(&recomputed_sum_cuda));
+}
+#endif
 
 }  // namespace privimage

@@ -135,13 +135,16 @@ ImageStrides channels_last(int64_t channels, const ConvAxis& height, const ConvA
 }
 
 template <typename Scalar>
-ExampleWeightGrad<Scalar> layer(const ConvGeometry& shape) {
+WeightGradOnGpu<Scalar> layer(const ConvGeometry& shape, bool with_bias = true) {
   const auto* data = reinterpret_cast<const Scalar*>(kSomewhere);
-  ExampleWeightGrad<Scalar> job{};
-  job.geometry = shape;
-  job.x = job.grad = data;
-  job.x_strides = channels_last(shape.groups * shape.inputs, shape.height, shape.width, false);
-  job.grad_strides = channels_last(shape.groups * shape.outputs, shape.height, shape.width, true);
+  WeightGradOnGpu<Scalar> job{};
+  job.layer.geometry = shape;
+  job.layer.x = job.layer.grad = data;
+  job.layer.x_strides =
+      channels_last(shape.groups * shape.inputs, shape.height, shape.width, false);
+  job.layer.grad_strides =
+      channels_last(shape.groups * shape.outputs, shape.height, shape.width, true);
+  job.with_bias = with_bias;
   return job;
 }
 
@@ -181,24 +184,24 @@ void layers_that_fit_go_to_tiles() {
 }
 
 void only_dense_channels_last_goes_to_tiles() {
-  ExampleWeightGrad<float> job = layer<float>(kUsual);
+  WeightGradOnGpu<float> job = layer<float>(kUsual);
   CHECK(cuda::tiled<Fp32Math>(job).has_value());
-  job.x_strides = {32 * 256, 256, 16, 1};  // channels first
+  job.layer.x_strides = {32 * 256, 256, 16, 1};  // channels first
   CHECK(!cuda::tiled<Fp32Math>(job).has_value());
   job = layer<float>(kUsual);
-  job.grad_strides.row += 64;  // rows apart
+  job.layer.grad_strides.row += 64;  // rows apart
   CHECK(!cuda::tiled<Fp32Math>(job).has_value());
-  job.geometry.examples = job.geometry.draws = 1;  // of one row, that means nothing
+  job.layer.geometry.examples = job.layer.geometry.draws = 1;  // of one row, that means nothing
   CHECK(cuda::tiled<Fp32Math>(job).has_value());
   job = layer<float>(kUsual);
-  job.x += 1;
+  job.layer.x += 1;
   CHECK(!cuda::tiled<Fp32Math>(job).has_value());
   job = layer<float>(kUsual);
-  job.grad += 2;
+  job.layer.grad += 2;
   CHECK(!cuda::tiled<Fp32Math>(job).has_value());
   // A linear layer's rows, whose height and width have no neighbours: their strides mean nothing.
   job = layer<float>({4, 8, 1, 128, 64, axis(1, 1, 1, 0), axis(1, 1, 1, 0)});
-  job.x_strides = {128, 1, 77, 5};
+  job.layer.x_strides = {128, 1, 77, 5};
   const auto tiles = cuda::tiled<Fp32Math>(job);
   CHECK(tiles && tiles->geometry.draws == 1 && tiles->geometry.width.outputs == 8);
 }
@@ -236,7 +239,8 @@ void bands_fit_into_shared_memory() {
     cuda::choose_tile<Math>(shape, [&](auto tile) {
       using Tile = decltype(tile);
       const cuda::ConvBand band = cuda::conv_band<Tile>(shape);
-      CHECK(cuda::conv_counts_fit<Tile>(shape) && cuda::conv_launch<Tile>(shape).possible());
+      CHECK(cuda::conv_counts_fit<Tile>(shape) &&
+            cuda::conv_launch<Tile>(shape, shape.outputs).possible());
       CHECK(band.pixels <= cuda::kMostBandPixels && band.pixels % 16 == 0);
       CHECK(band.x_width * band.x_height <= cuda::kMostBandInputs);
       CHECK(band.width * band.height <= Tile::kMostPixels);
@@ -251,17 +255,36 @@ void bands_fit_into_shared_memory() {
   static_assert(cuda::kStagesAt % 16 == 0 && cuda::kSumsAt % 8 == 0);
 }
 
+// The squares of a bias lie behind those of its weight, in either kernel.
+void a_bias_has_slots_of_its_own() {
+  ConvGeometry shape = kUsual;
+  shape.outputs = 70;
+  const auto tiles = cuda::tiled<Bf16Math>(layer<Bfloat16>(shape));
+  CHECK(tiles && tiles->bias.channels == 70 && tiles->bias.first_slot == 2);
+  CHECK(tiles->bias.slots == 2 + 3);
+  const auto alone = cuda::tiled<Bf16Math>(layer<Bfloat16>(shape, false));
+  CHECK(alone && alone->bias.channels == 0 && alone->bias.slots == 2);
+  shape.groups = 2;
+  const int64_t weights = 140 * 32 * 9;
+  CHECK(cuda::weight_blocks(shape) == (weights + 127) / 128);
+  CHECK(cuda::plain_slots(layer<float>(shape)) == cuda::weight_blocks(shape) + 5);
+  CHECK(cuda::plain_slots(layer<float>(shape, false)) == cuda::weight_blocks(shape));
+}
+
 void empty_layers_start_nothing_or_write_zeros() {
   ConvGeometry shape = kUsual;
   shape.examples = 0;
-  CHECK(cuda::weight_launch(shape).empty() && cuda::bias_launch<float>(shape).empty());
-  CHECK((cuda::conv_launch<cuda::ConvTile<Bf16Math, 3, 1, 64, 64>>(shape).empty()));
+  CHECK(cuda::weight_launch(shape).empty() &&
+        cuda::bias_launch<float>(shape.examples, shape.outputs).empty());
+  CHECK((cuda::conv_launch<cuda::ConvTile<Bf16Math, 3, 1, 64, 64>>(shape, 64).empty()));
   shape = kUsual;
   shape.outputs = 0;
-  CHECK(cuda::weight_launch(shape).empty() && cuda::bias_launch<float>(shape).empty());
+  CHECK(cuda::weight_launch(shape).empty() &&
+        cuda::bias_launch<float>(shape.examples, shape.outputs).empty());
   shape = kUsual;
   shape.draws = 0;
-  CHECK(!cuda::weight_launch(shape).empty() && !cuda::bias_launch<float>(shape).empty());
+  CHECK(!cuda::weight_launch(shape).empty() &&
+        !cuda::bias_launch<float>(shape.examples, shape.outputs).empty());
   shape.examples = int64_t{1} << 50;
   shape.inputs = int64_t{1} << 20;
   CHECK(!cuda::weight_launch(shape).possible());  // and no overflow on the way
@@ -274,6 +297,7 @@ int main() {
   bands_fit_into_shared_memory<Bf16Math>();
   bands_fit_into_shared_memory<Tf32Math>();
   bands_fit_into_shared_memory<Fp32Math>();
+  a_bias_has_slots_of_its_own();
   empty_layers_start_nothing_or_write_zeros();
   grids_are_empty_or_possible();
   normalisation_is_cut_as_its_kernels_need();

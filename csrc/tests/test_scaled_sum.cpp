@@ -48,7 +48,7 @@ void recomputed_is_kept(std::mt19937_64& random) {
   const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
   cpu::example_weight_grad(job, 0, blocks);
 
-  const cpu::KeptParts<Scalar> parts{kept.data(), whole, shape.examples, whole};
+  const KeptParts<Scalar> parts{kept.data(), whole, shape.examples, whole};
   std::vector<double> squares(shape.examples), scales(shape.examples), partial(blocks);
   cpu::squared_norms(parts, squares.data(), 0, shape.examples);
   cpu::example_weight_norms(job, partial.data(), 0, blocks);

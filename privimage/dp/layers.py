@@ -17,10 +17,11 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from privimage import ops
 from privimage.dp.convolution import ExampleConv2d, Pair, pad_by_name, pair
 from privimage.dp.normalisation import ExampleGroupNorm
 from privimage.dp.pending import Pending
-from privimage.dp.slots import Examples, Slots, write_weight_grad
+from privimage.dp.slots import Examples, Slot, Slots, claim, write_weight_grad
 from privimage.errors import UserError
 
 
@@ -64,13 +65,13 @@ def group_norm(
     """`F.group_norm` on [rows, channels, ...], with the SiLU that follows in one go."""
     _check_dimensions(x, 2)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    wide = x.to(dtype)
+    (taken,) = ops.as_taken(dtype, x)
     scale, shift = (t if t is None else t.to(dtype) for t in map(examples.hide, (weight, bias)))
     slots = examples.slots_of(weight, bias)
 
     def compute(silu: bool) -> torch.Tensor:
         output: torch.Tensor = ExampleGroupNorm.apply(  # type: ignore[no-untyped-call]
-            examples.anchor, wide, scale, shift, slots, num_groups, eps, silu
+            examples.anchor, taken, scale, shift, slots, num_groups, eps, silu
         )
         return output.to(x.dtype)
 
@@ -126,8 +127,9 @@ def embedding(
         raise UserError("scale_grad_by_freq counts over all examples; leave it out")
     if sparse:
         raise UserError("sparse gradients are not supported; leave sparse out")
+    slot, hidden = examples.slots.get(id(weight)), examples.hide(weight)
     output: torch.Tensor = _ExampleEmbedding.apply(  # type: ignore[no-untyped-call]
-        x, examples.expand(weight), padding_idx
+        examples.anchor, x, hidden, slot, padding_idx
     )
     return output
 
@@ -213,30 +215,41 @@ class _ExampleLinear(Function):
 
 
 class _ExampleEmbedding(Function):
-    """F.embedding of a table [examples, entries, width], expanded."""
+    """F.embedding of indices [rows, ...] in a table [entries, width]."""
 
     @staticmethod
     def forward(
-        ctx: Any, indices: torch.Tensor, weight: torch.Tensor, padding_idx: int | None
+        ctx: Any,
+        anchor: torch.Tensor,
+        indices: torch.Tensor,
+        weight: torch.Tensor,
+        slot: Slot | None,
+        padding_idx: int | None,
     ) -> torch.Tensor:
         ctx.save_for_backward(indices)
-        ctx.shape, ctx.padding_idx = weight.shape, padding_idx
-        return F.embedding(indices, weight[0])
+        ctx.slot, ctx.entries = slot, len(weight)
+        # From the end or from the start: the gradient's rule counts from the start.
+        ctx.padding_idx = None if padding_idx is None else padding_idx % len(weight)
+        return F.embedding(indices, weight, padding_idx)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (indices,) = ctx.saved_tensors
-        count, entries, width = ctx.shape
-        # One table of examples x entries: what two examples read never meets in one entry.
-        first = entries * torch.arange(count, device=indices.device)
-        shifted = indices.reshape(count, -1) + first[:, None]
-        parts = torch.ops.aten.embedding_dense_backward(
-            grad.reshape(count, -1, width), shifted, count * entries, -1, False
-        ).view(ctx.shape)
-        if ctx.padding_idx is not None:
-            parts[:, ctx.padding_idx] = 0
-        return None, parts, None
+        slot, padding = ctx.slot, ctx.padding_idx
+        for_weight = None
+        if slot is not None:
+            accumulate = claim(slot)
+            count = len(slot.rows)
+            (taken,) = ops.as_taken(slot.rows.dtype, grad)
+            slopes = taken.reshape(count, -1, grad.shape[-1])
+            read = indices.reshape(count, -1)
+            ops.example_embedding_grad(read, slopes, slot.rows, padding, accumulate)
+        if ctx.needs_input_grad[2]:
+            for_weight = torch.ops.aten.embedding_dense_backward(
+                grad, indices, ctx.entries, -1 if padding is None else padding, False
+            )
+        return None, None, for_weight, None, None
 
 
 def _as_pixels(x: torch.Tensor) -> torch.Tensor:

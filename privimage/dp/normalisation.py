@@ -47,7 +47,7 @@ class ExampleGroupNorm(Function):
         ordinary: list[torch.Tensor | None] = [None, None]
         for i, wanted in enumerate(ctx.needs_input_grad[2:4]):
             if wanted:
-                ordinary[i] = rows[i] = x.new_zeros(count, x.shape[1])
+                ordinary[i] = rows[i] = moments.new_zeros(count, x.shape[1])
         for_weight, for_bias = rows
         for_x = ops.group_norm_silu_backward(
             grad, x, moments, weight, bias, for_weight, for_bias, ctx.silu, accumulate

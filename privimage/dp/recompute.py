@@ -150,7 +150,7 @@ class _Later(Slot):
         """Measures the layer's gradients and holds on to its tensors."""
         if self.used or (bias is not None and (bias.used or not isinstance(bias, _Later))):
             self._refuse()
-        x, grad = x.detach().to(self._dtype), grad.detach().to(self._dtype)
+        x, grad = ops.as_taken(self._dtype, x.detach(), grad.detach())
         squares = ops.example_weight_norms(
             x, grad, self._count, self._taps, bias is not None, geometry
         )

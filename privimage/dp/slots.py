@@ -125,7 +125,7 @@ def write_weight_grad(
         return
     accumulate = claim(weight, bias)
     rows = weight.rows if weight.rows.dim() == 5 else weight.rows[..., None, None]
-    x, grad = (tensor.to(rows.dtype) for tensor in (x, grad))
+    x, grad = ops.as_taken(rows.dtype, x, grad)
     bias_rows = None if bias is None else bias.rows
     # Straight to the operator, whose shapes are those of a layer that ran.
     torch.ops.privimage.example_weight_grad.default(x, grad, rows, bias_rows, *geometry, accumulate)

@@ -2,8 +2,10 @@
 
 from privimage.ops import rules
 from privimage.ops._library import describe_build
+from privimage.ops.embedding import example_embedding_grad
 from privimage.ops.layers import (
     ConvGeometry,
+    as_taken,
     example_weight_grad,
     group_norm_silu,
     group_norm_silu_backward,
@@ -34,8 +36,10 @@ __all__ = [
     "ConvGeometry",
     "UpdateRule",
     "UpdateState",
+    "as_taken",
     "clipped_sum",
     "describe_build",
+    "example_embedding_grad",
     "example_weight_grad",
     "example_weight_norms",
     "gaussian_integers",

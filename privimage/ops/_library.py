@@ -33,6 +33,10 @@ _SCHEMAS = {
         "measured_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
         "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
     ),
+    "example_embedding_grad": (
+        "example_embedding_grad(Tensor indices, Tensor grad, Tensor(a!) weight, int padding_idx, "
+        "bool accumulate) -> ()"
+    ),
     "squared_norms": "squared_norms(Tensor parts) -> Tensor",
     "scaled_sum": "scaled_sum(Tensor parts, Tensor scales) -> Tensor",
     "example_weight_norms": (
@@ -53,13 +57,7 @@ _SCHEMAS = {
         "-> Tensor"
     ),
 }
-_NATIVE_ON_CPU_ALONE = (
-    "measured_weight_grad",
-    "squared_norms",
-    "scaled_sum",
-    "example_weight_norms",
-    "recomputed_sum",
-)
+_ON_CPU_ALONE = ("measured_weight_grad",)
 _NAMESPACE = "privimage"
 
 _native = importlib.util.find_spec("privimage.ops._native")
@@ -80,7 +78,7 @@ if _native is not None and _native.origin is not None:
     from privimage import _host
 
     build: str = _host.build
-    _register_reference(_NATIVE_ON_CPU_ALONE if build == "cuda" else _SCHEMAS, ("CUDA",))
+    _register_reference(_ON_CPU_ALONE if build == "cuda" else _SCHEMAS, ("CUDA",))
 else:
     build = "none"
     for _schema in _SCHEMAS.values():

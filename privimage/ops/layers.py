@@ -87,7 +87,7 @@ def _check_weight_grad(
     bias: torch.Tensor | None,
     geometry: ConvGeometry,
 ) -> None:
-    wide = _wide_type(x)
+    wide = wide_type(x)
     for name, tensor, dtype in (
         ("grad", grad, x.dtype),
         ("weight", weight, wide),
@@ -215,13 +215,30 @@ def group_norm_silu_backward(
     return result
 
 
-def _wide_type(x: torch.Tensor) -> torch.dtype:
+def as_taken(wide: torch.dtype, *activations: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Activations in a type that the operators take beside weights and sums of type `wide`.
+
+    On a GPU that is bfloat16, where all of them are, beside float32; else `wide` itself.
+    """
+    if wide == torch.float32 and all(_has_half(x) and x.dtype == _HALF for x in activations):
+        return activations
+    return tuple(x.to(wide) for x in activations)
+
+
+def wide_type(x: torch.Tensor, name: str = "x") -> torch.dtype:
     """The type of sums over x. Raises TypeError for an x that the operators can't take."""
-    if x.dtype not in (torch.float32, torch.float64) and not (x.is_cuda and x.dtype == _HALF):
+    known = torch.float32, torch.float64, *([_HALF] if _has_half(x) else [])
+    if not isinstance(x, torch.Tensor) or x.dtype not in known:
+        found = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
         raise TypeError(
-            f"x: expected a float32 or float64 tensor, or bfloat16 on a GPU, got {x.dtype}"
+            f"{name}: expected a float32 or float64 tensor, or bfloat16 on a GPU, got {found}"
         )
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def _has_half(x: torch.Tensor) -> bool:
+    """Whether there are kernels for bfloat16 where x is."""
+    return isinstance(x, torch.Tensor) and x.is_cuda
 
 
 def _in_order(x: torch.Tensor) -> torch.Tensor:
@@ -231,7 +248,7 @@ def _in_order(x: torch.Tensor) -> torch.Tensor:
 
 
 def _check_group_norm(x: torch.Tensor, affine: dict[str, torch.Tensor | None], groups: int) -> None:
-    wide = _wide_type(x)
+    wide = wide_type(x)
     if x.dim() < 2 or groups < 1 or x.shape[1] % groups:
         raise ValueError(f"groups: {groups} do not fit x {list(x.shape)}")
     for name, tensor in affine.items():

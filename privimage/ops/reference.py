@@ -223,6 +223,20 @@ def measured_weight_grad(
     return squares if bias is None else squares + squared_norms(bias)
 
 
+def example_embedding_grad(
+    indices: torch.Tensor,
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    padding_idx: int,
+    accumulate: bool,
+) -> None:
+    """Writes weight [examples, entries, width]; see `privimage.ops.example_embedding_grad`."""
+    entries = torch.arange(weight.shape[1], device=weight.device)
+    is_read = (indices[..., None] == entries) & (entries != padding_idx)
+    sums = is_read.to(weight.dtype).mT @ grad.to(weight.dtype)
+    weight.copy_(weight + sums if accumulate else sums)
+
+
 def squared_norms(parts: torch.Tensor) -> torch.Tensor:
     """[examples, parameters] → float64 [examples]."""
     return parts.double().square().sum(dim=1)

@@ -5,16 +5,14 @@ Arguments are checked once, here, before the native code or the reference runs.
 
 import torch
 
-from privimage.ops.layers import ConvGeometry
-
-_FLOATS = (torch.float32, torch.float64)
+from privimage.ops.layers import ConvGeometry, wide_type
 
 
 def squared_norms(parts: torch.Tensor) -> torch.Tensor:
     """The squared L2 norm of each row, in float64.
 
     Args:
-        parts: float32 or float64 [examples, parameters].
+        parts: float32 or float64 [examples, parameters]; on a GPU bfloat16 as well.
 
     Returns:
         float64 [examples]; infinite or NaN where a row is not finite.
@@ -30,7 +28,7 @@ def scaled_sum(parts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """The sum of the rows, each value first scaled and rounded towards zero to an integer.
 
     Args:
-        parts: float32 or float64 [examples, parameters].
+        parts: as for `squared_norms`.
         scales: float64 [examples]; no product may be larger than 2^30. A row of scale 0 is passed
             over, whatever it holds.
 
@@ -113,9 +111,7 @@ def recomputed_sum(
 
 
 def _checked_parts(parts: torch.Tensor) -> torch.Tensor:
-    if not isinstance(parts, torch.Tensor) or parts.dtype not in _FLOATS:
-        found = parts.dtype if isinstance(parts, torch.Tensor) else type(parts).__name__
-        raise TypeError(f"parts: expected a float32 or float64 tensor, got {found}")
+    wide_type(parts, "parts")
     if parts.dim() != 2:
         raise ValueError(f"parts: expected [examples, parameters], got shape {list(parts.shape)}")
     parts = parts.detach()
@@ -131,7 +127,8 @@ def _check_scales(scales: torch.Tensor, examples: int, device: torch.device) -> 
 
 
 def _check_convolution(x: torch.Tensor, grad: torch.Tensor) -> None:
-    if x.dtype not in _FLOATS or grad.dtype != x.dtype:
+    wide_type(x)
+    if grad.dtype != x.dtype:
         raise TypeError(f"x, grad: expected the same float type, got {x.dtype} and {grad.dtype}")
     if x.dim() != 4 or grad.dim() != 4:
         raise ValueError(

@@ -128,6 +128,14 @@ def test_embedding_adds_up_indices_that_repeat_within_an_example(padding, shape)
     assert_exact(nn.Embedding(4, 3, padding), indices, draws=3)
 
 
+def test_an_entry_without_a_gradient_is_counted_from_the_end():
+    def use(x, weight):
+        return F.embedding(x, weight, padding_idx=-2)
+
+    indices = torch.tensor([[1, 2, 3, 2], [2, 2, 0, 1]])
+    assert_exact(Own((4, 3), use), indices, draws=1)
+
+
 @pytest.mark.parametrize("only", ["weight", "bias"])
 @pytest.mark.parametrize(
     "layer", [nn.Conv2d(4, 4, 3), nn.Linear(6, 4), nn.GroupNorm(2, 4), nn.LayerNorm(6)]

@@ -67,6 +67,68 @@ def test_weight_gradients(device, dtype, layer, layout):
         _close(found, right, 3e-6)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["first", "last"])
+@pytest.mark.parametrize("layer", LAYERS, ids=_numbers)
+@pytest.mark.parametrize(("device", "dtype"), TYPES)
+def test_what_is_recomputed_is_what_was_kept(device, dtype, layer, layout):
+    taps, stride, padding, dilation, groups, inputs, outputs, size = layer
+    geometry = (stride,) * 2, (padding,) * 2, (dilation,) * 2, groups
+    pixels = (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+    x = _random(6, inputs, size, size, dtype=dtype).contiguous(memory_format=layout).to(device)
+    grad = _random(6, outputs, pixels, pixels, dtype=dtype).contiguous(memory_format=layout)
+    grad, shape = grad.to(device), (outputs, inputs // groups, taps, taps)
+    for with_bias in (True, False):
+        size_of_weight = torch.Size(shape).numel()
+        rows = torch.empty(3, size_of_weight + outputs * with_bias, device=device)
+        weight, bias = rows[:, :size_of_weight].view(3, *shape), rows[:, size_of_weight:]
+        ops.example_weight_grad(x, grad, weight, bias if with_bias else None, geometry)
+        squares = ops.squared_norms(rows)
+        _close(squares, rows.double().square().sum(1), 1e-13)
+        again = ops.example_weight_norms(x, grad, 3, (taps, taps), with_bias, geometry)
+        _close(again, squares, 1e-13)
+        scales = 2.0**30 * 0.999 / squares.sqrt()
+        scales[1] = 0
+        sums = [torch.full(shape, 7, device=device), torch.full((outputs,), 7, device=device)]
+        ops.recomputed_sum(x, grad, scales, sums[0], sums[1] if with_bias else None, geometry)
+        found = torch.cat([total.flatten() for total in sums])[: rows.shape[1]] - 7
+        assert torch.equal(found, ops.scaled_sum(rows, scales))
+        assert torch.equal(found.cpu(), reference.scaled_sum(rows.cpu(), scales.cpu()))
+
+
+@pytest.mark.parametrize(("device", "dtype"), TYPES)
+@pytest.mark.parametrize("shape", [(9, 1000), (3, 40_001), (0, 7), (4, 0)], ids=_numbers)
+def test_norms_and_scaled_sums_of_rows(device, dtype, shape):
+    parts = (_random(*shape) * 8).round().to(dtype) / 64  # squares add up exactly, in any order
+    beside = torch.full((shape[0], 1), torch.nan, dtype=dtype)
+    scales = torch.arange(shape[0], dtype=torch.float64) * 1e6 / 3
+    parts[:1, :1] = torch.inf  # of scale 0
+    there = torch.cat([parts, beside], dim=1).to(device)[:, :-1]
+    assert torch.equal(ops.squared_norms(there).cpu(), parts.double().square().sum(1))
+    found = ops.scaled_sum(there, scales.to(device))
+    assert torch.equal(found.cpu(), reference.scaled_sum(parts, scales))
+
+
+@pytest.mark.parametrize(("device", "dtype"), TYPES)
+@pytest.mark.parametrize("padding", [None, 2])
+def test_embedding_gradients(device, dtype, padding):
+    indices = torch.tensor([[0, 4, 4, 2], [1, 1, 1, 1], [3, 2, 0, 3]])
+    grad = _random(3, 4, 70, dtype=dtype)
+
+    def run():
+        rows = torch.full((3, 5 * 70 + 2), 2.0, device=device)
+        weight = rows[:, : 5 * 70].view(3, 5, 70)
+        ops.example_embedding_grad(indices.to(device), grad.to(device), weight, padding, True)
+        assert (rows[:, 5 * 70 :] == 2).all()
+        return weight
+
+    expected = torch.full((3, 5, 70), 2.0, dtype=torch.float64)
+    reference.example_embedding_grad(
+        indices, grad.double(), expected, -1 if padding is None else padding, True
+    )
+    assert torch.equal(run(), run())
+    _close(run(), expected, 1e-6)
+
+
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("shape", [(6, 64, 16, 16), (4, 12, 7, 5), (2, 20, 9)], ids=_numbers)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["first", "last"])

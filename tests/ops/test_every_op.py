@@ -49,6 +49,11 @@ def _weight_grad(rows, bias=None):
     return (x, grad, _random(rows, 6, 4, 3, 3), bias, [1, 1], [1, 1], [1, 1], 1, False)
 
 
+def _embedding_grad(examples, padding):
+    indices = torch.arange(examples * 4).view(examples, 4) * 7 % 5
+    return (indices, _random(examples, 4, 3), _random(examples, 5, 3), padding, True)
+
+
 def _recomputed(rows, with_bias=True):
     sums = [torch.arange(216).view(6, 4, 3, 3), torch.arange(6) if with_bias else None]
     scales = _random(rows, dtype=torch.float64) * 1e5
@@ -64,6 +69,11 @@ SAMPLES = {
         (_random(5, 37)[:, 3:17], 1.0, 1.0, 0.01),
         (_random(0, 7), 1.0, 1.0, None),
         (_random(4, 0), 1.0, 1.0, 0.01),
+    ],
+    "example_embedding_grad": [
+        _embedding_grad(3, -1),
+        _embedding_grad(2, 2),
+        _embedding_grad(0, 0),
     ],
     "example_weight_grad": [_weight_grad(2), _weight_grad(3, _random(3, 6)), _weight_grad(0)],
     "example_weight_norms": [
@@ -97,8 +107,8 @@ STEMS = {
     "example_weight_norms": "scaled_sum",
     "recomputed_sum": "scaled_sum",
 }
-# On a GPU noise is drawn inside the update, and the others run on the reference.
-ON_CPU_ALONE = {"noise", "scaled_sum"}
+# On a GPU noise is drawn inside the update.
+ON_CPU_ALONE = {"noise"}
 
 
 def _calls():

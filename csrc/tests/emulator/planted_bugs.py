@@ -44,8 +44,23 @@ def tile(name: str, before: str, after: str) -> Bug:
 
 
 def plain(name: str, before: str, after: str) -> Bug:
-    """A bug in the per-example weight gradient of other layers, or of a bias."""
+    """A bug in the per-example weight gradient of other layers."""
     return Bug(name, "example_weight_grad", before, after)
+
+
+def bias(name: str, before: str, after: str) -> Bug:
+    """A bug in the gradient of a bias as a part of a convolution's launch."""
+    return Bug(name, "conv_weight_grad", before, after, "kernels/bias_grad.cuh")
+
+
+def plain_bias(name: str, before: str, after: str) -> Bug:
+    """A bug in the gradient of a bias in a launch of its own."""
+    return Bug(name, "example_weight_grad", before, after, "kernels/bias_grad.cuh")
+
+
+def embedding(name: str, before: str, after: str) -> Bug:
+    """A bug in the per-example gradient of an embedding table."""
+    return Bug(name, "example_embedding_grad", before, after)
 
 
 def slab(name: str, before: str, after: str) -> Bug:
@@ -59,8 +74,18 @@ def update(name: str, before: str, after: str) -> Bug:
 
 
 def clip(name: str, before: str, after: str) -> Bug:
-    """A bug in the clipped sum."""
+    """A bug in the scales of the clipped sum."""
     return Bug(name, "clipped_sum", before, after)
+
+
+def scaled(name: str, before: str, after: str) -> Bug:
+    """A bug in the norms and the scaled sum of what is kept."""
+    return Bug(name, "scaled_sum", before, after)
+
+
+def tree(name: str, before: str, after: str) -> Bug:
+    """A bug in how a block adds its threads up."""
+    return Bug(name, "scaled_sum", before, after, "kernels/add_up.cuh")
 
 
 def norm(name: str, before: str, after: str) -> Bug:
@@ -100,8 +125,12 @@ BUGS = [
         "    block_.barrier();\n    if (block_.thread() != 0) return;",
         "    if (block_.thread() != 0) return;\n    block_.barrier();",
     ),
-    clip("no barrier before the tree", "squares);\n  block.barrier();", "squares);"),
-    clip("no barrier inside the tree", "    block.barrier();\n  }", "  }"),
+    tree("no barrier inside the tree", "    block.barrier();\n", ""),
+    bias(
+        "no barrier before the warps are added",
+        "  block.barrier();\n  if (block.warp() != 0)",
+        "  if (block.warp() != 0)",
+    ),
     slab("no barrier inside the tree", "      block_.barrier();\n      if (at", "      if (at"),
     norm(
         "no barrier before the means",
@@ -136,7 +165,17 @@ BUGS = [
         "kStride + tap_row_) * band_.pitch",
         "kStride + tap_row_) * band_.x_width",
     ),
-    clip("one parameter too many", "i >= job.parameters", "i > job.parameters"),
+    clip("an example too many", "i < job.examples", "i <= job.examples"),
+    scaled("one parameter too many", "i >= kept.parameters", "i > kept.parameters"),
+    scaled(
+        "a piece into the next one",
+        "const int64_t end = first + kPiece < kept.parameters ? first + kPiece : kept.parameters;",
+        "const int64_t end = kept.parameters;",
+    ),
+    scaled("values beyond the row", "place < end ? row[place] : Scalar{}", "row[place]"),
+    scaled("rows beyond the last", "example < kept.examples ? kept.parts", "true ? kept.parts"),
+    bias("pixels of the next example", "at >= pixels || channel", "channel"),
+    bias("channels that don't exist read", "if (channel + i < job.channels) values", "values"),
     # Fragments and taps
     conv(
         "gradient's fragments swapped",
@@ -196,8 +235,8 @@ BUGS = [
     conv("squares rounded to fp32", "const double value = sums", "const float value = sums"),
     conv(
         "squares in a neighbour's slot",
-        "block_.x() * conv_slots<Tile>(shape_) + block_.y()",
-        "block_.x() * conv_slots<Tile>(shape_)",
+        "block_.x() * slots + block_.y()",
+        "block_.x() * slots",
     ),
     conv(
         "draws of different examples mixed",
@@ -230,24 +269,78 @@ BUGS = [
     update("a shard draws the first one's noise", "job.update.first_index / kTile * kLanes", "0"),
     update("the last tile forgotten", "update.first_index % kTile + update.count", "update.count"),
     plain("blocks of an example mixed", "block.x() % blocks", "block.x() / blocks"),
-    plain("one weight too many", "if (i >= weights) return;", "if (i > weights) return;"),
+    plain("one weight too many", "if (i < weights)", "if (i <= weights)"),
     plain("groups read the first one's channels", "output / shape.outputs * shape.inputs", "0"),
-    plain("gaps between rows read", "dense = gs.height ==", "dense = true || gs.height =="),
+    plain("taps of a weight mixed", "i / shape.inputs % taps;\n    if", "i % taps;\n    if"),
+    plain("what was there not added", "value += *to;", ""),
     plain(
+        "squares of a thread without a weight",
+        "Wide<Scalar> value = 0;",
+        "Wide<Scalar> value = 1;",
+    ),
+    plain("blocks of an example share a slot", "plain_slots(job) + slot", "plain_slots(job)"),
+    plain(
+        "squares rounded to fp32", "double(value) * double(value)", "float(value) * float(value)"
+    ),
+    plain("an example of scale 0 added", " && job.scales[example] != 0.0", ""),
+    plain("one example's scale for all", "(value, job.scales[example])", "(value, job.scales[0])"),
+    plain_bias("gaps between rows read", "dense = gs.height ==", "dense = true || gs.height =="),
+    plain_bias(
         "no barrier before the lanes are added",
         "  block.barrier();\n  for (int half",
         "  for (int half",
     ),
-    plain("half of the lanes forgotten", "kBiasLanes / 2; half", "kBiasLanes / 4; half"),
-    plain("bias of channels that don't exist", "lane == 0 && output < outputs", "lane == 0"),
-    clip("a quarter of the threads added", "kClippedSumThreads / 2", "kClippedSumThreads / 4"),
-    clip("examples that are not finite added", "if (scale != 0.0) sum", "sum"),
-    clip(
-        "norms over the gap",
-        "block.x() * job.row_stride",
-        "block.x() * job.parameters",
+    plain_bias("half of the lanes forgotten", "half = kLanes / 2;", "half = kLanes / 4;"),
+    plain_bias(
+        "bias of channels that don't exist",
+        "exists = channel < job.channels;",
+        "exists = true;",
     ),
-    clip("sums over the gap", "[example * job.row_stride", "[example * job.parameters"),
+    plain_bias("squares in the weight's slots", "job.first_slot + group", "group"),
+    plain_bias("what was there not added", "value += *to;", ""),
+    bias(
+        "half of the lanes not added", "mask = 16; mask >= kColumns", "mask = 8; mask >= kColumns"
+    ),
+    bias("columns of a warp added together", "mask >= kColumns", "mask >= 1"),
+    bias(
+        "pixels ahead overwritten",
+        "const int64_t at = pixel + ahead * kPixels;",
+        "const int64_t at = pixel;",
+    ),
+    bias("one example's pixels for all", "job.grad + example * pixels", "job.grad + 0 * pixels"),
+    bias(
+        "sum written instead of added",
+        "block.add(job.sum + channel, int64_t{grid_coordinate(value, job.scales[example])})",
+        "job.sum[channel] = grid_coordinate(value, job.scales[example])",
+    ),
+    bias("examples that are not finite added", " && job.scales[example] != 0.0", ""),
+    bias("half of the channels squared", "mask = 16; mask > 0", "mask = 8; mask > 0"),
+    conv("a bias's blocks as tiles", "if (block.y() < tiles)", "if (block.y() <= tiles)"),
+    conv("squares without the bias's slots", " + bias_blocks(job_.bias.channels);", ";"),
+    tree("a quarter of the threads added", "half = 512", "half = 64"),
+    scaled("examples of scale 0 added", "if (scale != 0.0) sum", "sum"),
+    scaled("norms over the gap", "block.x() * kept.stride", "block.x() * kept.parameters"),
+    scaled("sums over the gap", "[example * kept.stride", "[example * kept.parameters"),
+    scaled(
+        "pieces of different examples mixed",
+        "block.x() * squared_norm_pieces(kept.parameters)",
+        "block.x()",
+    ),
+    scaled(
+        "squares of the last values alone",
+        "i += kAhead * kSumThreads",
+        "i += 2 * kAhead * kSumThreads",
+    ),
+    scaled(
+        "the first pieces alone added",
+        "i < job.count; i += kSumThreads",
+        "i < job.count; i += job.count",
+    ),
+    scaled(
+        "rounded to nearest",
+        "grid_coordinate(widen(values[ahead]), scale)",
+        "static_cast<int64_t>(std::nearbyint(widen(values[ahead]) * scale))",
+    ),
     slab(
         "lanes that the tree leaves out",
         "at.lane + half >= at.lanes",
@@ -265,7 +358,13 @@ BUGS = [
     norm("SiLU's slope without its value", "value * (Real(1) - s)", "(Real(1) - s)"),
     norm("draws of an example counted once", "draw < draws; ++draw", "draw < 1; ++draw"),
     norm("sum along x forgotten", "tilt.at[c] * value + ", ""),
-    clip("scale in the wrong slot", "job.scales[block.x()]", "job.scales[0]"),
+    embedding("one column too many", "column >= job.width", "column > job.width"),
+    embedding("what is read twice written over", "job.width] += widen", "job.width] = widen"),
+    embedding("what was there kept", "if (!job.accumulate)", "if (false)"),
+    embedding("padding not left out", "adds(job, index)", "(index >= 0 && index < job.entries)"),
+    embedding("indices that don't exist", "adds(job, index)", "(index != job.padding)"),
+    embedding("one example's positions for all", "first = block.x() * job", "first = 0 * job"),
+    clip("blocks after the first forgotten", "block.x() * kScaleThreads + ", ""),
 ]
 
 

@@ -39,6 +39,7 @@ struct Layer {
   ConvGeometry shape;
   std::vector<Scalar> x;     // [examples, draws, height, width, inputs]
   std::vector<Scalar> grad;  // [examples, draws, height', width', outputs]
+  bool with_bias = true;
 
   int64_t weights() const {
     return shape.outputs * shape.inputs * shape.height.taps * shape.width.taps;
@@ -102,6 +103,20 @@ std::vector<double> define(const Layer<Scalar>& layer, bool magnitudes = false) 
   return parts;
 }
 
+// The same of the bias: [examples, outputs].
+template <typename Scalar>
+std::vector<double> define_bias(const Layer<Scalar>& layer, bool magnitudes = false) {
+  const ConvGeometry& shape = layer.shape;
+  std::vector<double> sums(shape.examples * shape.outputs);
+  const int64_t pixels = shape.draws * shape.height.outputs * shape.width.outputs;
+  for (int64_t i = 0; i < int64_t(layer.grad.size()); ++i) {
+    const double value = widen(layer.grad[i]);
+    sums[i / shape.outputs / pixels * shape.outputs + i % shape.outputs] +=
+        magnitudes ? std::abs(value) : value;
+  }
+  return sums;
+}
+
 constexpr double kClip = 5.0;
 constexpr int64_t kBeside = 3;  // floats between the parts, that nobody may touch
 
@@ -110,9 +125,11 @@ struct Asked {
 };
 
 struct Result {
-  std::vector<float> parts;     // [examples, weights + kBeside]
-  std::vector<double> squares;  // [examples]
-  std::vector<int64_t> sum;     // [weights]
+  std::vector<float> parts;       // [examples, weights + kBeside]
+  std::vector<float> bias;        // [examples, outputs + kBeside]
+  std::vector<double> squares;    // [examples]
+  std::vector<int64_t> sum;       // [weights]
+  std::vector<int64_t> bias_sum;  // [outputs]
   Counters counters;
 };
 
@@ -127,30 +144,51 @@ Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
   for (double squares : measured) factors.push_back(grid_scale(squares, {kClip}));
   Guarded<double> scales(factors);
   CHECK(cuda::conv_counts_fit<Tile>(shape));
-  const cuda::LaunchShape launch = cuda::conv_launch<Tile>(shape);
+  const int64_t channels = layer.with_bias ? shape.outputs : 0, beside = channels + kBeside;
+  const cuda::LaunchShape launch = cuda::conv_launch<Tile>(shape, channels);
   const int64_t slots = launch.blocks_y;
   Guarded<float> parts(asked.parts ? shape.examples * stride : 0);
-  if (asked.accumulate) {
-    for (int64_t i = 0; i < parts.size(); ++i) parts.data()[i] = 1.0f;
+  Guarded<float> bias(asked.parts ? shape.examples * beside : 0);
+  for (Guarded<float>* rows : {&parts, &bias}) {
+    for (int64_t i = 0; i < rows->size() && asked.accumulate; ++i) rows->data()[i] = 1.0f;
   }
   Guarded<double> squares(asked.squares ? shape.examples * slots : 0);
   Guarded<int64_t> sum(std::vector<int64_t>(asked.sum ? layer.weights() : 0, 7));
+  Guarded<int64_t> bias_sum(std::vector<int64_t>(asked.sum ? channels : 0, 7));
+  double* const to_squares = asked.squares ? squares.data() : nullptr;
+  const BiasGrad<Scalar> of_bias{grad.data(),
+                                 {},
+                                 shape.draws,
+                                 channels,
+                                 shape.height.outputs,
+                                 shape.width.outputs,
+                                 asked.parts ? bias.data() : nullptr,
+                                 beside,
+                                 asked.accumulate,
+                                 to_squares,
+                                 slots,
+                                 cuda::conv_slots<Tile>(shape),
+                                 scales.data(),
+                                 asked.sum ? bias_sum.data() : nullptr};
   const ConvWeightGrad<Scalar> job{shape,
                                    x.data(),
                                    grad.data(),
                                    asked.parts ? parts.data() : nullptr,
                                    stride,
                                    asked.accumulate,
-                                   asked.squares ? squares.data() : nullptr,
+                                   to_squares,
                                    scales.data(),
-                                   asked.sum ? sum.data() : nullptr};
+                                   asked.sum ? sum.data() : nullptr,
+                                   of_bias};
   CHECK(launch.possible());
   Result result;
   result.counters =
       emulator::run({launch.blocks_x, launch.blocks_y, launch.threads, launch.shared_bytes, seed},
                     [&](const cuda::Block& block) { cuda::conv_weight_grad<Tile>(block, job); });
   for (int64_t i = 0; i < parts.size(); ++i) result.parts.push_back(parts[i]);
+  for (int64_t i = 0; i < bias.size(); ++i) result.bias.push_back(bias[i]);
   for (int64_t i = 0; i < sum.size(); ++i) result.sum.push_back(sum[i] - 7);
+  for (int64_t i = 0; i < bias_sum.size(); ++i) result.bias_sum.push_back(bias_sum[i] - 7);
   for (int64_t example = 0; example < shape.examples && asked.squares; ++example) {
     double total = 0.0;
     for (int64_t slot = 0; slot < slots; ++slot) total += squares[example * slots + slot];
@@ -159,30 +197,57 @@ Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
   return result;
 }
 
-// The parts within `tolerance` of the magnitudes that were added, the squares those of the very
-// values that were stored, nothing written beside the parts; measuring alone and adding onto the
+// Rows of `count` values within `tolerance` of the magnitudes that were added, nothing written
+// beside them; adds their squares to those of each example.
+void rows_match(const std::vector<float>& found, int64_t count, const std::vector<double>& expected,
+                const std::vector<double>& magnitudes, double tolerance, bool accumulate,
+                std::vector<double>& squares) {
+  const int64_t stride = count + kBeside;
+  for (int64_t i = 0; i < int64_t(found.size()); ++i) {
+    const float value = found[i];
+    if (i % stride >= count) {
+      CHECK(accumulate ? value == 1.0f : std::isnan(value));
+      continue;
+    }
+    const int64_t place = i / stride * count + i % stride;
+    const double error = std::abs(value - expected[place] - (accumulate ? 1.0 : 0.0));
+    CHECK(error <= tolerance * (magnitudes[place] + accumulate));
+    squares[i / stride] += double(value) * value;
+  }
+}
+
+// What stored rows are on the grid, with scales from these squares.
+std::vector<int64_t> scaled(const std::vector<float>& rows, int64_t count,
+                            const std::vector<double>& squares) {
+  std::vector<int64_t> sum(count);
+  for (int64_t example = 0; example < int64_t(squares.size()); ++example) {
+    const double scale = grid_scale(squares[example], {kClip});
+    for (int64_t i = 0; i < count; ++i) {
+      const float value = rows[example * (count + kBeside) + i];
+      if (scale != 0.0) sum[i] += grid_coordinate(value, scale);
+    }
+  }
+  return sum;
+}
+
+// The squares are those of the very values that were stored; measuring alone and adding onto the
 // grid see the same values.
 template <typename Tile, typename Scalar = typename Tile::Scalar>
-void matches(const Layer<Scalar>& layer, double tolerance, uint64_t seed) {
+void matches(Layer<Scalar> layer, double tolerance, uint64_t seed) {
+  layer.with_bias = seed % 4 != 0;
   const bool accumulate = seed % 3 == 0;
+  const int64_t weights = layer.weights(), channels = layer.with_bias ? layer.shape.outputs : 0;
   const Result stored = emulate<Tile>(layer, {true, true, false, accumulate}, seed);
-  const std::vector<double> expected = define(layer);
-  const std::vector<double> magnitudes = tolerance > 0.0 ? define(layer, true) : expected;
-  const int64_t weights = layer.weights(), examples = layer.shape.examples;
-  for (int64_t example = 0; example < examples; ++example) {
-    double squares = 0.0;
-    for (int64_t i = 0; i < weights + kBeside; ++i) {
-      const float value = stored.parts[example * (weights + kBeside) + i];
-      if (i >= weights) {
-        CHECK(accumulate ? value == 1.0f : std::isnan(value));
-        continue;
-      }
-      const int64_t place = example * weights + i;
-      const double error = std::abs(value - expected[place] - (accumulate ? 1.0 : 0.0));
-      CHECK(error <= tolerance * (magnitudes[place] + accumulate));
-      squares += double(value) * value;
-    }
-    CHECK(std::abs(stored.squares[example] - squares) <= 1e-12 * squares);
+  std::vector<double> squares(layer.shape.examples);
+  const auto match = [&](const auto& rows, int64_t count, const auto& define_it) {
+    const std::vector<double> expected = define_it(layer, false);
+    const std::vector<double> magnitudes = tolerance > 0.0 ? define_it(layer, true) : expected;
+    rows_match(rows, count, expected, magnitudes, tolerance, accumulate, squares);
+  };
+  match(stored.parts, weights, define<Scalar>);
+  if (layer.with_bias) match(stored.bias, channels, define_bias<Scalar>);
+  for (int64_t example = 0; example < layer.shape.examples; ++example) {
+    CHECK(std::abs(stored.squares[example] - squares[example]) <= 1e-12 * squares[example]);
   }
   if (accumulate) return;
   // Another seed, another order of warps: the same bits.
@@ -190,14 +255,8 @@ void matches(const Layer<Scalar>& layer, double tolerance, uint64_t seed) {
   CHECK(measured.squares == stored.squares);
   const Result added =
       emulate<Tile>(layer, {false, false, true, false}, seed + 2, measured.squares);
-  for (int64_t i = 0; i < weights; ++i) {
-    int64_t sum = 0;
-    for (int64_t example = 0; example < examples; ++example) {
-      const double scale = grid_scale(measured.squares[example], {kClip});
-      sum += grid_coordinate(stored.parts[example * (weights + kBeside) + i], scale);
-    }
-    CHECK(added.sum[i] == sum);
-  }
+  CHECK(added.sum == scaled(stored.parts, weights, measured.squares));
+  CHECK(added.bias_sum == scaled(stored.bias, channels, measured.squares));
 }
 
 template <typename Math>
@@ -291,22 +350,22 @@ void examples_do_not_touch_each_other() {
   layer.x[pixels * 16 + 3] = narrow<typename Math::Scalar>(std::numeric_limits<float>::infinity());
   layer.grad[pixels * 24 + 5] = narrow<typename Math::Scalar>(std::nanf(""));
   const Result mixed = emulate<Tile>(layer, {true, true, false, false}, 2);
-  const int64_t stride = layer.weights() + kBeside;
   for (int64_t example : {0, 2}) {
     CHECK(mixed.squares[example] == clean.squares[example]);
-    for (int64_t i = 0; i < layer.weights(); ++i) {
-      CHECK(mixed.parts[example * stride + i] == clean.parts[example * stride + i]);
-    }
+    const auto same = [&](const auto& one, const auto& other, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t place = example * (count + kBeside) + i;
+        CHECK(one[place] == other[place]);
+      }
+    };
+    same(mixed.parts, clean.parts, layer.weights());
+    same(mixed.bias, clean.bias, layer.shape.outputs);
   }
   CHECK(!std::isfinite(mixed.squares[1]));
   const Result added = emulate<Tile>(layer, {false, false, true, false}, 3, mixed.squares);
-  for (int64_t i = 0; i < layer.weights(); ++i) {
-    const auto part = [&](int64_t example) {
-      return grid_coordinate(clean.parts[example * stride + i],
-                             grid_scale(clean.squares[example], {kClip}));
-    };
-    CHECK(added.sum[i] == int64_t{part(0)} + part(2));
-  }
+  const std::vector<double> others = {clean.squares[0], mixed.squares[1], clean.squares[2]};
+  CHECK(added.sum == scaled(clean.parts, layer.weights(), others));
+  CHECK(added.bias_sum == scaled(clean.bias, layer.shape.outputs, others));
 }
 
 template <typename Tile>

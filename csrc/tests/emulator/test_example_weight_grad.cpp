@@ -1,7 +1,9 @@
 // The plain CUDA kernels of the per-example weight gradient, emulated, against the definition on
-// any strides, taps, groups and dilation.
+// any strides, taps, groups and dilation: rows, norms and sums.
+#include <cmath>
 #include <vector>
 
+#include "kernels/bias_grad.cuh"
 #include "kernels/example_weight_grad.cuh"
 #include "tests/emulator/guarded.h"
 #include "tests/emulator/random.h"
@@ -47,7 +49,7 @@ void is_exact(const Case& given, bool accumulate, uint64_t seed) {
   Random random{seed};
   const auto draw = [&](int64_t count) {
     std::vector<Scalar> values(count);
-    for (Scalar& value : values) value = narrow<Scalar>(int(random.next() % 17) - 8);
+    for (Scalar& value : values) value = narrow<Scalar>(int(random.next() % 201) - 100);
     return values;
   };
   Guarded<Scalar> x(draw(images * xs.row)), grad(draw(images * gs.row));
@@ -55,17 +57,25 @@ void is_exact(const Case& given, bool accumulate, uint64_t seed) {
   const std::vector<Wide<Scalar>> before(shape.examples * row, Wide<Scalar>(1));
   const std::vector<Wide<Scalar>> before_bias(shape.examples * beside, Wide<Scalar>(1));
   Guarded<Wide<Scalar>> weight(before), bias(before_bias);
-  const ExampleWeightGrad<Scalar> job{shape, x.data(),    xs,     grad.data(), gs, weight.data(),
-                                      row,   bias.data(), beside, accumulate};
+  const ExampleWeightGrad<Scalar> layer{shape, x.data(),    xs,     grad.data(), gs, weight.data(),
+                                        row,   bias.data(), beside, accumulate};
   const auto emulate = [&](const cuda::LaunchShape& launch, auto kernel) {
     if (launch.empty()) return;
     emulator::run({launch.blocks_x, launch.blocks_y, launch.threads, launch.shared_bytes, seed},
                   [&](const Block& block) { kernel(block); });
   };
-  emulate(cuda::weight_launch(shape),
-          [&](const Block& block) { cuda::plain_weight_grad(block, job); });
-  emulate(cuda::bias_launch<Scalar>(shape),
-          [&](const Block& block) { cuda::bias_grad(block, job); });
+  // What the launcher queues.
+  const auto run = [&](const WeightGradOnGpu<Scalar>& job) {
+    emulate(cuda::weight_launch(shape),
+            [&](const Block& block) { cuda::plain_weight_grad(block, job); });
+    const auto of_bias = cuda::bias_of(job, cuda::weight_blocks(shape), cuda::plain_slots(job));
+    emulate(cuda::bias_launch<Scalar>(shape.examples, of_bias.channels),
+            [&](const Block& block) { cuda::bias_grad(block, of_bias); });
+  };
+  const int64_t slots =
+      cuda::plain_slots(WeightGradOnGpu<Scalar>{layer, true, nullptr, nullptr, nullptr, nullptr});
+  Guarded<double> squares(shape.examples * slots), again(shape.examples * slots);
+  run({layer, true, squares.data(), nullptr, nullptr, nullptr});
   std::vector<double> expected(before.size(), accumulate), for_bias(before_bias.size(), accumulate);
   for (int64_t image = 0; image < images; ++image) {
     const int64_t example = image / shape.draws;
@@ -96,6 +106,42 @@ void is_exact(const Case& given, bool accumulate, uint64_t seed) {
   for (int64_t i = 0; i < bias.size(); ++i) {
     CHECK(bias[i] == (i % beside < outputs ? for_bias[i] : 1.0));
   }
+  if (accumulate) return;
+  // Norms and sums of the same values, without any rows.
+  ExampleWeightGrad<Scalar> no_rows = layer;
+  no_rows.weight = no_rows.bias = nullptr;
+  run({no_rows, true, again.data(), nullptr, nullptr, nullptr});
+  std::vector<double> factors;
+  for (int64_t example = 0; example < shape.examples; ++example) {
+    double found = 0.0, wanted = 0.0;
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      CHECK(again[example * slots + slot] == squares[example * slots + slot]);
+      found += squares[example * slots + slot];
+    }
+    for (int64_t i = 0; i < weights; ++i) wanted += std::pow(expected[example * row + i], 2);
+    for (int64_t i = 0; i < outputs; ++i) wanted += std::pow(for_bias[example * beside + i], 2);
+    CHECK(found == wanted);
+    factors.push_back(example == 1 ? 0.0 : 1.75 + double(example));
+  }
+  if (shape.examples > 1 && grad.size() > 0) {  // what is not finite has scale 0
+    grad.data()[shape.draws * gs.row] = narrow<Scalar>(std::nanf(""));
+  }
+  Guarded<double> scales(factors);
+  Guarded<int64_t> sum(std::vector<int64_t>(weights, 7)),
+      bias_sum(std::vector<int64_t>(outputs, 7));
+  run({no_rows, true, nullptr, scales.data(), sum.data(), bias_sum.data()});
+  const auto is_scaled = [&](const Guarded<int64_t>& sums, const std::vector<double>& rows,
+                             int64_t stride) {
+    for (int64_t i = 0; i < sums.size(); ++i) {
+      int64_t wanted = 7;
+      for (int64_t example = 0; example < shape.examples; ++example) {
+        wanted += int64_t(rows[example * stride + i] * factors[example]);
+      }
+      CHECK(sums[i] == wanted);
+    }
+  };
+  is_scaled(sum, expected, row);
+  is_scaled(bias_sum, for_bias, beside);
 }
 
 void every_shape_is_exact() {

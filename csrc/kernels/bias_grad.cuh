@@ -1,0 +1,119 @@
+// The gradient of a bias, example by example: sums of the output's gradient over an example's
+// pixels, as functions of a block. Sums have an order that sizes alone decide.
+#pragma once
+
+#include "kernels/block.h"
+#include "kernels/weight_grad.h"
+#include "shared/grid.h"
+
+namespace privimage::cuda {
+
+// The first threads have a channel each, from kBiasChannels * group on; all of their warp call it.
+template <typename Scalar>
+PRIVIMAGE_DEVICE void use_bias(const Block& block, const BiasGrad<Scalar>& job, int64_t example,
+                               int64_t group, Wide<Scalar> value) {
+  const int64_t channel = group * kBiasChannels + block.thread();
+  const bool exists = channel < job.channels;
+  if (exists && job.bias != nullptr) {
+    Wide<Scalar>* to = job.bias + example * job.bias_stride + channel;
+    if (job.accumulate) value += *to;
+    *to = value;
+  }
+  if (exists && job.sum != nullptr && job.scales[example] != 0.0) {
+    block.add(job.sum + channel, int64_t{grid_coordinate(value, job.scales[example])});
+  }
+  if (job.squares == nullptr) return;
+  double squares = exists ? double(value) * double(value) : 0.0;
+  for (int mask = 16; mask > 0; mask /= 2) squares += block.shuffle_xor(squares, mask);
+  if (block.thread() == 0) job.squares[example * job.slots + job.first_slot + group] = squares;
+}
+
+// For a block of kBiasThreads threads, whatever the strides are. The 32 lanes of a channel take its
+// pixels in turns.
+template <typename Scalar>
+PRIVIMAGE_DEVICE void bias_grad(const Block& block, const BiasGrad<Scalar>& job) {
+  using Real = Wide<Scalar>;
+  constexpr int kLanes = kBiasThreads / kBiasChannels;
+  const ImageStrides& gs = job.strides;
+  const int64_t example = block.x(), group = block.y();
+  // Neighbouring threads read neighbouring values: channels, or pixels.
+  const int fast = block.thread() % 32, slow = block.thread() / 32;
+  const int column = gs.channel == 1 ? fast : slow, lane = gs.channel == 1 ? slow : fast;
+  const int64_t channel = group * kBiasChannels + column;
+  // An image without gaps is one row.
+  const bool dense = gs.height == job.width * gs.width;
+  const int64_t height = dense ? 1 : job.height;
+  const int64_t width = dense ? job.height * job.width : job.width;
+  Real sum = 0;
+  for (int64_t draw = 0; draw < job.draws && channel < job.channels; ++draw) {
+    const int64_t image = example * job.draws + draw;
+    for (int64_t row = 0; row < height; ++row) {
+      const Scalar* grad = job.grad + image * gs.row + channel * gs.channel + row * gs.height;
+      for (int64_t x = lane; x < width; x += kLanes) sum += widen(grad[x * gs.width]);
+    }
+  }
+  const Shared<Real> partials = block.template shared<Real>(0, kLanes * (kBiasChannels + 1));
+  const int mine = lane * (kBiasChannels + 1) + column;
+  partials.store(mine, sum);
+  block.barrier();
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    if (lane < half) {
+      partials.store(mine, partials.load(mine) + partials.load(mine + half * (kBiasChannels + 1)));
+    }
+    block.barrier();
+  }
+  if (block.warp() == 0) use_bias(block, job, example, group, partials.load(block.thread()));
+}
+
+// For a block of kWarps warps of the weight gradient's own launch, which has few pixels in flight
+// otherwise: grad is dense, channels last and 16-byte aligned. A thread has neighbouring channels,
+// by one load where they fit, and asks for some pixels ahead.
+template <int kWarps, typename Scalar>
+PRIVIMAGE_DEVICE void dense_bias_grad(const Block& block, const BiasGrad<Scalar>& job,
+                                      int64_t example, int64_t group) {
+  using Real = Wide<Scalar>;
+  constexpr int kVector = 16 / static_cast<int>(sizeof(Scalar)), kAhead = 4;
+  constexpr int kColumns = kBiasChannels / kVector, kPixels = 32 * kWarps / kColumns;
+  const int first = block.thread() % kColumns * kVector;
+  const int64_t channel = group * kBiasChannels + first;
+  const int64_t pixels = job.draws * job.height * job.width;
+  const bool wide = job.channels % kVector == 0;
+  const Scalar* grad = job.grad + example * pixels * job.channels + channel;
+  Real sums[kVector] = {};
+  for (int64_t pixel = block.thread() / kColumns; pixel < pixels; pixel += kAhead * kPixels) {
+    Vector<Scalar, kVector> values[kAhead] = {};
+#pragma unroll
+    for (int ahead = 0; ahead < kAhead; ++ahead) {
+      const int64_t at = pixel + ahead * kPixels;
+      if (at >= pixels || channel >= job.channels) continue;
+      if (wide) {
+        values[ahead] = *reinterpret_cast<const Vector<Scalar, kVector>*>(grad + at * job.channels);
+        continue;
+      }
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        if (channel + i < job.channels) values[ahead].at[i] = grad[at * job.channels + i];
+      }
+    }
+#pragma unroll
+    for (int ahead = 0; ahead < kAhead; ++ahead) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) sums[i] += widen(values[ahead].at[i]);
+    }
+  }
+  const Shared<Real> partials = block.template shared<Real>(0, kWarps * kBiasChannels);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    for (int mask = 16; mask >= kColumns; mask /= 2) sums[i] += block.shuffle_xor(sums[i], mask);
+    if (block.lane() < kColumns) partials.store(block.warp() * kBiasChannels + first + i, sums[i]);
+  }
+  block.barrier();
+  if (block.warp() != 0) return;
+  Real total = 0;
+  for (int warp = 0; warp < kWarps; ++warp) {
+    total += partials.load(warp * kBiasChannels + block.thread());
+  }
+  use_bias(block, job, example, group, total);
+}
+
+}  // namespace privimage::cuda

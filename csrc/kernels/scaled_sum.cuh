@@ -1,0 +1,114 @@
+// The kernels of the norms and the scaled sum of kept gradients, as functions of a block. Both read
+// every value once, and ask for several before they use the first: that, not arithmetic, is what
+// fills a GPU's memory bus. A row has any number of values, so rows start anywhere and vectors of
+// several values would not be aligned; neighbouring threads read neighbouring values instead.
+#pragma once
+
+#include "kernels/add_up.cuh"
+#include "kernels/block.h"
+#include "kernels/launch.h"
+#include "kernels/scaled_sum.h"
+#include "shared/bfloat16.h"
+#include "shared/grid.h"
+#include "shared/scaled_sum.h"
+
+namespace privimage::cuda {
+
+constexpr int kSumThreads = 256;
+constexpr int kAhead = 8;  // values that a thread asks for at a time
+
+template <typename Scalar>
+struct SquaredNorms {
+  KeptParts<Scalar> kept;
+  double* partial;  // [examples, pieces]
+};
+
+struct RowSums {
+  const double* partial;  // [rows, count]
+  int64_t rows;
+  int64_t count;
+  double* sums;  // [rows]
+};
+
+template <typename Scalar>
+struct ScaledSum {
+  KeptParts<Scalar> kept;
+  const double* scales;  // [examples]
+  int64_t* sum;          // [parameters]
+};
+
+// Blocks: examples, and the pieces of a row.
+inline LaunchShape squares_launch(int64_t examples, int64_t parameters) {
+  return {examples, squared_norm_pieces(parameters), kSumThreads,
+          kSumThreads * int64_t{sizeof(double)}};
+}
+inline LaunchShape row_sums_launch(int64_t rows) {
+  return {rows, 1, kSumThreads, kSumThreads * int64_t{sizeof(double)}};
+}
+inline LaunchShape sums_launch(int64_t parameters) {
+  return {blocks_for(parameters, kSumThreads), 1, kSumThreads, 0};
+}
+
+// The squares of one piece of a row.
+template <typename Scalar>
+PRIVIMAGE_DEVICE void write_squares(const Block& block, const SquaredNorms<Scalar>& job) {
+  const KeptParts<Scalar>& kept = job.kept;
+  const Scalar* row = kept.parts + block.x() * kept.stride;
+  const int64_t first = block.y() * kPiece;
+  const int64_t end = first + kPiece < kept.parameters ? first + kPiece : kept.parameters;
+  double squares = 0.0;
+  for (int64_t i = first + block.thread(); i < end; i += kAhead * kSumThreads) {
+    Scalar values[kAhead];
+#pragma unroll
+    for (int ahead = 0; ahead < kAhead; ++ahead) {
+      const int64_t place = i + ahead * kSumThreads;
+      values[ahead] = place < end ? row[place] : Scalar{};
+    }
+#pragma unroll
+    for (int ahead = 0; ahead < kAhead; ++ahead) {
+      const double value = widen(values[ahead]);
+      squares += value * value;
+    }
+  }
+  const double sum = add_threads(block, squares, kSumThreads, 0);
+  if (block.thread() != 0) return;
+  job.partial[block.x() * squared_norm_pieces(kept.parameters) + block.y()] = sum;
+}
+
+// One block a row.
+PRIVIMAGE_DEVICE void add_row(const Block& block, const RowSums& job) {
+  double sum = 0.0;
+  for (int64_t i = block.thread(); i < job.count; i += kSumThreads) {
+    sum += job.partial[block.x() * job.count + i];
+  }
+  sum = add_threads(block, sum, kSumThreads, 0);
+  if (block.thread() == 0) job.sums[block.x()] = sum;
+}
+
+// One thread a parameter: neighbouring threads read neighbouring values of each row. Integers, so
+// no order to keep; one writer an element, so no atomics. An example of scale 0 is passed over,
+// whatever it holds.
+template <typename Scalar>
+PRIVIMAGE_DEVICE void write_sums(const Block& block, const ScaledSum<Scalar>& job) {
+  const KeptParts<Scalar>& kept = job.kept;
+  const int64_t i = block.x() * kSumThreads + block.thread();
+  if (i >= kept.parameters) return;
+  int64_t sum = 0;
+  for (int64_t first = 0; first < kept.examples; first += kAhead) {
+    Scalar values[kAhead];
+#pragma unroll
+    for (int ahead = 0; ahead < kAhead; ++ahead) {
+      const int64_t example = first + ahead;
+      values[ahead] = example < kept.examples ? kept.parts[example * kept.stride + i] : Scalar{};
+    }
+#pragma unroll
+    for (int ahead = 0; ahead < kAhead; ++ahead) {
+      const int64_t example = first + ahead;
+      const double scale = example < kept.examples ? job.scales[example] : 0.0;
+      if (scale != 0.0) sum += grid_coordinate(widen(values[ahead]), scale);
+    }
+  }
+  job.sum[i] = sum;
+}
+
+}  // namespace privimage::cuda

@@ -1,0 +1,51 @@
+// What a GPU makes of the gradients of a layer's weight and bias: rows, norms, or a scaled sum. The
+// arguments that its kernels share.
+#pragma once
+
+#include <cstdint>
+
+#include "shared/bfloat16.h"
+#include "shared/conv_geometry.h"
+#include "shared/example_weight_grad.h"
+
+namespace privimage {
+
+// Any of rows, squares and sum is asked for; all come from the same values, bit by bit the same in
+// every combination.
+template <typename Scalar>
+struct BiasGrad {
+  const Scalar* grad;  // [examples * draws, channels, height, width]
+  ImageStrides strides;
+  int64_t draws, channels, height, width;
+  Wide<Scalar>* bias;  // [examples, channels], or null
+  int64_t bias_stride;
+  bool accumulate;
+  double* squares;  // [examples, slots], from first_slot on; or null
+  int64_t slots;
+  int64_t first_slot;
+  const double* scales;  // [examples], see grid_scale; read where there is a sum
+  int64_t* sum;          // [channels] in grid steps, added to; or null
+};
+
+// The per-example weight gradient with all that can be made of it.
+template <typename Scalar>
+struct WeightGradOnGpu {
+  ExampleWeightGrad<Scalar> layer;  // weight and bias are null where no rows are asked for
+  bool with_bias;                   // whether there is a bias
+  double* squares;                  // [examples, weight_grad_slots(…)], or null
+  const double* scales;             // [examples], see grid_scale; read where there is a sum
+  int64_t* weight_sum;  // [outputs, inputs, taps, taps] in grid steps, added to; or null
+  int64_t* bias_sum;    // [outputs], likewise; where there is weight_sum and a bias
+};
+
+namespace cuda {
+
+constexpr int kBiasChannels = 32;  // of a block
+constexpr int kBiasThreads = 32 * kBiasChannels;
+
+PRIVIMAGE_HOST_DEVICE int64_t bias_blocks(int64_t channels) {
+  return (channels + kBiasChannels - 1) / kBiasChannels;
+}
+
+}  // namespace cuda
+}  // namespace privimage

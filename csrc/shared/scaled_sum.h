@@ -1,0 +1,18 @@
+// Gradients that are kept: the arguments of their norms and of their scaled sum, the same for CPU
+// and CUDA.
+#pragma once
+
+#include <cstdint>
+
+namespace privimage {
+
+// parts [examples, parameters], rows `stride` values apart.
+template <typename Scalar>
+struct KeptParts {
+  const Scalar* parts;
+  int64_t stride;
+  int64_t examples;
+  int64_t parameters;
+};
+
+}  // namespace privimage

@@ -1,0 +1,118 @@
+// The CUDA kernels of kept gradients' norms and scaled sum, emulated, against the definition.
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kernels/scaled_sum.cuh"
+#include "tests/emulator/guarded.h"
+#include "tests/emulator/random.h"
+
+namespace privimage {
+namespace {
+
+using cuda::Block;
+using emulator::Guarded;
+using emulator::Random;
+
+constexpr double kScales[] = {3.0, 0.0, 1.75, 0x1p20 / 3, -2.5};
+
+// Rows with a value beside them that is another layer's. Multiples of 1/64, which bfloat16 holds
+// and whose squares add up exactly, in whatever order.
+template <typename Scalar>
+std::vector<Scalar> draw_parts(int64_t examples, int64_t parameters, uint64_t seed) {
+  Random random{seed};
+  std::vector<Scalar> parts(examples * (parameters + 1));
+  for (Scalar& value : parts) value = narrow<Scalar>((int(random.next() % 129) - 64) / 64.0f);
+  for (int64_t i = 0; i < examples; ++i) {
+    parts[i * (parameters + 1) + parameters] = narrow<Scalar>(std::nanf(""));
+  }
+  return parts;
+}
+
+template <typename Kernel>
+void emulate(const cuda::LaunchShape& shape, uint64_t seed, Kernel kernel) {
+  CHECK(shape.empty() || shape.possible());
+  if (shape.empty()) return;
+  emulator::run({shape.blocks_x, shape.blocks_y, shape.threads, shape.shared_bytes, seed},
+                [&](const Block& block) { kernel(block); });
+}
+
+template <typename Scalar>
+std::vector<double> norms_of(const KeptParts<Scalar>& kept, uint64_t seed) {
+  const int64_t pieces = cuda::squared_norm_pieces(kept.parameters);
+  Guarded<double> partial(kept.examples * pieces), squares(kept.examples);
+  emulate(cuda::squares_launch(kept.examples, kept.parameters), seed, [&](const Block& block) {
+    cuda::write_squares(block, cuda::SquaredNorms<Scalar>{kept, partial.data()});
+  });
+  emulate(cuda::row_sums_launch(kept.examples), seed, [&](const Block& block) {
+    cuda::add_row(block, {partial.data(), kept.examples, pieces, squares.data()});
+  });
+  std::vector<double> found;
+  for (int64_t i = 0; i < kept.examples; ++i) found.push_back(squares[i]);
+  return found;
+}
+
+template <typename Scalar>
+void norms_and_sums_are_exact(int64_t examples, int64_t parameters, uint64_t seed) {
+  const int64_t stride = parameters + 1;
+  Guarded<Scalar> parts(draw_parts<Scalar>(examples, parameters, seed));
+  const KeptParts<Scalar> kept{parts.data(), stride, examples, parameters};
+  const std::vector<double> squares = norms_of(kept, seed);
+  std::vector<double> factors;
+  std::vector<int64_t> expected(parameters);
+  for (int64_t example = 0; example < examples; ++example) {
+    factors.push_back(kScales[example % 5]);
+    double sum = 0.0;
+    for (int64_t i = 0; i < parameters; ++i) {
+      const double value = widen(parts[example * stride + i]);
+      sum += value * value;
+      expected[i] += int64_t(value * factors.back());
+    }
+    CHECK(squares[example] == sum);
+  }
+  if (examples > 1 && parameters > 0) {  // the example of scale 0
+    parts.data()[stride] = narrow<Scalar>(std::numeric_limits<float>::infinity());
+  }
+  Guarded<double> scales(factors);
+  Guarded<int64_t> sum(parameters);
+  emulate(cuda::sums_launch(parameters), seed, [&](const Block& block) {
+    cuda::write_sums(block, cuda::ScaledSum<Scalar>{kept, scales.data(), sum.data()});
+  });
+  for (int64_t i = 0; i < parameters; ++i) CHECK(sum[i] == expected[i]);
+  if (examples > 1 && parameters > 0) CHECK(!std::isfinite(norms_of(kept, seed)[1]));
+}
+
+template <typename Scalar>
+void everywhere() {
+  uint64_t seed = 0;
+  for (int64_t examples : {0, 1, 5, 8, 17}) {
+    for (int64_t parameters : {0, 1, 30, 256, 257, 2049}) {
+      norms_and_sums_are_exact<Scalar>(examples, parameters, ++seed);
+    }
+  }
+  for (int64_t parameters : {cuda::kPiece, cuda::kPiece + 1, 2 * cuda::kPiece + 777}) {
+    norms_and_sums_are_exact<Scalar>(2, parameters, ++seed);
+  }
+}
+
+// More pieces than a block has threads: as of four million parameters.
+void many_pieces_are_added() {
+  std::vector<double> values(3 * 700);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = double(i);
+  Guarded<double> partial(values), sums(3);
+  emulate(cuda::row_sums_launch(3), 1,
+          [&](const Block& block) { cuda::add_row(block, {partial.data(), 3, 700, sums.data()}); });
+  for (int64_t row = 0; row < 3; ++row) {
+    CHECK(sums[row] == 700.0 * double(row) * 700.0 + 699.0 * 350.0);
+  }
+}
+
+}  // namespace
+}  // namespace privimage
+
+int main() {
+  privimage::everywhere<privimage::Bfloat16>();
+  privimage::everywhere<float>();
+  privimage::everywhere<double>();
+  privimage::many_pieces_are_added();
+}

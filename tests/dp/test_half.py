@@ -1,0 +1,80 @@
+"""bfloat16 as on a GPU: the operators get it as it is, with the reference in the kernels' place."""
+
+import pytest
+import torch
+from torch import nn
+
+from privimage.dp import ExampleGradients, clipped_sum, plan, planned_clipped_sum
+from privimage.dp.costs import Costs
+from privimage.ops import layers, reference
+
+OPERATORS = [
+    "example_weight_grad",
+    "example_weight_norms",
+    "recomputed_sum",
+    "example_embedding_grad",
+    "group_norm_silu",
+    "group_norm_silu_backward",
+]
+
+
+class Small(nn.Module):
+    """A layer of every kind that has an operator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.label = nn.Embedding(3, 4)
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 4)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x, labels):
+        hidden = self.norm(self.first(x) + self.label(labels)[..., None, None])
+        return self.last(nn.functional.silu(hidden).mean((2, 3)))
+
+
+def losses(model, x, labels):
+    return model(x, labels).square().sum(1)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The types of activations that each operator was given."""
+    types = {}
+
+    def watched(name):
+        operator = getattr(reference, name)
+
+        def call(*arguments):
+            first = [t.dtype for t in arguments[:2] if t is not None and t.is_floating_point()]
+            types.setdefault(name, set()).update(first[: 1 if name == "group_norm_silu" else 2])
+            return operator(*arguments)
+
+        return call
+
+    monkeypatch.setattr(layers, "_has_half", lambda x: True)
+    for name in OPERATORS:
+        monkeypatch.setattr(torch.ops.privimage, name, watched(name))
+    return types
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_it_stays_so_up_to_the_operators(seen, recompute):
+    torch.manual_seed(0)
+    model = Small()
+    x, labels = torch.randn(6, 2, 5, 5), torch.tensor([0, 1, 2, 2, 2, 1])
+    gradients = ExampleGradients(model)
+    expected = clipped_sum(gradients(losses, x, labels, draws=2), 1.0)
+    model.to(torch.bfloat16)
+    half = x.bfloat16()
+    chosen = plan(
+        model, (half[:2], labels[:2]), draws=2, examples=3, losses=losses, costs=Costs(1, 1, 1, 1)
+    )
+    seen.clear()
+    for name in ("first.weight", "last.weight"):
+        chosen = chosen.choosing(name, "recompute" if recompute else "keep")
+    found = planned_clipped_sum(gradients, losses, half, labels, plan=chosen, max_grad_norm=1.0)
+    twice = {"example_weight_norms", "recomputed_sum"}
+    assert set(seen) == set(OPERATORS) - ({"example_weight_grad"} if recompute else twice)
+    assert set.union(*seen.values()) == {torch.bfloat16}, seen
+    assert (found - expected).abs().max() <= 0.05 * expected.abs().max()
