@@ -31,7 +31,7 @@ from models import MODELS, Setting, settings
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from privimage.dp import DPAdam, ExampleGradients, clipped_sum, plan, planned_clipped_sum
+from privimage.dp import ClipRule, DPAdam, ExampleGradients, clipped_sum, plan, planned_clipped_sum
 
 MAX_GRAD_NORM = 1.0
 NOISE_MULTIPLIER = 1.0
@@ -105,7 +105,7 @@ def privimage(setting: Setting, planned: bool = True) -> Step:
     def step() -> None:
         if planned:
             total = planned_clipped_sum(
-                gradients, setting.losses, *batch, plan=chosen, max_grad_norm=MAX_GRAD_NORM
+                gradients, setting.losses, *batch, plan=chosen, rule=ClipRule(MAX_GRAD_NORM)
             )
         else:
             parts = gradients(setting.losses, *batch, draws=setting.draws)
