@@ -81,9 +81,9 @@ def _add(
 ) -> None:
     """Adds the clipped sum of the first `added` examples of one micro-batch to `total`."""
     count, by_module = count_examples(batch, plan.draws), rule.way == "per_layer"
-    arenas, later = _divided(gradients, count, plan.recomputed, by_module=by_module)
-    slots = {name: slot for arena in arenas for name, slot in arena.slots.items()} | later
-    gradients.write_into(slots, losses, *batch, draws=plan.draws)
+    kept, later = _divided(gradients, count, plan.recomputed, by_module=by_module)
+    gradients.write_into({**kept, **later}, losses, *batch, draws=plan.draws)
+    arenas = dict.fromkeys(slot.arena for slot in kept.values())
     uses = [slot.use for slot in later.values() if slot.use is not None]
     modules = len(gradients.module_sizes) if by_module else 1
     squares = torch.zeros(modules, count, dtype=torch.float64)
@@ -98,12 +98,13 @@ def _add(
 
 def _divided(
     gradients: ExampleGradients, count: int, recomputed: frozenset[str], *, by_module: bool
-) -> tuple[list["_Arena"], dict[str, "_Later"]]:
-    """Where the gradients of a micro-batch go: room for the kept ones, and the others by name.
+) -> tuple[dict[str, "_Kept"], dict[str, "_Later"]]:
+    """Where the gradients of a micro-batch go, by the parameter's name: those kept, and the others.
 
     An arena holds neighbours in the model's order, of one module if that is asked for.
     """
-    arenas: list[_Arena] = []
+    arena: _Arena | None = None
+    kept: dict[str, _Kept] = {}
     later: dict[str, _Later] = {}
     dtype = gradients.arena(0).dtype
     limit, end, path, module = gradients.size // _ARENAS, -1, None, -1
@@ -115,11 +116,11 @@ def _divided(
             later[name] = _Later(name, places, count, shape, dtype, module)
             continue
         first = places[name].start
-        if first != end or arenas[-1].module != module or arenas[-1].size >= limit:
-            arenas.append(_Arena(first, count, dtype, module))
-        arenas[-1].hold(name, shape)
-        end = places[name].stop
-    return arenas, later
+        if arena is None or first != end or arena.module != module or arena.size >= limit:
+            arena = _Arena(first, count, dtype, module)
+        arena.hold(name, shape)
+        kept[name], end = _Kept(name, arena), places[name].stop
+    return kept, later
 
 
 class _Arena:
@@ -128,12 +129,10 @@ class _Arena:
     Attributes:
         module: the row of the squared norms that they count in.
         size: scalars in the parameters.
-        slots: where the gradients are written, by the parameter's name.
     """
 
     def __init__(self, first: int, count: int, dtype: torch.dtype, module: int) -> None:
         self.module, self.size = module, 0
-        self.slots: dict[str, Slot] = {}
         self._first, self._count, self._dtype = first, count, dtype
         self._shapes: dict[str, torch.Size] = {}
         self._parts: torch.Tensor | None = None
@@ -142,7 +141,6 @@ class _Arena:
     def hold(self, name: str, shape: torch.Size) -> None:
         """Plans room for another parameter, which comes next in the flat sum."""
         self._shapes[name] = shape
-        self.slots[name] = _Kept(name, self)
         self.size += shape.numel()
 
     def rows(self, name: str) -> torch.Tensor:
@@ -169,16 +167,16 @@ class _Arena:
 
 
 class _Kept(Slot):
-    """Columns of an arena."""
+    """Columns of an arena, which knows nothing of it, so that nothing waits for a collector."""
 
     def __init__(self, name: str, arena: _Arena) -> None:
         super().__init__(torch.empty(0))
-        self._name, self._arena = name, arena
+        self._name, self.arena = name, arena
 
     @property
     def rows(self) -> torch.Tensor:
         """As of any slot."""
-        return self._arena.rows(self._name)
+        return self.arena.rows(self._name)
 
 
 @dataclass(frozen=True)
