@@ -14,6 +14,7 @@ at 1 and 8 draws; vmap(grad) 1.76 and 1.65, Opacus' hooks 2.16 and 2.02, a loop 
 
 import argparse
 import copy
+import dataclasses
 import importlib.util
 import json
 import os
@@ -23,7 +24,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,7 +33,7 @@ from models import MODELS, Setting, settings
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from privimage.dp import DPAdam, ExampleGradients, clipped_sum, plan, planned_clipped_sum
+from privimage.dp import ClipRule, DPAdam, ExampleGradients, plan, planned_clipped_sum
 
 MAX_GRAD_NORM = 1.0
 NOISE_MULTIPLIER = 1.0
@@ -82,37 +84,40 @@ def ordinary(setting: Setting, memory_format: torch.memory_format) -> Step:
     return step
 
 
-def privimage(setting: Setting, planned: bool = True) -> Step:
-    """Ours: as the plan for this machine has it, or with every gradient kept."""
-    network, batch = setting.network(), setting.batch()
-    gradients = ExampleGradients(network, torch.channels_last)
-    chosen = plan(
-        network,
-        setting.batch(1),
-        draws=setting.draws,
-        examples=setting.examples,
-        losses=setting.losses,
-        memory_format=torch.channels_last,
-    )
-    adam = DPAdam(
-        network.parameters(),
-        LEARNING_RATE,
-        NOISE_MULTIPLIER,
-        setting.examples,
-        ema_decay=lambda update: EMA_DECAY,
-    )
+class Ours:
+    """Our step, as the plan has it for so many bytes (None: as many as it takes)."""
 
-    def step() -> None:
-        if planned:
-            total = planned_clipped_sum(
-                gradients, setting.losses, *batch, plan=chosen, max_grad_norm=MAX_GRAD_NORM
-            )
-        else:
-            parts = gradients(setting.losses, *batch, draws=setting.draws)
-            total = clipped_sum(parts, MAX_GRAD_NORM)
-        adam.step(total)
+    def __init__(self, setting: Setting, max_memory: float | None = None) -> None:
+        self._setting, self._batch = setting, setting.batch()
+        network = setting.network()
+        self._gradients = ExampleGradients(network, torch.channels_last)
+        self.plan = plan(
+            network,
+            setting.batch(1),
+            draws=setting.draws,
+            max_memory=max_memory,
+            examples=setting.examples,
+            losses=setting.losses,
+            memory_format=torch.channels_last,
+        )
+        self._adam = DPAdam(
+            network.parameters(),
+            LEARNING_RATE,
+            NOISE_MULTIPLIER,
+            setting.examples,
+            ema_decay=lambda update: EMA_DECAY,
+        )
 
-    return step
+    def total(self) -> torch.Tensor:
+        """The clipped sum, to which `max_memory` applies."""
+        return planned_clipped_sum(
+            *(self._gradients, self._setting.losses, *self._batch),
+            plan=self.plan,
+            rule=ClipRule(MAX_GRAD_NORM),
+        )
+
+    def __call__(self) -> None:
+        self._adam.step(self.total())
 
 
 def opacus_hooks(setting: Setting) -> Step:
@@ -189,13 +194,13 @@ def clip_and_sum(parts: list[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.tensordot(scales, part, 1) for part in parts]
 
 
-def methods(setting: Setting) -> dict[str, Callable[[], Step]]:
-    """What makes a step of each that can run here, by name."""
+def methods(setting: Setting, limits: Sequence[int] = ()) -> dict[str, Callable[[], Step]]:
+    """What makes a step of each that can run here, by name; ours also in so many megabytes."""
     found = {
         ORDINARY[0]: lambda: ordinary(setting, torch.contiguous_format),
         ORDINARY[1]: lambda: ordinary(setting, torch.channels_last),
-        "privimage": lambda: privimage(setting),
-        "privimage, all kept": lambda: privimage(setting, planned=False),
+        "privimage": lambda: Ours(setting),
+        **{f"privimage in {mb} MB": partial(Ours, setting, 1e6 * mb) for mb in limits},
         "vmap(grad)": lambda: vmap_grad(setting),
         "loop over images": lambda: loop(setting),
     }
@@ -204,11 +209,15 @@ def methods(setting: Setting) -> dict[str, Callable[[], Step]]:
     return found
 
 
-def measure(setting: Setting, rounds: int, among: str) -> list[dict[str, float | int | str]]:
+def measure(
+    setting: Setting, rounds: int, among: str, limits: Sequence[int]
+) -> list[dict[str, float | int | str]]:
     """One record for each method whose name has a word of `among` in it."""
     words = among.split(",")
     steps = {
-        name: build() for name, build in methods(setting).items() if any(w in name for w in words)
+        name: build()
+        for name, build in methods(setting, limits).items()
+        if any(word in name for word in words)
     }
     wall: dict[str, list[float]] = {name: [] for name in steps}
     cpu = copy.deepcopy(wall)
@@ -243,20 +252,43 @@ def measure(setting: Setting, rounds: int, among: str) -> list[dict[str, float |
     return rows
 
 
-def peak(setting: Setting, method: str) -> float:
-    """Megabytes that three steps of a method add to a process of its own."""
+def peak(setting: Setting, method: str, limits: str) -> dict[str, float]:
+    """Megabytes that a method adds to a process of its own (see `print_peak`)."""
     command = [sys.executable, __file__, "--models", setting.name, "--draws", str(setting.draws)]
-    done = subprocess.run([*command, "--peak-of", method], check=True, capture_output=True)
-    return float(done.stdout)
+    command += ["--max-memory", limits, "--peak-of", method]
+    done = subprocess.run(command, check=True, capture_output=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def print_peak(setting: Setting, method: str) -> None:
-    """What `peak` reads."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = methods(setting)[method]()
+def print_peak(setting: Setting, method: str, limits: Sequence[int]) -> None:
+    """What `peak` reads: of network, optimiser and three steps; of ours the sum alone as well.
+
+    What the libraries take once does not count: a tiny network has run before.
+    """
+    (tiny,) = settings(["digits"], [1])
+    tiny = dataclasses.replace(tiny, examples=2)
+    methods(tiny)[method if method in methods(tiny) else "privimage"]()()
+    before = resident_mb()
+    step, found = methods(setting, limits)[method](), {}
+    if isinstance(step, Ours):
+        built = resident_mb()
+        for _ in range(3):
+            step.total()
+        found = {"predicted_mb": round(step.plan.bytes / 1e6), "sum_mb": round(peak_mb() - built)}
     for _ in range(3):
         step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+    print(json.dumps({"peak_mb": round(peak_mb() - before), **found}))
+
+
+def resident_mb() -> float:
+    """What the process has in memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def peak_mb() -> float:
+    """The most that it ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def main() -> None:
@@ -269,19 +301,21 @@ def main() -> None:
     if options.device != "cpu":  # a default device, even the CPU, costs every call some time
         torch.set_default_device(options.device)
     chosen = settings(options.models.split(","), [int(k) for k in options.draws.split(",")])
+    limits = [int(mb) for mb in options.max_memory.split(",") if mb]
     if options.peak_of:
-        print_peak(chosen[0], options.peak_of)
+        print_peak(chosen[0], options.peak_of, limits)
         return
     rows = []
     for setting in chosen:
-        for row in measure(setting, options.rounds, options.among):
+        for row in measure(setting, options.rounds, options.among, limits):
             if options.peak:
-                row["peak_mb"] = round(peak(setting, str(row["method"])))
+                row |= peak(setting, str(row["method"]), options.max_memory)
             rows.append(row)
             print(
                 f"{row['model']:<8} K={row['draws']} {row['method']:<24} {row['ratio']:6.3f} "
                 f"({row['ratio_low']:.3f} to {row['ratio_high']:.3f}), CPU {row['cpu_ratio']:.3f}, "
-                f"of {row['reference_ms']} ms, {row.get('peak_mb', '')} MB",
+                f"of {row['reference_ms']} ms, {row.get('peak_mb', '')} MB, the sum "
+                f"{row.get('sum_mb', '')} of {row.get('predicted_mb', '')} predicted",
                 flush=True,
             )
         if options.json:
@@ -296,6 +330,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="cifar10 at 1 and 8 draws")
     parser.add_argument("--among", default="", help="words of methods' names, with commas")
     parser.add_argument("--peak", action="store_true", help="measure peak memory as well")
+    parser.add_argument("--max-memory", default="", help="megabytes for the plan, with commas")
     parser.add_argument("--peak-of", metavar="METHOD", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

@@ -18,7 +18,13 @@ from privimage.dp.calibration import (
     calibrate_noise_multiplier,
     estimate_noise_multiplier,
 )
-from privimage.dp.clipping import GRID_UNITS, clipped_sum, layer_clipped_sum, normalised_sum
+from privimage.dp.clipping import (
+    GRID_UNITS,
+    ClipRule,
+    clipped_sum,
+    layer_clipped_sum,
+    normalised_sum,
+)
 from privimage.dp.engine import ExampleGradients
 from privimage.dp.history import History
 from privimage.dp.joint import JointPromise, compose
@@ -26,7 +32,7 @@ from privimage.dp.ledger import Ledger
 from privimage.dp.narrative import narrate
 from privimage.dp.noise import Domain, SecretKey, SecretStream, generators
 from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
-from privimage.dp.plan import StepPlan, plan
+from privimage.dp.plan import DEFAULT_MEMORY, StepPlan, plan
 from privimage.dp.privacy import Privacy
 from privimage.dp.private_engine import PrivateEngine
 from privimage.dp.recompute import planned_clipped_sum
@@ -43,10 +49,12 @@ from privimage.dp.sampling import PoissonLoader, poisson_sample, rate_threshold
 from privimage.dp.verification import Made, Verification, verify
 
 __all__ = [
+    "DEFAULT_MEMORY",
     "DELTA_RANGE",
     "DPSGD",
     "GRID_UNITS",
     "UNITS",
+    "ClipRule",
     "DPAdam",
     "DPAdamW",
     "Domain",

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from privimage import ops
+from privimage.errors import UserError, check_choice
+from privimage.ops.reference import grid_scales
 
 GRID_UNITS = 2**ops.GRID_BITS
 """Grid steps in `max_grad_norm`: the largest norm that one example can add to a sum."""
@@ -74,3 +77,74 @@ def normalised_sum(
         As there.
     """
     return ops.clipped_sum(parts, max_grad_norm, stability=stability)
+
+
+@dataclass(frozen=True)
+class ClipRule:
+    """A way of clipping, for gradients of which only the norms are known yet, or all values.
+
+    Attributes:
+        max_grad_norm: the clipping norm C, in [1e-30, 1e30].
+        way: "flat", "per_layer" (C / √L for each of L modules) or "automatic".
+        stability: γ of automatic clipping, in [1e-30, 1e30].
+
+    Raises:
+        UserError: a value is not as above.
+    """
+
+    max_grad_norm: float
+    way: str = "flat"
+    stability: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("max_grad_norm", "stability"):
+            if not 1e-30 <= getattr(self, name) <= 1e30:
+                raise UserError(f"{name} must lie in [1e-30, 1e30], got {getattr(self, name)}")
+        check_choice("clipping", self.way, ("flat", "per_layer", "automatic"))
+
+    def sum(self, parts: torch.Tensor, module_sizes: Sequence[int]) -> torch.Tensor:
+        """The sum of the rows of `parts` [examples, parameters], clipped.
+
+        Formal guarantee: as `clipped_sum`, for every way of clipping
+        (tests/dp/test_clipping.py::test_one_row_moves_the_sum_by_at_most_the_clip).
+
+        Args:
+            parts: float, one example's gradient a row.
+            module_sizes: parameters of each module, in the order of the columns.
+
+        Returns:
+            int64 [parameters], in units of C / `GRID_UNITS`.
+        """
+        if self.way == "per_layer":
+            return layer_clipped_sum(parts, self.max_grad_norm, module_sizes)
+        if self.way == "automatic":
+            return normalised_sum(parts, self.max_grad_norm, self.stability)
+        return clipped_sum(parts, self.max_grad_norm)
+
+    def scales(self, squares: torch.Tensor) -> torch.Tensor:
+        """What an example's values are multiplied with to be clipped and in grid steps.
+
+        Norms are rounded up to 24 bits first, so that values whose squares were added up in another
+        order get the same scale.
+
+        Formal guarantee: an example's scaled norm, over all modules, stays below `GRID_UNITS`, by
+        the proof in csrc/shared/grid.h
+        (tests/dp/test_clipping.py::test_scales_are_those_of_the_grid).
+
+        Args:
+            squares: float64 [modules, examples], the squared norms of what is clipped as one: of
+                each module where it is by layer, of everything (one module) else.
+
+        Returns:
+            float64 [modules, examples]; 0 where a norm is not finite.
+        """
+        share = 1.0 / math.sqrt(max(len(squares), 1))
+        stability = self.stability if self.way == "automatic" else None
+        return grid_scales(_rounded_up(squares.sqrt()), self.max_grad_norm, share, stability)
+
+
+def _rounded_up(norms: torch.Tensor) -> torch.Tensor:
+    """float64 -> the next that has 24 significant bits; what is not finite stays so."""
+    tail = 2**29 - 1
+    up = ((norms.view(torch.int64) + tail) & ~tail).view(torch.float64)
+    return torch.where(norms.isfinite(), up, norms)

@@ -1,4 +1,4 @@
-"""What keeping a gradient costs on this machine, and what computing it again: measured once."""
+"""What a product and a layer cost on this machine: measured once, for `privimage.dp.plan`."""
 
 import os
 import platform
@@ -8,33 +8,33 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from privimage import durable, ops
+from privimage.dp.engine import ExampleGradients
 from privimage.errors import UserError
 
-_ONE_TAP = ((1, 1), (0, 0), (1, 1), 1)
 _THREE_TAPS = ((1, 1), (1, 1), (1, 1), 1)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Constants of the cost model of `privimage.dp.plan`, in seconds on all threads.
+    """Constants of the cost model, in seconds on all threads.
+
+    Keeping a gradient's values until the norms are known costs about as much as adding them up a
+    second time, so of what is computed again only the products count.
 
     Attributes:
         multiply_add: one product of a weight gradient.
-        keep: writing a value into an arena larger than the caches, and reading it twice.
-        recompute: what a value costs that is computed again, beside its products.
-        call: of an operator, whatever it does.
+        layer: what a layer costs in a micro-batch beside its arithmetic, forward and back.
     """
 
     multiply_add: float
-    keep: float
-    recompute: float
-    call: float
+    layer: float
 
 
 def machine_costs() -> Costs:
-    """Those of this machine: read from the user's cache folder, or measured, in a second or two.
+    """Those of this machine: read from the user's cache folder, or measured, in half a second.
 
     Other threads, another build or another CPU are measured anew.
     """
@@ -46,7 +46,7 @@ def machine_costs() -> Costs:
             path.parent.mkdir(parents=True, exist_ok=True)
             durable.write_json(path, {"machine": _machine(), "costs": asdict(found)})
         except (OSError, UserError):
-            pass  # A cache that can't be written costs a second the next time.
+            pass  # A cache that can't be written costs half a second the next time.
     return found
 
 
@@ -66,37 +66,19 @@ def cache_path() -> Path:
 
 
 def measure_costs() -> Costs:
-    """Times the operators themselves: one large layer, many layers of one pixel, one of nothing."""
-    examples, width, layers = 8, 128, 64
-    x = torch.ones(examples, width, 1, 1)
-    arena = torch.zeros(examples, layers * width * width)
-    columns = arena.view(examples, layers, width, width, 1, 1)
-    scales = torch.ones(examples, dtype=torch.float64)
-    total = torch.zeros(width, width, 1, 1, dtype=torch.int64)
-
-    def keep() -> None:
-        for layer in range(layers):
-            ops.example_weight_grad(x, x, columns[:, layer], None, _ONE_TAP)
-        ops.squared_norms(arena)
-        ops.scaled_sum(arena, scales)
-
-    def recompute() -> None:
-        for _ in range(layers):
-            ops.example_weight_norms(x, x, examples, (1, 1), False, _ONE_TAP)
-            ops.recomputed_sum(x, x, scales, total, None, _ONE_TAP)
-
-    point = torch.ones(1, 1, 1, 1)
-    call = _seconds(lambda: ops.example_weight_norms(point, point, 1, (1, 1), False, _ONE_TAP))
-    images = torch.ones(examples, 64, 16, 16).contiguous(memory_format=torch.channels_last)
+    """Times one large weight gradient, and a chain of layers that have next to nothing to do."""
+    examples, width, layers = 8, 64, 16
+    images = torch.ones(examples, width, 16, 16).contiguous(memory_format=torch.channels_last)
+    products = examples * 16 * 16 * 9 * width * width
     large = _seconds(
         lambda: ops.example_weight_norms(images, images, examples, (3, 3), False, _THREE_TAPS)
     )
-    return Costs(
-        multiply_add=large / (examples * 256 * 9 * 64 * 64),
-        keep=max(_seconds(keep) - layers * call, 0.0) / arena.numel(),
-        recompute=max(_seconds(recompute) - 2 * layers * call, 0.0) / arena.numel(),
-        call=call,
-    )
+    with torch.random.fork_rng():
+        pairs = [(nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8)) for _ in range(layers // 2)]
+    chain = nn.Sequential(*(layer for pair in pairs for layer in pair))
+    gradients, point = ExampleGradients(chain, torch.channels_last), torch.ones(1, 8, 2, 2)
+    small = _seconds(lambda: gradients(lambda model, x: model(x).sum((1, 2, 3)), point))
+    return Costs(multiply_add=large / products, layer=small / layers)
 
 
 def _seconds(run: Callable[[], object]) -> float:

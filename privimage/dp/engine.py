@@ -10,7 +10,8 @@ tells; so a use may be refused, but none is overlooked.
 The parameters stay in their modules and no state is shared: threads can use one engine at once.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -42,6 +43,7 @@ class ExampleGradients:
         size: P, the number of scalars in them.
         module_sizes: the number of scalars of each module that has some, in the same order.
         shapes: of the parameters, by name.
+        places: of the parameters in a flat gradient, by name.
 
     Raises:
         UserError: the model has no trainable parameter, or a layer that mixes examples.
@@ -51,6 +53,7 @@ class ExampleGradients:
     size: int
     module_sizes: tuple[int, ...]
     shapes: dict[str, torch.Size]
+    places: dict[str, slice]
 
     def __init__(
         self, model: nn.Module, memory_format: torch.memory_format = torch.preserve_format
@@ -74,6 +77,11 @@ class ExampleGradients:
             sizes[module] = sizes.get(module, 0) + parameter.numel()
         self.module_sizes = tuple(sizes.values())
         self.shapes = {name: parameter.shape for name, parameter in trainable.items()}
+        ends = itertools.accumulate(shape.numel() for shape in self.shapes.values())
+        self.places = {
+            name: slice(end - shape.numel(), end)
+            for (name, shape), end in zip(self.shapes.items(), ends, strict=True)
+        }
 
     def __call__(self, losses: Losses, *batch: torch.Tensor, draws: int = 1) -> torch.Tensor:
         """The gradient of each example's mean loss over its draws.
@@ -161,27 +169,18 @@ class ExampleGradients:
             if not torch.equal(before, after):
                 raise UserError(f"buffer '{name}' changes with the data; make it constant")
 
-    def arena(self, count: int, names: Collection[str] | None = None) -> torch.Tensor:
-        """[examples, parameters of `names`], holding anything; of all parameters by default."""
-        size = sum(
-            shape.numel() for name, shape in self.shapes.items() if names is None or name in names
-        )
+    def arena(self, count: int) -> torch.Tensor:
+        """[examples, P], holding anything."""
         dtype = torch.float32
         for parameter in self._parameters:
             dtype = torch.promote_types(dtype, parameter.dtype)
-        return torch.empty(count, size, dtype=dtype, device=self._parameters[0].device)
+        return torch.empty(count, self.size, dtype=dtype, device=self._parameters[0].device)
 
-    def slots_in(
-        self, arena: torch.Tensor, names: Collection[str] | None = None
-    ) -> dict[str, Slot]:
-        """The columns of `arena(len(arena), names)` of each parameter."""
-        shapes = {
-            name: shape for name, shape in self.shapes.items() if names is None or name in names
-        }
-        parts = arena.split([shape.numel() for shape in shapes.values()], dim=1)
+    def slots_in(self, arena: torch.Tensor) -> dict[str, Slot]:
+        """The columns of `arena` of each parameter."""
         return {
-            name: Slot(columns.view(len(arena), *shape))
-            for (name, shape), columns in zip(shapes.items(), parts, strict=True)
+            name: Slot(arena[:, self.places[name]].view(len(arena), *shape))
+            for name, shape in self.shapes.items()
         }
 
     def _observe(

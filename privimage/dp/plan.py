@@ -1,26 +1,35 @@
-"""How a model's clipped sum is computed best here: what is kept, what is computed again, how many.
+"""What happens to each layer's gradients, and to how many examples at a time, in so much memory.
 
-Keeping a layer's gradients costs memory traffic for each value: it is written, read for the norm
-and read for the sum. Computing them again for the sum costs their products a second time. Which is
-less depends on the positions that a weight sees: few of them make products cheap.
+A gradient that is kept until the norms are known takes memory; one that is computed again for the
+sum takes its products a second time, and holds the layer's input and its output's gradient instead.
+So everything is kept where there is room. Where there is not, micro-batches get smaller, which
+costs the layers' overhead more often, or the gradients that are cheapest to compute again, for the
+bytes that it saves, are: whichever is predicted to take less time.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import nn
 
-from privimage import ops
 from privimage.dp.costs import Costs, machine_costs
 from privimage.dp.engine import ExampleGradients, Losses
-from privimage.dp.slots import Slot
+from privimage.dp.observation import Pass, Use, observe
 from privimage.errors import UserError, check_count
 from privimage.ops._library import is_native
 
 Choice = Literal["keep", "recompute"]
+
+DEFAULT_MEMORY = 2.0**30
+"""Bytes that a micro-batch of fine-tuning or of a `PrivateEngine` may take, if nobody says more."""
+
+_ALLOCATED = 1.8
+"""Bytes that a process grows by, at most, for each one in tensors that operators return: what they
+need inside and what the allocator leaves unused. Seen: 0.7 to 1.8 (benchmarks/kernels-log.md)."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,8 @@ class LayerPlan:
         bias: that of the bias that is used with it, if it is.
         shape: of the weight.
         positions: pixels (or tokens) x draws that an example's gradient sums over.
-        seconds: predicted, an example, of each choice beside the gradient itself.
-        bytes: held until the sum, an example, of each choice.
+        seconds: predicted, an example, of each choice.
+        bytes: that an example leaves behind until the sum, of each choice.
         choice: what happens.
         reason: why.
         must_keep: whether computing them again is no choice.
@@ -49,6 +58,14 @@ class LayerPlan:
     reason: str
     must_keep: bool = False
 
+    @property
+    def price(self) -> float:
+        """Seconds for each byte saved by computing again; infinite if none is."""
+        saved = self.bytes["keep"] - self.bytes["recompute"]
+        if self.must_keep or saved <= 0:
+            return float("inf")
+        return (self.seconds["recompute"] - self.seconds["keep"]) / saved
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -58,31 +75,42 @@ class StepPlan:
         layers: in the order of their use.
         draws: rows an example.
         examples: of a micro-batch.
-        activations: bytes that one example's forward pass leaves for the backward pass.
-        kept: bytes an example of the parameters that no layer here owns.
+        overhead: predicted seconds a micro-batch takes beside arithmetic.
+        fixed: bytes that a micro-batch takes whatever its size: the sum.
+        observed: an example's pass.
+        others: bytes of an example's gradients that no layer here owns, by parameter.
     """
 
     layers: tuple[LayerPlan, ...]
     draws: int
     examples: int
-    activations: float
-    kept: float
-    recomputed: frozenset[str] = field(init=False)
+    overhead: float
+    fixed: float
+    observed: Pass = field(repr=False)
+    others: Mapping[str, float] = field(repr=False)
 
-    def __post_init__(self) -> None:
-        names = [
-            name
-            for layer in self.layers
-            if layer.choice == "recompute"
-            for name in (layer.weight, layer.bias)
-            if name is not None
-        ]
-        object.__setattr__(self, "recomputed", frozenset(names))
+    @cached_property
+    def recomputed(self) -> frozenset[str]:
+        """The parameters whose gradients are computed again."""
+        again = (layer for layer in self.layers if layer.choice == "recompute")
+        return frozenset(n for one in again for n in (one.weight, one.bias) if n is not None)
+
+    @cached_property
+    def bytes_an_example(self) -> float:
+        """Predicted growth of the process for each example of a micro-batch."""
+        own = {layer.weight: layer.bytes[layer.choice] for layer in self.layers}
+        return _ALLOCATED * self.observed.peak({**self.others, **own})
 
     @property
-    def bytes_an_example(self) -> float:
-        """Predicted, at the end of the backward pass."""
-        return self.activations + self.kept + sum(one.bytes[one.choice] for one in self.layers)
+    def bytes(self) -> float:
+        """Predicted growth of the process during a micro-batch."""
+        return self.fixed + self.examples * self.bytes_an_example
+
+    @property
+    def seconds_an_example(self) -> float:
+        """Predicted, of all that the plan decides."""
+        each = sum(layer.seconds[layer.choice] for layer in self.layers)
+        return each + self.overhead / self.examples
 
     def choosing(self, name: str, choice: Choice) -> "StepPlan":
         """The same plan, with another choice for the layers whose weight's name starts so.
@@ -112,12 +140,10 @@ class StepPlan:
                 f"{layer.weight:<34} {shape:<18} {layer.positions:>9} {layer.choice:<9} {cost}  "
                 f"{layer.reason}"
             )
-        seconds = sum(layer.seconds[layer.choice] for layer in self.layers)
         lines.append(
-            f"micro-batches of {self.examples} examples x {self.draws} draws; an example: "
-            f"{1e3 * seconds:.2f} ms beside the gradients themselves, "
-            f"{self.bytes_an_example / 1e6:.1f} MB, of them {self.activations / 1e6:.1f} MB of "
-            "activations"
+            f"micro-batches of {self.examples} examples x {self.draws} draws: "
+            f"{self.bytes / 1e6:.0f} MB; an example: {self.bytes_an_example / 1e6:.1f} MB, and "
+            f"{1e3 * self.seconds_an_example:.2f} ms of weight gradients and overhead"
         )
         return "\n".join(lines)
 
@@ -140,8 +166,8 @@ def plan(
         example: the shape of one example's input; or, with `losses`, made-up tensors
             [draws, ...] of one example, as `losses(model, *tensors)` takes them.
         draws: rows an example.
-        max_memory: bytes for activations and gradients of a micro-batch; it gets so small, down to
-            one example, that they fit. None for no limit.
+        max_memory: bytes by which the process may grow during a micro-batch, beside what the
+            libraries take once; None for no limit.
         examples: the largest micro-batch.
         losses: as for `ExampleGradients`; by default the sum of what the model returns.
         costs: default those of this machine, `privimage doctor` shows them.
@@ -152,125 +178,81 @@ def plan(
     """
     check_count("draws", draws)
     check_count("examples", examples)
+    device = next(model.parameters()).device
     tensors = [each for each in example if isinstance(each, torch.Tensor)]
     if not tensors:
-        tensors = [torch.zeros(draws, *(int(size) for size in example))]
+        tensors = [torch.zeros(draws, *(int(size) for size in example), device=device)]
     gradients = ExampleGradients(model, memory_format)
-    uses, activations = _observe(gradients, losses or _sum_of_outputs, tensors, draws)
+    observed = observe(model, gradients, losses or _sum_of_outputs, tensors, draws)
     costs = costs or machine_costs()
-    counted = Counter(name for use in uses for name in (use.weight, use.bias) if name)
-    native = is_native and next(model.parameters()).device.type == "cpu"
+    counted = Counter(name for use in observed.uses for name in (use.weight, use.bias) if name)
+    on_cpu = device.type == "cpu"
+    observed = observed if on_cpu else observed.written_first()
     layers = tuple(
-        _planned(use, costs, examples, _obstacle(use, counted, native=native)) for use in uses
+        _kept(use, costs, _obstacle(use, counted, native=is_native and on_cpu))
+        for use in observed.uses[::-1]
     )
-    owned = {name for layer in layers for name in (layer.weight, layer.bias)}
-    kept = sum(4.0 * shape.numel() for name, shape in gradients.shapes.items() if name not in owned)
-    found = StepPlan(layers, draws, examples, activations, kept)
+    own = {layer.weight for layer in layers}
+    width = gradients.arena(0).element_size()
+    sizes = {name: float(width * shape.numel()) for name, shape in gradients.shapes.items()}
+    others = {name: size for name, size in sizes.items() if name not in own}
+    fixed = 8.0 * _ALLOCATED * (gradients.size + max(gradients.module_sizes))
+    overhead = costs.layer * len(gradients.module_sizes)
+    found = StepPlan(layers, draws, examples, overhead, fixed, observed, others)
     return found if max_memory is None else _within(found, max_memory)
 
 
 def _within(found: StepPlan, max_memory: float) -> StepPlan:
-    """The plan with as many examples as fit; with less memory an example if not even one does."""
-    if found.bytes_an_example > max_memory:
-        layers = [
-            _chosen(layer, "recompute", "saves memory")
-            if layer.bytes["recompute"] < layer.bytes["keep"]
-            and layer.choice == "keep"
-            and not layer.must_keep
-            else layer
-            for layer in found.layers
-        ]
-        found = replace(found, layers=tuple(layers))
-    if found.bytes_an_example > max_memory:
+    """The fastest of the plans that fit: with the first so many layers by price computed again."""
+    order = sorted((x for x in found.layers if x.price < float("inf")), key=lambda x: x.price)
+    best, least = None, float("inf")
+    for count in range(len(order) + 1):
+        again = {layer.weight for layer in order[:count]}
+        layers = (_again(x) if x.weight in again else x for x in found.layers)
+        tried = replace(found, layers=tuple(layers))
+        least = min(least, tried.fixed + tried.bytes_an_example)
+        fitting = int((max_memory - tried.fixed) // tried.bytes_an_example)
+        if fitting >= 1:
+            tried = replace(tried, examples=min(fitting, found.examples))
+            if best is None or tried.seconds_an_example < best.seconds_an_example:
+                best = tried
+    if best is None:
         raise UserError(
-            f"one example takes {found.bytes_an_example / 1e6:.1f} MB, more than the "
-            f"{max_memory / 1e6:.1f} of max_memory; allow more, or use fewer draws"
+            f"one example takes {least / 1e6:.1f} MB, more than the {max_memory / 1e6:.1f} of "
+            "max_memory; allow more, or use fewer draws"
         )
-    return replace(found, examples=min(found.examples, int(max_memory // found.bytes_an_example)))
+    return best
 
 
-@dataclass(frozen=True)
-class _Use:
-    """One use of a weight by a convolution or linear layer; sizes of one example's tensors."""
-
-    weight: str
-    bias: str | None
-    shape: tuple[int, ...]
-    positions: int
-    held: int
-
-
-class _Noting(Slot):
-    """A slot that takes no values and notes who would have written them."""
-
-    def __init__(self, name: str, rows: torch.Tensor, uses: list[_Use]) -> None:
-        super().__init__(rows)
-        self.name = name
-        self._uses = uses
-
-    def take(
-        self, x: torch.Tensor, grad: torch.Tensor, bias: Slot | None, geometry: ops.ConvGeometry
-    ) -> bool:
-        """Notes the use."""
-        name = bias.name if isinstance(bias, _Noting) else None
-        positions = grad.numel() // max(grad.shape[1], 1)
-        shape = tuple(self.rows.shape[1:])
-        self._uses.append(_Use(self.name, name, shape, positions, x.numel() + grad.numel()))
-        return True
-
-
-def _observe(
-    gradients: ExampleGradients, losses: Losses, tensors: list[torch.Tensor], draws: int
-) -> tuple[list[_Use], float]:
-    """The uses of weights in one example's pass, in order, and the bytes that it saves."""
-    uses: list[_Use] = []
-    arena = gradients.arena(1)
-    slots = {
-        name: _Noting(name, slot.rows, uses) for name, slot in gradients.slots_in(arena).items()
-    }
-    saved: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        gradients.write_into(slots, losses, *tensors, draws=draws)
-    parameters = sum(4 * shape.numel() for shape in gradients.shapes.values())
-    return uses[::-1], max(float(sum(saved.values()) - parameters), 0.0)
-
-
-def _obstacle(use: _Use, counted: Mapping[str, int], *, native: bool) -> str:
+def _obstacle(use: Use, counted: Mapping[str, int], *, native: bool) -> str:
     """Why a layer's gradients can't be computed again; empty if they can."""
     if counted[use.weight] > 1 or (use.bias is not None and counted[use.bias] > 1):
         return "used more than once"  # The norm is that of the sum.
+    if use.bias is not None and _module_of(use.bias) != _module_of(use.weight):
+        return "its bias is another module's"  # Clipping by layer takes them apart.
     return "" if native else "no native operator here repeats itself bit for bit"
 
 
-def _planned(use: _Use, costs: Costs, examples: int, obstacle: str) -> LayerPlan:
-    """The cheaper choice for a layer."""
+def _module_of(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _kept(use: Use, costs: Costs, obstacle: str) -> LayerPlan:
     values = torch.Size(use.shape).numel()
-    again = use.positions * costs.multiply_add + costs.recompute
-    seconds: dict[Choice, float] = {
-        "keep": values * costs.keep,
-        "recompute": values * again + costs.call / examples,
-    }
+    once = values * use.positions * costs.multiply_add
+    seconds: dict[Choice, float] = {"keep": once, "recompute": 2 * once}
     held: dict[Choice, float] = {"keep": 4.0 * values, "recompute": 4.0 * use.held}
-    cheaper: Choice = "keep" if obstacle else min(seconds, key=lambda choice: seconds[choice])
-    other: Choice = "keep" if cheaper == "recompute" else "recompute"
-    reason = obstacle or f"{other} takes {seconds[other] / seconds[cheaper]:.1f}x"
+    reason = obstacle or "there is room"
     return LayerPlan(
-        use.weight,
-        use.bias,
-        use.shape,
-        use.positions,
-        seconds,
-        held,
-        cheaper,
-        reason,
+        *(use.weight, use.bias, use.shape, use.positions),
+        *(seconds, held, "keep", reason),
         must_keep=bool(obstacle),
     )
+
+
+def _again(layer: LayerPlan) -> LayerPlan:
+    saved = layer.bytes["keep"] - layer.bytes["recompute"]
+    return _chosen(layer, "recompute", f"saves {saved / 1e3:.0f} KB an example")
 
 
 def _chosen(layer: LayerPlan, choice: Choice, reason: str) -> LayerPlan:

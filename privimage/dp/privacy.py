@@ -1,18 +1,13 @@
 """What a private training run may depend on and what it costs, fixed before any data is seen."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import torch
 
 from privimage.dp import accounting
 from privimage.dp.accounting import SubsampledGaussian
 from privimage.dp.calibration import calibrate_noise_multiplier
-from privimage.dp.clipping import clipped_sum, layer_clipped_sum, normalised_sum
+from privimage.dp.clipping import ClipRule
 from privimage.dp.records import Plan
-from privimage.errors import UserError, check_choice, check_positive
-
-CLIPPINGS = ("flat", "per_layer", "automatic")
+from privimage.errors import check_positive
 
 
 @dataclass(frozen=True)
@@ -45,10 +40,7 @@ class Privacy:
 
     def __post_init__(self) -> None:
         self.mechanism(self.steps)
-        for name in ("max_grad_norm", "stability"):
-            if not 1e-30 <= getattr(self, name) <= 1e30:
-                raise UserError(f"{name} must lie in [1e-30, 1e30], got {getattr(self, name)}")
-        check_choice("clipping", self.clipping, CLIPPINGS)
+        _ = self.rule  # Making it is the check.
         if self.expected_batch_size is not None:
             check_positive("expected_batch_size", self.expected_batch_size)
 
@@ -88,24 +80,10 @@ class Privacy:
         """What so many steps release, for the accountant."""
         return SubsampledGaussian(self.sample_rate, self.noise_multiplier, steps)
 
-    def clipped_sum(self, parts: torch.Tensor, module_sizes: Sequence[int]) -> torch.Tensor:
-        """The sum of the rows of `parts` [examples, parameters], clipped as asked for.
-
-        Formal guarantee: as `privimage.dp.clipping.clipped_sum`, for every way of clipping
-        (tests/dp/test_clipping.py::test_one_row_moves_the_sum_by_at_most_the_clip).
-
-        Args:
-            parts: float, one example's gradient a row.
-            module_sizes: parameters of each module, in the order of the columns.
-
-        Returns:
-            int64 [parameters], in units of C / `GRID_UNITS`.
-        """
-        if self.clipping == "per_layer":
-            return layer_clipped_sum(parts, self.max_grad_norm, module_sizes)
-        if self.clipping == "automatic":
-            return normalised_sum(parts, self.max_grad_norm, self.stability)
-        return clipped_sum(parts, self.max_grad_norm)
+    @property
+    def rule(self) -> ClipRule:
+        """How gradients are clipped."""
+        return ClipRule(self.max_grad_norm, self.clipping, self.stability)
 
     def epsilon(self, delta: float) -> float:
         """An upper bound on ε at `delta` of all the steps."""

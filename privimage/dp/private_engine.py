@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -13,13 +13,13 @@ from privimage.dp.engine import ExampleGradients, Losses
 from privimage.dp.flat_optimizer import GradientNoise
 from privimage.dp.ledger import Ledger
 from privimage.dp.noise import Domain, SecretKey
+from privimage.dp.plan import DEFAULT_MEMORY, StepPlan
+from privimage.dp.plan import plan as make_plan
 from privimage.dp.privacy import Privacy
+from privimage.dp.recompute import planned_clipped_sum
 from privimage.dp.sampling import PoissonLoader, Rows
 from privimage.dp.stepping import Stepper
 from privimage.errors import UserError, check_count
-
-_ARENA_BYTES = 64 * 2**20
-_LARGEST_MICRO_BATCH = 64
 
 
 class PrivateEngine:
@@ -45,8 +45,8 @@ class PrivateEngine:
 
     Attributes:
         privacy: as given.
-        micro_batch: examples whose gradients are in memory at a time; changes no result but for the
-            rounding of the forward pass.
+        plan: how many examples are in memory at a time, and whose gradients; None before `check`.
+            It changes no result but for the rounding of the forward pass.
         steps_spent: steps that were begun, which is what `epsilon` counts.
         is_secret: False if a test key took the place of the secret one: nothing is private then.
     """
@@ -60,7 +60,8 @@ class PrivateEngine:
         privacy: Privacy,
         *,
         draws_per_example: int = 1,
-        micro_batch: int | None = None,
+        micro_batch: int = 64,
+        max_memory: float = DEFAULT_MEMORY,
         ledger: Ledger | None = None,
     ) -> None:
         """Binds everything together; touches no data but for the shape of an example.
@@ -78,8 +79,9 @@ class PrivateEngine:
             privacy: the public numbers.
             draws_per_example: rows of each example in a batch, one after the other; the gradient of
                 their mean loss is clipped once. For a loss with randomness of its own.
-            micro_batch: examples at a time; by default as many as fit 64 MiB of gradients, 64 at
-                most.
+            micro_batch: examples at a time, at most.
+            max_memory: bytes by which the process may grow for them (`privimage.dp.plan`); a
+                micro-batch is smaller where that takes more.
             ledger: by the unit "image", which is one example, and with the plan
                 `privacy.plan(delta)`; every step is reserved in it.
 
@@ -94,10 +96,9 @@ class PrivateEngine:
         self._draws, self._ledger = draws_per_example, ledger
         self._gradients = ExampleGradients(model)
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        fitting = _ARENA_BYTES // (4 * self._gradients.size)
-        default = min(max(fitting, 1), _LARGEST_MICRO_BATCH)
-        self.micro_batch = default if micro_batch is None else micro_batch
-        check_count("micro_batch", self.micro_batch)
+        check_count("micro_batch", micro_batch)
+        self._micro_batch, self._max_memory = micro_batch, max_memory
+        self.plan: StepPlan | None = None
         self._loader = PoissonLoader(data, privacy.sample_rate)
         self._template: Rows = ()
         self._budget: StepBudget | None = None
@@ -125,11 +126,20 @@ class PrivateEngine:
                 sensitive data.
 
         Raises:
-            UserError: as `ExampleGradients.check_independence`.
+            UserError: as `ExampleGradients.check_independence`, or one example does not fit into
+                `max_memory`.
         """
         rows = dummy or self._loader.made_up()
         batch = self._repeated(self._on_device(rows))
         self._gradients.check_independence(self._losses, *batch, draws=self._draws)
+        self.plan = make_plan(
+            self._model,
+            [tensor[: self._draws] for tensor in batch],
+            draws=self._draws,
+            max_memory=self._max_memory,
+            examples=self._micro_batch,
+            losses=self._losses,
+        )
         self._template = tuple(tensor[:0] for tensor in rows)
 
     def step(self) -> None:
@@ -142,8 +152,9 @@ class PrivateEngine:
                 the model has other trainable parameters than before, or as `check`.
         """
         self._check_ready()
-        if not self._template:
+        if self.plan is None:
             self.check()
+        plan = cast(StepPlan, self.plan)
         self._reserve()
         self.steps_spent += 1
         total = torch.zeros(self._gradients.size, dtype=torch.int64, device=self._device)
@@ -151,11 +162,17 @@ class PrivateEngine:
         with torch.random.fork_rng([self._device] if self._device.type != "cpu" else []):
             torch.manual_seed(seed)
             for rows, count in self._loader.micro_batches(
-                self._sampling, self.micro_batch, self._template
+                self._sampling, plan.examples, self._template
             ):
                 batch = self._repeated(self._on_device(rows))
-                parts = self._gradients(self._losses, *batch, draws=self._draws)
-                total += self.privacy.clipped_sum(parts[:count], self._gradients.module_sizes)
+                total += planned_clipped_sum(
+                    self._gradients,
+                    self._losses,
+                    *batch,
+                    plan=plan,
+                    rule=self.privacy.rule,
+                    examples=count,
+                )
         self._stepper.step(total)
 
     def epsilon(self, delta: float) -> float:

@@ -1,21 +1,26 @@
 """From losses to the clipped sum as a plan says: gradients are kept, or computed again for the sum.
 
-Of a layer that is computed again only the input and the gradient of the output are held until all
-norms are known. Its norm is that of the very values that the second computation adds, bit for bit.
+What is kept lies in a few tensors, each of which comes into being in the backward pass, when it is
+first written to and the activations that lay there are gone. Of a layer that is computed again only
+the input and the gradient of the output are held until all norms are known. Its norm is that of the
+very values that the second computation adds, bit for bit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import torch
 
 from privimage import ops
+from privimage.dp.clipping import ClipRule
 from privimage.dp.engine import ExampleGradients, Losses, count_examples
 from privimage.dp.plan import StepPlan
 from privimage.dp.slots import Slot
 from privimage.errors import UserError
-from privimage.ops.reference import grid_scales
+
+_ARENAS = 16
+"""Tensors for all that is kept: each takes some calls, and stands for all of it from the first."""
 
 
 def planned_clipped_sum(
@@ -23,35 +28,45 @@ def planned_clipped_sum(
     losses: Losses,
     *batch: torch.Tensor,
     plan: StepPlan,
-    max_grad_norm: float,
+    rule: ClipRule,
+    examples: int | None = None,
 ) -> torch.Tensor:
-    """`clipped_sum(gradients(losses, *batch), max_grad_norm)`, in the memory that `plan` allows.
+    """`rule.sum` of the gradients of a batch, in the memory that `plan` allows.
 
     Formal guarantee: as `clipped_sum`, since norms, scales and rounding see the same values
-    (tests/dp/test_recompute.py::test_one_example_moves_the_sum_by_at_most_the_clip); examples are
-    scaled one by one, so micro-batches change it only as far as they change a forward pass.
+    (tests/dp/test_recompute.py::test_one_example_moves_the_sum_by_at_most_the_clip), kept or
+    computed again (tests/dp/test_recompute.py::test_the_choice_changes_no_bit); examples are scaled
+    one by one, so micro-batches change it only as far as they change a forward pass.
 
     Args:
         gradients: of the model that was planned for.
         losses: as for `ExampleGradients`.
         batch: as there, with `plan.draws` rows an example.
         plan: from `privimage.dp.plan`.
-        max_grad_norm: the clipping norm C, in [1e-30, 1e30].
+        rule: how gradients are clipped.
+        examples: the first so many are added up, the others only fill the batch; default all.
 
     Returns:
         int64 [parameters], in units of C / `GRID_UNITS`.
 
     Raises:
-        UserError: as `ExampleGradients`; a number out of range; a layer that the plan computes
-            again is used otherwise than when it was planned.
+        UserError: as `ExampleGradients`; more `examples` than the batch has; a layer that the plan
+            computes again is used otherwise than when it was planned.
     """
-    if not 1e-30 <= max_grad_norm <= 1e30:
-        raise UserError(f"max_grad_norm must be in [1e-30, 1e30], got {max_grad_norm}")
     count = count_examples(batch, plan.draws)
-    total = torch.zeros(gradients.size, dtype=torch.int64, device=batch[0].device)
-    for first in range(0, count, plan.examples):
+    wanted = count if examples is None else examples
+    if not 0 <= wanted <= count:
+        raise UserError(f"examples: expected at most the {count} of the batch, got {wanted}")
+    device = gradients.arena(0).device
+    total = torch.zeros(gradients.size, dtype=torch.int64, device=device)
+    for first in range(0, wanted, plan.examples):
         rows = slice(first * plan.draws, (first + plan.examples) * plan.draws)
-        _add(gradients, losses, [tensor[rows] for tensor in batch], plan, max_grad_norm, total)
+        piece, added = [tensor[rows] for tensor in batch], min(plan.examples, wanted - first)
+        if device.type == "cpu":
+            _add(gradients, losses, piece, plan, rule, added, total)
+        else:  # There one kernel does it all, for what lies in one tensor.
+            parts = gradients(losses, *piece, draws=plan.draws)
+            total += rule.sum(parts[:added], gradients.module_sizes)
     return total
 
 
@@ -60,84 +75,152 @@ def _add(
     losses: Losses,
     batch: list[torch.Tensor],
     plan: StepPlan,
-    max_grad_norm: float,
+    rule: ClipRule,
+    added: int,
     total: torch.Tensor,
 ) -> None:
-    """Adds the clipped sum of one micro-batch to `total`."""
-    count = count_examples(batch, plan.draws)
-    kept = [name for name in gradients.names if name not in plan.recomputed]
-    arena = gradients.arena(count, kept)
-    shapes = gradients.shapes
-    later = {name: _Later(name, count, shapes[name], arena.dtype) for name in plan.recomputed}
-    slots = gradients.slots_in(arena, kept) | later
-    gradients.write_into(slots, losses, *batch, draws=plan.draws)
-    uses = {name: slot.use for name, slot in later.items() if slot.use is not None}
-    squares = ops.squared_norms(arena)
-    for use in uses.values():
-        squares += use.squares
-    scales = clip_scales(squares, max_grad_norm)
-    sums = dict(_views(gradients, gradients.names, total))
-    for name, part in _views(gradients, kept, ops.scaled_sum(arena, scales)):
-        sums[name] += part
-    for name, use in uses.items():
-        use.add(scales, sums[name], sums.get(use.bias))
+    """Adds the clipped sum of the first `added` examples of one micro-batch to `total`."""
+    count, by_module = count_examples(batch, plan.draws), rule.way == "per_layer"
+    kept, later = _divided(gradients, count, plan.recomputed, by_module=by_module)
+    gradients.write_into({**kept, **later}, losses, *batch, draws=plan.draws)
+    arenas = dict.fromkeys(slot.arena for slot in kept.values())
+    uses = [slot.use for slot in later.values() if slot.use is not None]
+    modules = len(gradients.module_sizes) if by_module else 1
+    squares = torch.zeros(modules, count, dtype=torch.float64)
+    waiting: list[_Arena | _Use] = [*arenas, *uses]
+    for part in waiting:
+        squares[part.module] += part.squares()
+    scales = rule.scales(squares)
+    scales[:, added:] = 0
+    for part in waiting:
+        part.add_to(total, scales[part.module])
 
 
-def _views(
-    gradients: ExampleGradients, names: Sequence[str], flat: torch.Tensor
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The named parameters' parts of a flat tensor that holds no others, in their shapes."""
-    shapes = [gradients.shapes[name] for name in names]
-    parts = flat.split([shape.numel() for shape in shapes])
-    for name, shape, part in zip(names, shapes, parts, strict=True):
-        yield name, part.view(shape)
+def _divided(
+    gradients: ExampleGradients, count: int, recomputed: frozenset[str], *, by_module: bool
+) -> tuple[dict[str, "_Kept"], dict[str, "_Later"]]:
+    """Where the gradients of a micro-batch go, by the parameter's name: those kept, and the others.
 
-
-def clip_scales(squares: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
-    """What an example's values are multiplied with to be clipped and in grid steps.
-
-    Formal guarantee: an example's scaled norm stays below `GRID_UNITS`, by the proof in
-    csrc/shared/grid.h (tests/dp/test_recompute.py::test_scales_are_those_of_the_grid).
-
-    Args:
-        squares: float64 [examples], the squared norms.
-        max_grad_norm: the clipping norm C.
-
-    Returns:
-        float64 [examples]; 0 for an example that is not finite.
+    An arena holds neighbours in the model's order, of one module if that is asked for.
     """
-    return grid_scales(squares.sqrt(), max_grad_norm)
+    arena: _Arena | None = None
+    kept: dict[str, _Kept] = {}
+    later: dict[str, _Later] = {}
+    dtype = gradients.arena(0).dtype
+    limit, end, path, module = gradients.size // _ARENAS, -1, None, -1
+    places = gradients.places
+    for name, shape in gradients.shapes.items():
+        owner = name.rpartition(".")[0] if by_module else ""
+        module, path = module + (owner != path), owner
+        if name in recomputed:
+            later[name] = _Later(name, places, count, shape, dtype, module)
+            continue
+        first = places[name].start
+        if arena is None or first != end or arena.module != module or arena.size >= limit:
+            arena = _Arena(first, count, dtype, module)
+        arena.hold(name, shape)
+        kept[name], end = _Kept(name, arena), places[name].stop
+    return kept, later
+
+
+class _Arena:
+    """The kept gradients of parameters that follow each other in the flat sum.
+
+    Attributes:
+        module: the row of the squared norms that they count in.
+        size: scalars in the parameters.
+    """
+
+    def __init__(self, first: int, count: int, dtype: torch.dtype, module: int) -> None:
+        self.module, self.size = module, 0
+        self._first, self._count, self._dtype = first, count, dtype
+        self._shapes: dict[str, torch.Size] = {}
+        self._parts: torch.Tensor | None = None
+        self._rows: dict[str, torch.Tensor] = {}
+
+    def hold(self, name: str, shape: torch.Size) -> None:
+        """Plans room for another parameter, which comes next in the flat sum."""
+        self._shapes[name] = shape
+        self.size += shape.numel()
+
+    def rows(self, name: str) -> torch.Tensor:
+        """[examples, *shape] of a parameter; the first call makes the room for all of them."""
+        if self._parts is None:
+            self._parts = torch.empty(self._count, self.size, dtype=self._dtype)
+            parts = self._parts.split([shape.numel() for shape in self._shapes.values()], dim=1)
+            for (each, shape), part in zip(self._shapes.items(), parts, strict=True):
+                self._rows[each] = part.view(self._count, *shape)
+        return self._rows[name]
+
+    def squares(self) -> torch.Tensor:
+        """The squared norm of each example's values, float64 [examples]."""
+        return ops.squared_norms(self._written())
+
+    def add_to(self, total: torch.Tensor, scales: torch.Tensor) -> None:
+        """Adds the scaled values to the flat sum."""
+        parts = total[self._first : self._first + self.size]
+        parts += ops.scaled_sum(self._written(), scales)
+
+    def _written(self) -> torch.Tensor:
+        self.rows(next(iter(self._shapes)))
+        return cast(torch.Tensor, self._parts)
+
+
+class _Kept(Slot):
+    """Columns of an arena, which knows nothing of it, so that nothing waits for a collector."""
+
+    def __init__(self, name: str, arena: _Arena) -> None:
+        super().__init__(torch.empty(0))
+        self._name, self.arena = name, arena
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """As of any slot."""
+        return self.arena.rows(self._name)
 
 
 @dataclass(frozen=True)
 class _Use:
-    """A layer's tensors, measured."""
+    """A layer's tensors, measured; their gradients are computed again."""
 
     x: torch.Tensor
     grad: torch.Tensor
-    bias: str
+    shape: torch.Size
     geometry: ops.ConvGeometry
-    squares: torch.Tensor
+    norms: torch.Tensor
+    weight: slice
+    bias: slice | None
+    module: int
 
-    def add(
-        self, scales: torch.Tensor, weight_sum: torch.Tensor, bias_sum: torch.Tensor | None
-    ) -> None:
-        """Adds the layer's clipped gradients to the sums."""
-        if weight_sum.dim() == 2:
-            weight_sum = weight_sum[..., None, None]
-        ops.recomputed_sum(self.x, self.grad, scales, weight_sum, bias_sum, self.geometry)
+    def squares(self) -> torch.Tensor:
+        """The squared norm of each example's values, float64 [examples]."""
+        return self.norms
+
+    def add_to(self, total: torch.Tensor, scales: torch.Tensor) -> None:
+        """Adds the scaled values to the flat sum."""
+        shape = self.shape if len(self.shape) == 4 else (*self.shape, 1, 1)
+        bias = None if self.bias is None else total[self.bias]
+        weight = total[self.weight].view(shape)
+        ops.recomputed_sum(self.x, self.grad, scales, weight, bias, self.geometry)
 
 
 class _Later(Slot):
     """Instead of rows: the one layer that uses a weight; for its bias nothing at all."""
 
-    def __init__(self, name: str, count: int, shape: torch.Size, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        name: str,
+        places: Mapping[str, slice],
+        count: int,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        module: int,
+    ) -> None:
         super().__init__(torch.empty(0))
         self.name = name
         self.use: _Use | None = None
-        self._count = count
-        self._taps = (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
-        self._dtype = dtype
+        self._places, self._count, self._shape = places, count, shape
+        self._dtype, self._module = dtype, module
 
     @property
     def rows(self) -> torch.Tensor:
@@ -151,11 +234,11 @@ class _Later(Slot):
         if self.used or (bias is not None and (bias.used or not isinstance(bias, _Later))):
             self._refuse()
         x, grad = ops.as_taken(self._dtype, x.detach(), grad.detach())
-        squares = ops.example_weight_norms(
-            x, grad, self._count, self._taps, bias is not None, geometry
-        )
-        name = bias.name if isinstance(bias, _Later) else ""
-        self.use = _Use(x, grad, name, geometry, squares)
+        taps = (self._shape[2], self._shape[3]) if len(self._shape) == 4 else (1, 1)
+        norms = ops.example_weight_norms(x, grad, self._count, taps, bias is not None, geometry)
+        weight = self._places[self.name]
+        place = self._places[bias.name] if isinstance(bias, _Later) else None
+        self.use = _Use(x, grad, self._shape, geometry, norms, weight, place, self._module)
         for slot in (self, bias):
             if slot is not None:
                 slot.used = True

@@ -8,6 +8,7 @@ then go round the person's images (`ImageSet.units`).
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -18,22 +19,22 @@ from privimage.data import ImageSet, to_unit_range
 from privimage.diffusion.denoiser import Denoiser, Network, draw_noise_levels, drop_labels, losses
 from privimage.diffusion.ema import ema_decay
 from privimage.dp import (
+    DEFAULT_MEMORY,
+    ClipRule,
     Domain,
     DPAdam,
     ExampleGradients,
     Ledger,
     SecretKey,
-    clipped_sum,
     generators,
+    plan,
+    planned_clipped_sum,
     poisson_sample,
     rate_threshold,
 )
 from privimage.errors import UserError, check_count, check_positive, check_probability
 from privimage.progress import Reporter, Stopped
 from privimage.threads import Workers
-
-_ARENA_BYTES = 64 * 2**20
-_LARGEST_MICRO_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Finetuner:
         noise_multiplier: float,
         public_size: int,
         workers: Workers,
+        max_memory: float = DEFAULT_MEMORY,
     ) -> None:
         self._sensitive = sensitive
         self._units = sensitive.by_unit()
@@ -104,17 +106,33 @@ class Finetuner:
             key=key,
             ema_decay=partial(ema_decay, limit=settings.ema_decay),
         )
-        fitting = _ARENA_BYTES // (4 * self._gradients.size)
-        self._micro_batch = min(max(fitting, 1), _LARGEST_MICRO_BATCH)
+        self._rule = ClipRule(settings.max_grad_norm)
+        (self._plan,) = workers.map(  # On a worker's one thread, for which it is to be right.
+            lambda batch: plan(
+                network,
+                batch,
+                draws=settings.draws,
+                max_memory=max_memory,
+                losses=_losses,
+                memory_format=torch.channels_last,
+            ),
+            [self._filler(settings.draws)],
+        )
 
     def step(self) -> None:
         """Samples a batch, sums its clipped gradients, adds noise and updates weights and EMA."""
         chosen = poisson_sample(len(self._units), self._threshold, self._sampling)
         words = self._draws.words(len(self._units))[chosen]
-        pieces = zip(chosen.split(self._micro_batch), words.split(self._micro_batch), strict=True)
+        size = self._plan.examples
         total = torch.zeros(self._gradients.size, dtype=torch.int64, device=self._device)
-        for part in self._workers.map(self._clipped_sum, pieces):
-            total += part
+        lock = Lock()
+
+        def add(piece: tuple[torch.Tensor, torch.Tensor]) -> None:
+            part = self._clipped_sum(piece)
+            with lock:  # Integers: the order does not matter.
+                total.add_(part)
+
+        self._workers.map(add, zip(chosen.split(size), words.split(size), strict=True))
         self._optimizer.step(total)
 
     def released(self) -> torch.Tensor:
@@ -153,26 +171,31 @@ class Finetuner:
         """
         settings, (chosen, words) = self._settings, piece
         draws, no_label = settings.draws, len(self._sensitive.names)
-        count, shape = self._micro_batch * draws, self._sensitive.images.shape[1:]
-        shown = torch.empty(len(chosen) * draws, dtype=torch.int64)
-        noise = torch.zeros(count, *shape)
-        sigma, coins = torch.ones(2, count)
+        images, sigma, noise, labels = self._filler(self._plan.examples * draws)
+        coins = torch.ones(len(labels))
         for i, (unit, generator) in enumerate(zip(chosen.tolist(), generators(words), strict=True)):
             rows = slice(i * draws, (i + 1) * draws)
-            shown[rows] = _going_round(self._units[unit], draws, generator)
+            shown = _going_round(self._units[unit], draws, generator)
+            images[rows] = to_unit_range(self._sensitive.images[shown])
+            labels[rows] = self._sensitive.labels[shown]
             sigma[rows] = draw_noise_levels(generator, draws)
-            noise[rows] = torch.randn((draws, *shape), generator=generator)
+            noise[rows] = torch.randn((draws, *noise.shape[1:]), generator=generator)
             coins[rows] = torch.rand(draws, generator=generator)
-        images = torch.full((count, *shape), 128, dtype=torch.uint8)
-        labels = torch.full((count,), no_label)
-        images[: len(shown)] = self._sensitive.images[shown]
-        labels[: len(shown)] = self._sensitive.labels[shown]
         labels = drop_labels(labels, coins, settings.label_dropout, no_label)
-        batch = [
-            tensor.to(self._device) for tensor in (to_unit_range(images), sigma, noise, labels)
-        ]
-        parts = self._gradients(_losses, *batch, draws=draws)
-        return clipped_sum(parts[: len(chosen)], settings.max_grad_norm)
+        return planned_clipped_sum(
+            self._gradients,
+            _losses,
+            *(tensor.to(self._device) for tensor in (images, sigma, noise, labels)),
+            plan=self._plan,
+            rule=self._rule,
+            examples=len(chosen),
+        )
+
+    def _filler(self, rows: int) -> tuple[torch.Tensor, ...]:
+        """Grey images without label or noise, as `_losses` takes them."""
+        images = torch.full((rows, *self._sensitive.images.shape[1:]), 128, dtype=torch.uint8)
+        labels = torch.full((rows,), len(self._sensitive.names))
+        return to_unit_range(images), torch.ones(rows), torch.zeros(images.shape), labels
 
 
 def _going_round(images: torch.Tensor, draws: int, generator: torch.Generator) -> torch.Tensor:

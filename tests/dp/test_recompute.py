@@ -5,13 +5,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from privimage.dp import GRID_UNITS, ExampleGradients, clipped_sum, plan, planned_clipped_sum
+from privimage.dp import (
+    GRID_UNITS,
+    ClipRule,
+    ExampleGradients,
+    clipped_sum,
+    plan,
+    planned_clipped_sum,
+)
 from privimage.dp.costs import Costs
-from privimage.dp.recompute import clip_scales
 from privimage.errors import UserError
 from privimage.ops._library import is_native
 
-COSTS = Costs(multiply_add=3e-12, keep=5e-10, recompute=3e-10, call=1e-5)
+COSTS = Costs(multiply_add=5e-12, layer=1e-4)
 native = pytest.mark.skipif(not is_native, reason="the native operators are not built")
 
 
@@ -56,7 +62,7 @@ def test_the_sum_is_that_of_the_gradients(draws, examples, choice):
     gradients = ExampleGradients(model)
     chosen = planned(model, draws).choosing("", choice)
     assert len(chosen.recomputed) == (0 if choice == "keep" else 6)
-    found = planned_clipped_sum(gradients, losses, *data, plan=chosen, max_grad_norm=0.5)
+    found = planned_clipped_sum(gradients, losses, *data, plan=chosen, rule=ClipRule(0.5))
     expected = clipped_sum(gradients(losses, *data, draws=draws), 0.5)
     # Norms are added up in another order: a scale's last bit can move a coordinate by a step.
     assert (found - expected).abs().max() <= examples
@@ -68,7 +74,7 @@ def test_micro_batches_change_the_sum_no_more_than_the_forward_pass():
     gradients = ExampleGradients(model)
     expected = clipped_sum(gradients(losses, *data, draws=2), 0.5)
     chosen = planned(model, 2, examples=3).choosing("", "recompute")
-    found = planned_clipped_sum(gradients, losses, *data, plan=chosen, max_grad_norm=0.5)
+    found = planned_clipped_sum(gradients, losses, *data, plan=chosen, rule=ClipRule(0.5))
     assert (found - expected).abs().max() <= 1e-5 * GRID_UNITS
     assert found.abs().max() > 1e-2 * GRID_UNITS
 
@@ -84,7 +90,7 @@ def test_one_example_moves_the_sum_by_at_most_the_clip(value):
 
     def total(count):
         data = x[:count], labels[:count]
-        return planned_clipped_sum(gradients, losses, *data, plan=chosen, max_grad_norm=0.1)
+        return planned_clipped_sum(gradients, losses, *data, plan=chosen, rule=ClipRule(0.1))
 
     # The others alone are computed in another batch shape.
     moved = (total(4) - total(3)).double().norm()
@@ -136,7 +142,7 @@ def test_another_use_than_the_planned_one_is_refused():
 
     with pytest.raises(UserError, match=r"'0.weight' is not used as .* plan.choosing"):
         planned_clipped_sum(
-            ExampleGradients(model), twice, torch.ones(2, 4), plan=chosen, max_grad_norm=1.0
+            ExampleGradients(model), twice, torch.ones(2, 4), plan=chosen, rule=ClipRule(1.0)
         )
 
 
@@ -180,5 +186,5 @@ def test_bad_arguments_are_refused_in_a_sentence():
         found.choosing("other", "keep")
     with pytest.raises(UserError, match="max_grad_norm must be in"):
         planned_clipped_sum(
-            ExampleGradients(model), losses, torch.ones(2, 4), plan=found, max_grad_norm=0.0
+            ExampleGradients(model), losses, torch.ones(2, 4), plan=found, rule=ClipRule(0.0)
         )
