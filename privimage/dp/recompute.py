@@ -123,6 +123,19 @@ def _divided(
     return kept, later
 
 
+def _inputs_last(
+    flat: torch.Tensor, shape: torch.Size, examples: tuple[int, ...] = ()
+) -> torch.Tensor:
+    """[*examples, values] -> [*examples, *shape], a convolution's weights with the inputs innermost.
+
+    That is the order in which they are computed; only the sum over all examples is turned around.
+    """
+    if len(shape) != 4:
+        return flat.view(*examples, *shape)
+    outputs, inputs, *taps = shape
+    return flat.view(*examples, outputs, *taps, inputs).movedim(-1, -3)
+
+
 class _Arena:
     """The kept gradients of parameters that follow each other in the flat sum.
 
@@ -137,6 +150,7 @@ class _Arena:
         self._shapes: dict[str, torch.Size] = {}
         self._parts: torch.Tensor | None = None
         self._rows: dict[str, torch.Tensor] = {}
+        self._measured: dict[tuple[str, ...], torch.Tensor] = {}
 
     def hold(self, name: str, shape: torch.Size) -> None:
         """Plans room for another parameter, which comes next in the flat sum."""
@@ -144,22 +158,57 @@ class _Arena:
         self.size += shape.numel()
 
     def rows(self, name: str) -> torch.Tensor:
-        """[examples, *shape] of a parameter; the first call makes the room for all of them."""
+        """[examples, *shape] of a parameter, to be written into.
+
+        The first call makes the room for all of them. What was measured is measured again.
+        """
         if self._parts is None:
             self._parts = torch.empty(self._count, self.size, dtype=self._dtype)
-            parts = self._parts.split([shape.numel() for shape in self._shapes.values()], dim=1)
-            for (each, shape), part in zip(self._shapes.items(), parts, strict=True):
-                self._rows[each] = part.view(self._count, *shape)
+            for (each, shape), part in zip(
+                self._shapes.items(), self._split(self._parts), strict=True
+            ):
+                self._rows[each] = _inputs_last(part, shape, (self._count,))
+        if self._measured:
+            self._measured = {k: v for k, v in self._measured.items() if name not in k}
         return self._rows[name]
+
+    def measured(self, names: tuple[str, ...], squares: torch.Tensor) -> None:
+        """Takes note of the squared norm of what was just written into the rows of `names`."""
+        self._measured[names] = squares
 
     def squares(self) -> torch.Tensor:
         """The squared norm of each example's values, float64 [examples]."""
-        return ops.squared_norms(self._written())
+        total = torch.zeros(self._count, dtype=torch.float64)
+        for squares in self._measured.values():
+            total += squares
+        for columns in self._unmeasured():
+            total += ops.squared_norms(self._written()[:, columns])
+        return total
 
     def add_to(self, total: torch.Tensor, scales: torch.Tensor) -> None:
         """Adds the scaled values to the flat sum."""
-        parts = total[self._first : self._first + self.size]
-        parts += ops.scaled_sum(self._written(), scales)
+        own = self._split(total[self._first : self._first + self.size])
+        sums = self._split(ops.scaled_sum(self._written(), scales))
+        for shape, place, part in zip(self._shapes.values(), own, sums, strict=True):
+            place.view(shape).add_(_inputs_last(part, shape))
+
+    def _split(self, flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """[..., size] -> a tensor a parameter."""
+        return flat.split([shape.numel() for shape in self._shapes.values()], dim=-1)
+
+    def _unmeasured(self) -> list[slice]:
+        """The columns of what was not measured when it was written, neighbours in one slice."""
+        known = {name for names in self._measured for name in names}
+        found: list[slice] = []
+        stop = 0
+        for name, shape in self._shapes.items():
+            start, stop = stop, stop + shape.numel()
+            if name in known:
+                continue
+            if found and found[-1].stop == start:
+                start = found.pop().start
+            found.append(slice(start, stop))
+        return found
 
     def _written(self) -> torch.Tensor:
         self.rows(next(iter(self._shapes)))
@@ -177,6 +226,25 @@ class _Kept(Slot):
     def rows(self) -> torch.Tensor:
         """As of any slot."""
         return self.arena.rows(self._name)
+
+    def take(
+        self, x: torch.Tensor, grad: torch.Tensor, bias: Slot | None, geometry: ops.ConvGeometry
+    ) -> bool:
+        """Has the gradients written and measured at once, if they are the first ones here."""
+        beside = isinstance(bias, _Kept) and bias.arena is self.arena and not bias.used
+        if self.used or not (bias is None or beside):
+            return False
+        rows = self.rows if self.rows.dim() == 5 else self.rows[..., None, None]
+        x, grad = ops.as_taken(rows.dtype, x, grad)
+        bias_rows = None if bias is None else bias.rows
+        squares = torch.ops.privimage.measured_weight_grad.default(
+            x, grad, rows, bias_rows, *geometry
+        )
+        self.used, names = True, (self._name,)
+        if bias is not None:
+            bias.used, names = True, (self._name, bias._name)
+        self.arena.measured(names, squares)
+        return True
 
 
 @dataclass(frozen=True)
@@ -198,10 +266,12 @@ class _Use:
 
     def add_to(self, total: torch.Tensor, scales: torch.Tensor) -> None:
         """Adds the scaled values to the flat sum."""
-        shape = self.shape if len(self.shape) == 4 else (*self.shape, 1, 1)
         bias = None if self.bias is None else total[self.bias]
-        weight = total[self.weight].view(shape)
-        ops.recomputed_sum(self.x, self.grad, scales, weight, bias, self.geometry)
+        weight = torch.zeros_like(total[self.weight])
+        rows = _inputs_last(weight, self.shape)
+        rows = rows if rows.dim() == 4 else rows[..., None, None]
+        ops.recomputed_sum(self.x, self.grad, scales, rows, bias, self.geometry)
+        total[self.weight].view(self.shape).add_(_inputs_last(weight, self.shape))
 
 
 class _Later(Slot):
