@@ -19,37 +19,24 @@ constexpr int64_t kLanes = 16;
 // of all examples pass by.
 constexpr int64_t kBlock = 1024;
 
-struct SumOfSquares {
-  double lanes[kLanes] = {};
-
-  template <typename Scalar>
-  PRIVIMAGE_INLINE void add(const Scalar* values, int64_t count) {
-    const int64_t whole = count - count % kLanes;
-    for (int64_t i = 0; i < whole; i += kLanes) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const double value = values[i + lane];
-        lanes[lane] += value * value;
-      }
-    }
-    for (int64_t i = whole; i < count; ++i) {
-      const double value = values[i];
-      lanes[i - whole] += value * value;
-    }
-  }
-
-  PRIVIMAGE_INLINE double total() {
-    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-      for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-    }
-    return lanes[0];
-  }
-};
-
 template <typename Scalar>
 PRIVIMAGE_INLINE double squared_norm(const Scalar* row, int64_t parameters) {
-  SumOfSquares sum;
-  sum.add(row, parameters);
-  return sum.total();
+  double lanes[kLanes] = {};
+  const int64_t whole = parameters - parameters % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const double value = row[i + lane];
+      lanes[lane] += value * value;
+    }
+  }
+  for (int64_t i = whole; i < parameters; ++i) {
+    const double value = row[i];
+    lanes[i - whole] += value * value;
+  }
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
 }
 
 template <typename Scalar>

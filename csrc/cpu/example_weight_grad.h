@@ -47,32 +47,6 @@ __attribute__((noinline)) void turn(const Scalar* __restrict__ from, int64_t inp
   }
 }
 
-// Values that lie in pieces, and as far apart where they are to go.
-struct Pieces {
-  int64_t count;  // values of a piece
-  int64_t pieces;
-  int64_t from_stride, to_stride;
-};
-
-template <typename Scalar>
-PRIVIMAGE_INLINE void put_pieces(const Scalar* from, Pieces shape, bool accumulate, Scalar* to) {
-  for (int64_t piece = 0; piece < shape.pieces; ++piece) {
-    const Scalar* values = from + piece * shape.from_stride;
-    Scalar* place = to + piece * shape.to_stride;
-    if (accumulate) {
-      for (int64_t i = 0; i < shape.count; ++i) place[i] += values[i];
-    } else {
-      for (int64_t i = 0; i < shape.count; ++i) place[i] = values[i];
-    }
-  }
-}
-PRIVIMAGE_CLONES void put(const float* from, const Pieces& shape, bool accumulate, float* to) {
-  put_pieces(from, shape, accumulate, to);
-}
-PRIVIMAGE_CLONES void put(const double* from, const Pieces& shape, bool accumulate, double* to) {
-  put_pieces(from, shape, accumulate, to);
-}
-
 // Where the gradients of examples go: into the rows that the job names.
 template <typename Scalar>
 class WriteRows {
@@ -80,25 +54,31 @@ class WriteRows {
   explicit WriteRows(const ExampleWeightGrad<Scalar>& job) : job_(job) {}
 
   // Called long before `weight`: asks for its memory, which is slow to come.
-  void expect(int64_t example, int64_t place, const Pieces& shape) const {
+  void expect(int64_t example, int64_t place, int64_t count) const {
     constexpr int64_t kLine = 64 / sizeof(Scalar);
     const Scalar* to = job_.weight + example * job_.weight_stride + place;
-    for (int64_t piece = 0; piece < shape.pieces; ++piece, to += shape.to_stride) {
-      for (int64_t i = 0; i < shape.count; i += kLine) __builtin_prefetch(to + i, 1);
-    }
+    for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(to + i, 1);
   }
 
-  // The values from `place` on, of an example's weights.
-  void weight(int64_t example, int64_t place, const Scalar* values, const Pieces& shape) {
-    put(values, shape, job_.accumulate, job_.weight + example * job_.weight_stride + place);
+  // The values from `place` on, of an example's [groups * outputs, inputs, taps, taps].
+  void weight(int64_t example, int64_t place, const Scalar* values, int64_t count) {
+    put(job_.weight + example * job_.weight_stride + place, values, count);
   }
 
   // The values from `place` on, of an example's [groups * outputs].
   void bias(int64_t example, int64_t place, const Scalar* values, int64_t count) {
-    put(values, {count, 1, 0, 0}, job_.accumulate, job_.bias + example * job_.bias_stride + place);
+    put(job_.bias + example * job_.bias_stride + place, values, count);
   }
 
  private:
+  void put(Scalar* to, const Scalar* values, int64_t count) const {
+    if (job_.accumulate) {
+      for (int64_t i = 0; i < count; ++i) to[i] += values[i];
+    } else {
+      std::copy_n(values, count, to);
+    }
+  }
+
   const ExampleWeightGrad<Scalar>& job_;
 };
 
@@ -118,7 +98,6 @@ class ExampleWeightGradBlocks {
         taps_(shape_.height.taps * shape_.width.taps),
         passes_((padded_ + pitch_ - 1) / pitch_),
         tile_sums_(kBlockRows * taps_ * pitch_),
-        taps_first_(job.taps_first || taps_ == 1),
         packs_(job.x_strides.channel != 1 || padded_ != shape_.inputs) {
     split(cache_bytes);
     const int64_t row = taps_ * pitch_, sums = panel_ * tile_sums_;
@@ -232,7 +211,7 @@ class ExampleWeightGradBlocks {
       for (int64_t i = 0; i < count; ++i) {
         const Tile now = tile(first + i);
         for (int64_t r = 0; r < now.outputs; ++r) {
-          sink_.expect(example, place(group, now, r), pieces(now));
+          sink_.expect(example, place(group, now, r), now.inputs * taps_);
         }
         for_each(band_, chunk, [&](const Part& band) {
           add_band(band, now, grad + now.output * grad_strides_.channel, sums_ + i * tile_sums_);
@@ -244,24 +223,14 @@ class ExampleWeightGradBlocks {
   void hand_out(int64_t example, int64_t group, int64_t index, const Scalar* sums) {
     const Tile now = tile(index);
     for (int64_t r = 0; r < now.outputs; ++r) {
-      const Scalar* row = sums + r * taps_ * pitch_;
-      const Scalar* values = taps_first_ ? row : turned(row, now.inputs);
-      sink_.weight(example, place(group, now, r), values, pieces(now));
+      const Scalar* values = in_order(sums + r * taps_ * pitch_, now.inputs);
+      sink_.weight(example, place(group, now, r), values, now.inputs * taps_);
     }
-  }
-
-  // The weights of one of a tile's output channels: a piece a tap, or one turned around.
-  Pieces pieces(const Tile& now) const {
-    if (!taps_first_) return {now.inputs * taps_, 1, 0, 0};
-    const bool whole = now.inputs == pitch_ && shape_.inputs == pitch_;
-    return whole ? Pieces{pitch_ * taps_, 1, 0, 0}
-                 : Pieces{now.inputs, taps_, pitch_, shape_.inputs};
   }
 
   // Where the weights of a tile's output channel `r` begin in an example's row.
   int64_t place(int64_t group, const Tile& now, int64_t r) const {
-    const int64_t channel = (group * shape_.outputs + now.output + r) * shape_.inputs * taps_;
-    return channel + now.input * (taps_first_ ? 1 : taps_);
+    return ((group * shape_.outputs + now.output + r) * shape_.inputs + now.input) * taps_;
   }
 
   // Calls body(part) for parts of `whole` as large as `size` or smaller, in order.
@@ -309,7 +278,8 @@ class ExampleWeightGradBlocks {
 
   // sums [taps, pitch] -> [inputs, taps], turned around in the first-level cache, since single
   // values going to memory fill the store buffer.
-  const Scalar* turned(const Scalar* sums, int64_t inputs) const {
+  const Scalar* in_order(const Scalar* sums, int64_t inputs) const {
+    if (taps_ == 1) return sums;
     (taps_ == 9 ? turn<9, Scalar> : turn<0, Scalar>)(sums, inputs, taps_, pitch_, row_);
     return row_;
   }
@@ -356,7 +326,6 @@ class ExampleWeightGradBlocks {
   const int64_t taps_;
   const int64_t passes_;     // tiles of a block: over its input channels
   const int64_t tile_sums_;  // values of a tile's sums
-  const bool taps_first_;
   const bool packs_;
   Part band_{}, chunk_{};
   int64_t panel_ = 1;  // tiles that are worked on together

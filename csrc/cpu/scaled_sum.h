@@ -25,38 +25,17 @@ PRIVIMAGE_CLONES double sum_of_squares(const double* values, int64_t count) {
 }
 
 template <typename Scalar>
-PRIVIMAGE_INLINE double squares_of_pieces(const Scalar* values, Pieces shape) {
-  SumOfSquares sum;
-  for (int64_t piece = 0; piece < shape.pieces; ++piece) {
-    sum.add(values + piece * shape.from_stride, shape.count);
-  }
-  return sum.total();
-}
-PRIVIMAGE_CLONES double sum_of_squares(const float* values, const Pieces& shape) {
-  return squares_of_pieces(values, shape);
-}
-PRIVIMAGE_CLONES double sum_of_squares(const double* values, const Pieces& shape) {
-  return squares_of_pieces(values, shape);
-}
-
-template <typename Scalar>
-PRIVIMAGE_INLINE void add_scaled_pieces(const Scalar* from, Pieces shape, double scale,
-                                        int64_t* to) {
-  for (int64_t piece = 0; piece < shape.pieces; ++piece) {
-    const Scalar* values = from + piece * shape.from_stride;
-    int64_t* sums = to + piece * shape.to_stride;
-    for (int64_t i = 0; i < shape.count; ++i) sums[i] += grid_coordinate(values[i], scale);
-  }
+PRIVIMAGE_INLINE void add_scaled_loop(const Scalar* values, int64_t count, double scale,
+                                      int64_t* sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += grid_coordinate(values[i], scale);
 }
 
 // Adds scaled values, in grid steps.
-PRIVIMAGE_CLONES void add_scaled(const float* values, const Pieces& shape, double scale,
-                                 int64_t* sums) {
-  add_scaled_pieces(values, shape, scale, sums);
+PRIVIMAGE_CLONES void add_scaled(const float* values, int64_t count, double scale, int64_t* sums) {
+  add_scaled_loop(values, count, scale, sums);
 }
-PRIVIMAGE_CLONES void add_scaled(const double* values, const Pieces& shape, double scale,
-                                 int64_t* sums) {
-  add_scaled_pieces(values, shape, scale, sums);
+PRIVIMAGE_CLONES void add_scaled(const double* values, int64_t count, double scale, int64_t* sums) {
+  add_scaled_loop(values, count, scale, sums);
 }
 
 // Writes the squared norms of the rows begin … end - 1.
@@ -77,7 +56,7 @@ inline void scaled_sum(const KeptParts<Scalar>& job, const double* scales, int64
     std::fill_n(sums + start, count, int64_t{0});
     for (int64_t i = 0; i < job.examples; ++i) {
       if (scales[i] == 0.0) continue;
-      add_scaled(job.parts + i * job.stride + start, {count, 1, 0, 0}, scales[i], sums + start);
+      add_scaled(job.parts + i * job.stride + start, count, scales[i], sums + start);
     }
   }
 }
@@ -87,9 +66,9 @@ template <typename Scalar>
 struct AddSquares {
   double squares = 0.0;
 
-  void expect(int64_t, int64_t, const Pieces&) const {}
-  void weight(int64_t, int64_t, const Scalar* values, const Pieces& shape) {
-    squares += sum_of_squares(values, shape);
+  void expect(int64_t, int64_t, int64_t) const {}
+  void weight(int64_t, int64_t, const Scalar* values, int64_t count) {
+    squares += sum_of_squares(values, count);
   }
   void bias(int64_t, int64_t, const Scalar* values, int64_t count) {
     squares += sum_of_squares(values, count);
@@ -102,12 +81,12 @@ struct MeasureRows {
   WriteRows<Scalar> rows;
   AddSquares<Scalar> sum{};
 
-  void expect(int64_t example, int64_t place, const Pieces& shape) const {
-    rows.expect(example, place, shape);
+  void expect(int64_t example, int64_t place, int64_t count) const {
+    rows.expect(example, place, count);
   }
-  void weight(int64_t example, int64_t place, const Scalar* values, const Pieces& shape) {
-    rows.weight(example, place, values, shape);
-    sum.weight(example, place, values, shape);
+  void weight(int64_t example, int64_t place, const Scalar* values, int64_t count) {
+    rows.weight(example, place, values, count);
+    sum.weight(example, place, values, count);
   }
   void bias(int64_t example, int64_t place, const Scalar* values, int64_t count) {
     rows.bias(example, place, values, count);
@@ -122,12 +101,12 @@ struct AddScaled {
   int64_t* weight_sum;   // [groups * outputs, inputs, taps, taps]
   int64_t* bias_sum;     // [groups * outputs]
 
-  void expect(int64_t, int64_t, const Pieces&) const {}
-  void weight(int64_t example, int64_t place, const Scalar* values, const Pieces& shape) const {
-    add_scaled(values, shape, scales[example], weight_sum + place);
+  void expect(int64_t, int64_t, int64_t) const {}
+  void weight(int64_t example, int64_t place, const Scalar* values, int64_t count) const {
+    add_scaled(values, count, scales[example], weight_sum + place);
   }
   void bias(int64_t example, int64_t place, const Scalar* values, int64_t count) const {
-    add_scaled(values, {count, 1, 0, 0}, scales[example], bias_sum + place);
+    add_scaled(values, count, scales[example], bias_sum + place);
   }
 };
 
@@ -166,25 +145,17 @@ inline void add_blocks(const double* of_blocks, int64_t blocks, int64_t examples
   }
 }
 
-// Bytes of sums that stay in the second-level cache while the gradients of all examples pass by.
-constexpr int64_t kSumBytes = 1 << 19;
-
 // Adds the blocks begin … end - 1 of one example's to the sums, for each example in turn. Two
 // threads with different blocks write different sums.
 template <typename Scalar>
 inline void recomputed_sum(const ExampleWeightGrad<Scalar>& job, AddScaled<Scalar> sums,
-                           int64_t begin, int64_t end, int64_t sum_bytes = kSumBytes) {
+                           int64_t begin, int64_t end) {
   const ConvGeometry& shape = job.geometry;
   const int64_t blocks = shape.groups * blocks_a_group(shape);
-  const int64_t weights = kBlockRows * shape.inputs * shape.height.taps * shape.width.taps;
-  const int64_t together = sum_bytes / (weights * int64_t{sizeof(int64_t)}) + 1;
   ExampleWeightGradBlocks<Scalar, AddScaled<Scalar>> worker(job, *tile_sets<Scalar>(), sums);
-  for (int64_t start = begin; start < end; start += together) {
-    const int64_t next = std::min(start + together, end);
-    for (int64_t example = 0; example < shape.examples; ++example) {
-      if (sums.scales[example] == 0.0) continue;
-      worker.run(example * blocks + start, example * blocks + next);
-    }
+  for (int64_t example = 0; example < shape.examples; ++example) {
+    if (sums.scales[example] == 0.0) continue;
+    worker.run(example * blocks + begin, example * blocks + end);
   }
 }
 

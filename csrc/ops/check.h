@@ -6,8 +6,6 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <initializer_list>
-#include <iterator>
 #include <string>
 
 namespace privimage {
@@ -31,27 +29,17 @@ inline void check_beside(const torch::stable::Tensor& tensor, torch::headeronly:
   STD_TORCH_CHECK(tensor.device() == x.device(), name, ": expected the device of x");
 }
 
-// Whether the values along `dims`, the last one being the innermost, lie in one piece.
-inline bool is_one_piece(const torch::stable::Tensor& tensor, std::initializer_list<int64_t> dims) {
-  int64_t expected = 1;
-  for (auto dim = std::rbegin(dims); dim != std::rend(dims); ++dim) {
-    if (tensor.size(*dim) > 1 && tensor.stride(*dim) != expected) return false;
-    expected *= tensor.size(*dim);
-  }
-  return true;
-}
-
-inline void check_apart(const torch::stable::Tensor& tensor, const std::string& name) {
-  STD_TORCH_CHECK(tensor.size(0) <= 1 || tensor.stride(0) >= tensor.numel() / tensor.size(0), name,
-                  ": expected rows that do not overlap");
-}
-
 // An example's values must lie in one piece; examples may lie apart.
 inline void check_rows(const torch::stable::Tensor& tensor, const std::string& name) {
   if (tensor.numel() == 0) return;
-  const bool whole = tensor.dim() == 2 ? is_one_piece(tensor, {1}) : is_one_piece(tensor, {1, 2});
-  STD_TORCH_CHECK(whole, name, ": expected each example's values in one piece");
-  check_apart(tensor, name);
+  int64_t expected = 1;
+  for (int64_t dim = tensor.dim() - 1; dim > 0; --dim) {
+    STD_TORCH_CHECK(tensor.size(dim) <= 1 || tensor.stride(dim) == expected, name,
+                    ": expected each example's values in one piece");
+    expected *= tensor.size(dim);
+  }
+  STD_TORCH_CHECK(tensor.size(0) <= 1 || tensor.stride(0) >= expected, name,
+                  ": expected rows that do not overlap");
 }
 
 }  // namespace privimage

@@ -59,14 +59,4 @@ inline ImageStrides strides_of(const torch::stable::Tensor& tensor) {
   return {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
 }
 
-// Whether weights [..., outputs, inputs, height, width], from dimension `first` on, lie with the
-// inputs innermost; false where they lie as ever, in the order of their dimensions.
-inline bool are_taps_first(const torch::stable::Tensor& weight, int64_t first,
-                           const std::string& name) {
-  if (is_one_piece(weight, {first, first + 1, first + 2, first + 3})) return false;
-  STD_TORCH_CHECK(is_one_piece(weight, {first, first + 2, first + 3, first + 1}), name,
-                  ": expected each example's values in one piece, contiguous or channels-last");
-  return true;
-}
-
 }  // namespace privimage

@@ -39,7 +39,6 @@ struct Arguments {
   const std::optional<Tensor>& bias;
   ConvGeometry geometry;
   bool accumulate;
-  bool taps_first;
 };
 
 Arguments check(const Tensor& x, const Tensor& grad, const Tensor& weight,
@@ -53,11 +52,7 @@ Arguments check(const Tensor& x, const Tensor& grad, const Tensor& weight,
                   "weight: its channels are not those of x and grad");
   check_beside(grad, x.scalar_type(), x, "grad");
   check_beside(weight, wide_type(x), x, "weight");
-  bool taps_first = false;
-  if (weight.numel() > 0) {
-    taps_first = are_taps_first(weight, 1, "weight");
-    check_apart(weight, "weight");
-  }
+  check_rows(weight, "weight");
   if (bias) {
     STD_TORCH_CHECK(
         bias->dim() == 2 && bias->size(0) == weight.size(0) && bias->size(1) == weight.size(1),
@@ -65,7 +60,7 @@ Arguments check(const Tensor& x, const Tensor& grad, const Tensor& weight,
     check_beside(*bias, wide_type(x), x, "bias");
     check_rows(*bias, "bias");
   }
-  return {x, grad, weight, bias, geometry, accumulate, taps_first};
+  return {x, grad, weight, bias, geometry, accumulate};
 }
 
 template <typename Scalar>
@@ -79,8 +74,7 @@ ExampleWeightGrad<Scalar> describe(const Arguments& given) {
           given.weight.stride(0),
           given.bias ? static_cast<Wide<Scalar>*>(given.bias->mutable_data_ptr()) : nullptr,
           given.bias ? given.bias->stride(0) : 0,
-          given.accumulate,
-          given.taps_first};
+          given.accumulate};
 }
 
 // Calls run(job) with the job in the type of x.
@@ -151,7 +145,6 @@ void example_weight_grad_cuda(const Tensor x, const Tensor grad, const Tensor we
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Arguments given =
       check(x, grad, weight, bias, stride, padding, dilation, groups, accumulate);
-  STD_TORCH_CHECK(!given.taps_first, "weight: expected a contiguous one on a GPU");
   void* stream = current_cuda_stream(x.get_device_index());
   const auto run = [stream](const auto& layer) { write_rows(layer, stream); };
   if (x.scalar_type() == ScalarType::BFloat16) {

@@ -95,14 +95,13 @@ Tensor scaled_sum_cpu(const Tensor parts, const Tensor scales) {
 // The job of a convolution whose gradients go to no rows; `bias` is null where there is none.
 template <typename Scalar>
 ExampleWeightGrad<Scalar> describe(const Tensor& x, const Tensor& grad, int64_t examples,
-                                   const ConvNumbers& conv, Wide<Scalar>* bias,
-                                   bool taps_first = false) {
+                                   const ConvNumbers& conv, Wide<Scalar>* bias) {
   check_beside(grad, x.scalar_type(), x, "grad");
   const ConvGeometry geometry = geometry_of(x, grad, examples, conv);
   return in_one_row(
       ExampleWeightGrad<Scalar>{geometry, static_cast<const Scalar*>(x.const_data_ptr()),
                                 strides_of(x), static_cast<const Scalar*>(grad.const_data_ptr()),
-                                strides_of(grad), nullptr, 0, bias, 0, false, taps_first});
+                                strides_of(grad), nullptr, 0, bias, 0, false});
 }
 
 int64_t grain_of(const ConvGeometry& shape, int64_t blocks) {
@@ -122,10 +121,8 @@ Tensor example_weight_norms_cpu(const Tensor x, const Tensor grad, int64_t examp
   Tensor squares = torch::stable::new_empty(x, {examples}, ScalarType::Double);
   auto* out = static_cast<double*>(squares.mutable_data_ptr());
   dispatch(x, "x", [&](auto zero) {
-    const ConvNumbers conv{taps, stride, padding, dilation, groups};
-    // In the order that needs no turning around: a norm does not care.
-    const auto job =
-        describe<decltype(zero)>(x, grad, examples, conv, with_bias ? &zero : nullptr, true);
+    const auto job = describe<decltype(zero)>(
+        x, grad, examples, {taps, stride, padding, dilation, groups}, with_bias ? &zero : nullptr);
     const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
     std::vector<double> partial(blocks);
     torch::stable::parallel_for(0, blocks, grain_of(job.geometry, blocks),
@@ -138,8 +135,9 @@ Tensor example_weight_norms_cpu(const Tensor x, const Tensor grad, int64_t examp
 }
 
 int64_t* sum_of(const Tensor& sum, int64_t count, const Tensor& beside, const std::string& name) {
-  STD_TORCH_CHECK(sum.scalar_type() == ScalarType::Long && sum.numel() == count, name,
-                  ": expected an int64 tensor of ", count, " values");
+  STD_TORCH_CHECK(
+      sum.scalar_type() == ScalarType::Long && sum.is_contiguous() && sum.numel() == count, name,
+      ": expected a contiguous int64 tensor of ", count, " values");
   STD_TORCH_CHECK(sum.device() == beside.device(), name, ": expected the other tensors' device");
   return static_cast<int64_t*>(sum.mutable_data_ptr());
 }
@@ -155,7 +153,6 @@ Sums read_sums(const Tensor& x, const Tensor& grad, const Tensor& scales, const 
                const std::optional<Tensor>& bias_sum, const ConvGeometry& shape) {
   STD_TORCH_CHECK(weight_sum.size(0) == grad.size(1) && weight_sum.size(1) == shape.inputs,
                   "weight_sum: its channels are not those of x and grad");
-  STD_TORCH_CHECK(!bias_sum || bias_sum->is_contiguous(), "bias_sum: expected a contiguous one");
   return {read_scales(scales, x, shape.examples),
           sum_of(weight_sum, weight_sum.numel(), x, "weight_sum"),
           bias_sum ? sum_of(*bias_sum, grad.size(1), x, "bias_sum") : nullptr};
@@ -175,11 +172,9 @@ void recomputed_sum_cpu(const Tensor x, const Tensor grad, const Tensor scales,
                         const std::vector<int64_t> stride, const std::vector<int64_t> padding,
                         const std::vector<int64_t> dilation, int64_t groups) {
   const ConvNumbers conv = read_numbers(scales, weight_sum, stride, padding, dilation, groups);
-  const bool taps_first = are_taps_first(weight_sum, 0, "weight_sum");
   dispatch(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
-    Scalar* bias = bias_sum ? &zero : nullptr;
-    const auto job = describe<Scalar>(x, grad, scales.size(0), conv, bias, taps_first);
+    const auto job = describe<Scalar>(x, grad, scales.size(0), conv, bias_sum ? &zero : nullptr);
     const ConvGeometry& shape = job.geometry;
     const Sums sums = read_sums(x, grad, scales, weight_sum, bias_sum, shape);
     const int64_t blocks = shape.groups * cpu::blocks_a_group(shape);
@@ -271,7 +266,6 @@ void recomputed_sum_cuda(const Tensor x, const Tensor grad, const Tensor scales,
                          const std::vector<int64_t> dilation, int64_t groups) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const ConvNumbers conv = read_numbers(scales, weight_sum, stride, padding, dilation, groups);
-  STD_TORCH_CHECK(weight_sum.is_contiguous(), "weight_sum: expected a contiguous one on a GPU");
   void* stream = current_cuda_stream(x.get_device_index());
   dispatch_on_gpu(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);

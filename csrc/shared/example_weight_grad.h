@@ -28,8 +28,7 @@ struct ExampleWeightGrad {
   int64_t weight_stride;  // from one example to the next
   Wide<Scalar>* bias;     // [examples, groups * outputs], or null
   int64_t bias_stride;
-  bool accumulate;          // add to what weight and bias hold, instead of writing over it
-  bool taps_first = false;  // an example's weights lie as [outputs, taps, taps, inputs]
+  bool accumulate;  // add to what weight and bias hold, instead of writing over it
 };
 
 // The same job with all pixels of an example in one row, if its tensors allow it and each pixel is

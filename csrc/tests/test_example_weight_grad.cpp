@@ -88,8 +88,7 @@ std::vector<double> definition(const Case<Scalar>& given) {
 
 template <typename Scalar>
 std::vector<Scalar> run(const Case<Scalar>& given, const cpu::TileSet<Scalar>& tiles, int64_t split,
-                        bool accumulate, int64_t cache_bytes = cpu::kCacheBytes,
-                        bool taps_first = false) {
+                        bool accumulate, int64_t cache_bytes = cpu::kCacheBytes) {
   const ConvGeometry& shape = given.shape;
   const int64_t outputs = shape.groups * shape.outputs;
   const int64_t size = outputs * shape.inputs * shape.height.taps * shape.width.taps;
@@ -104,27 +103,13 @@ std::vector<Scalar> run(const Case<Scalar>& given, const cpu::TileSet<Scalar>& t
                                       size,
                                       found.data() + shape.examples * size,
                                       outputs,
-                                      accumulate,
-                                      taps_first};
+                                      accumulate};
   const ExampleWeightGrad<Scalar> flat = in_one_row(job);
   const int64_t blocks = cpu::example_weight_grad_blocks(flat.geometry);
   for (int64_t begin = 0; begin < blocks; begin += split) {
     cpu::example_weight_grad(flat, tiles, begin, std::min(begin + split, blocks), cache_bytes);
   }
   return found;
-}
-
-// weight [examples, outputs, taps, inputs] -> [examples, outputs, inputs, taps]; the bias follows.
-template <typename Scalar>
-std::vector<Scalar> inputs_first(const ConvGeometry& shape, const std::vector<Scalar>& found) {
-  const int64_t taps = shape.height.taps * shape.width.taps, each = taps * shape.inputs;
-  std::vector<Scalar> turned = found;
-  for (int64_t row = 0; row < shape.examples * shape.groups * shape.outputs; ++row) {
-    for (int64_t i = 0; i < each; ++i) {
-      turned[row * each + i % shape.inputs * taps + i / shape.inputs] = found[row * each + i];
-    }
-  }
-  return turned;
 }
 
 template <typename Scalar>
@@ -143,8 +128,6 @@ void matches_the_definition() {
       }
       CHECK(whole == run(given, *set, 1, accumulate));
       CHECK(whole == run(given, *set, 3, accumulate));
-      const auto turned = run(given, *set, 2, accumulate, cpu::kCacheBytes, true);
-      CHECK(whole == inputs_first(given.shape, turned));
       // In chunks of the smallest size, and of several bands; with one or many tiles at a time.
       for (int64_t cache_bytes : {0, 30000, 100000}) {
         CHECK(whole == run(given, *set, 5, accumulate, cache_bytes));

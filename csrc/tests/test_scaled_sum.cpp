@@ -43,8 +43,7 @@ void recomputed_is_kept(std::mt19937_64& random) {
                                 whole,
                                 kept.data() + size,
                                 whole,
-                                false,
-                                random() % 2 == 0};
+                                false};
   job = in_one_row(job);
   const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
   cpu::example_weight_grad(job, 0, blocks);

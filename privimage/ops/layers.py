@@ -33,8 +33,7 @@ def example_weight_grad(
             float32 for `weight` and `bias`.
         grad: [rows, outputs, height', width'], gradient of its output.
         weight: [examples, outputs, inputs / groups, *taps], written; each example's values in one
-            piece, as are those of a slice of columns of [examples, parameters]. On a CPU an
-            example's may be channels-last, which is faster for small images.
+            piece, as are those of a slice of columns of [examples, parameters].
         bias: [examples, outputs], written as well; None where there is none.
         geometry: of the convolution.
         accumulate: add to what `weight` and `bias` hold.
@@ -123,14 +122,8 @@ def _check_weight_grad(
     if bias is not None and bias.shape != (examples, outputs):
         raise ValueError(f"bias: expected {[examples, outputs]}, got {list(bias.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and examples and not is_one_piece(tensor[0]):
+        if tensor is not None and examples and not tensor[0].is_contiguous():
             raise ValueError(f"{name}: expected each example's values in one piece")
-
-
-def is_one_piece(part: torch.Tensor) -> bool:
-    """Whether the values lie side by side in an order that the operators can write."""
-    last = part.dim() == 4 and part.is_cpu
-    return part.is_contiguous() or (last and part.is_contiguous(memory_format=torch.channels_last))
 
 
 def group_norm_silu(

@@ -5,7 +5,7 @@ Arguments are checked once, here, before the native code or the reference runs.
 
 import torch
 
-from privimage.ops.layers import ConvGeometry, is_one_piece, wide_type
+from privimage.ops.layers import ConvGeometry, wide_type
 
 
 def squared_norms(parts: torch.Tensor) -> torch.Tensor:
@@ -92,8 +92,7 @@ def recomputed_sum(
         x: as there.
         grad: as there.
         scales: as for `scaled_sum`.
-        weight_sum: int64 [outputs, inputs / groups, *taps], added to; on a CPU it may be
-            channels-last, which is faster for small images.
+        weight_sum: int64 [outputs, inputs / groups, *taps], added to.
         bias_sum: int64 [outputs], added to; None where there is no bias.
         geometry: as there.
 
@@ -103,8 +102,8 @@ def recomputed_sum(
     _check_convolution(x, grad)
     _check_scales(scales, len(scales), x.device)
     for name, total in (("weight_sum", weight_sum), ("bias_sum", bias_sum)):
-        if total is not None and (total.dtype != torch.int64 or not is_one_piece(total)):
-            raise TypeError(f"{name}: expected an int64 tensor in one piece, got {total.dtype}")
+        if total is not None and (total.dtype != torch.int64 or not total.is_contiguous()):
+            raise TypeError(f"{name}: expected a contiguous int64 tensor, got {total.dtype}")
     stride, padding, dilation, groups = geometry
     torch.ops.privimage.recomputed_sum(
         x, grad, scales, weight_sum, bias_sum, stride, padding, dilation, groups

@@ -55,8 +55,7 @@ def test_what_is_recomputed_is_what_was_kept(
     scales[1:2] = 0
     expected = reference.scaled_sum(kept, scales)
     assert torch.equal(ops.scaled_sum(kept, scales), expected)
-    total = torch.full(shape, 7).contiguous(memory_format=layout)
-    totals = total, torch.full(shape[:1], 7) if with_bias else None
+    totals = torch.full(shape, 7), torch.full(shape[:1], 7) if with_bias else None
     ops.recomputed_sum(x, grad, scales, *totals, geometry)
     found = torch.cat([total.flatten() for total in totals if total is not None])
     assert torch.equal(found - 7, expected)
