@@ -51,7 +51,12 @@ __attribute__((noinline)) void turn(const Scalar* __restrict__ from, int64_t inp
 template <typename Scalar>
 class WriteRows {
  public:
+  static constexpr bool kWantsRows = true;
+
   explicit WriteRows(const ExampleWeightGrad<Scalar>& job) : job_(job) {}
+
+  // The weights that follow, in the order in which they were computed and with zeros between them.
+  void tile(const Scalar*, int64_t) const {}
 
   // Called long before `weight`: asks for its memory, which is slow to come.
   void expect(int64_t example, int64_t place, int64_t count) const {
@@ -222,6 +227,8 @@ class ExampleWeightGradBlocks {
 
   void hand_out(int64_t example, int64_t group, int64_t index, const Scalar* sums) {
     const Tile now = tile(index);
+    sink_.tile(sums, now.outputs * taps_ * pitch_);
+    if constexpr (!Sink::kWantsRows) return;
     for (int64_t r = 0; r < now.outputs; ++r) {
       const Scalar* values = in_order(sums + r * taps_ * pitch_, now.inputs);
       sink_.weight(example, place(group, now, r), values, now.inputs * taps_);

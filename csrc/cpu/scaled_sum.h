@@ -64,12 +64,12 @@ inline void scaled_sum(const KeptParts<Scalar>& job, const double* scales, int64
 // As `WriteRows`: adds the squares up.
 template <typename Scalar>
 struct AddSquares {
+  static constexpr bool kWantsRows = false;
   double squares = 0.0;
 
   void expect(int64_t, int64_t, int64_t) const {}
-  void weight(int64_t, int64_t, const Scalar* values, int64_t count) {
-    squares += sum_of_squares(values, count);
-  }
+  void tile(const Scalar* values, int64_t count) { squares += sum_of_squares(values, count); }
+  void weight(int64_t, int64_t, const Scalar*, int64_t) const {}
   void bias(int64_t, int64_t, const Scalar* values, int64_t count) {
     squares += sum_of_squares(values, count);
   }
@@ -78,6 +78,7 @@ struct AddSquares {
 // As `WriteRows`, and adds up the squares of what it writes.
 template <typename Scalar>
 struct MeasureRows {
+  static constexpr bool kWantsRows = true;
   WriteRows<Scalar> rows;
   AddSquares<Scalar> sum{};
 
@@ -86,8 +87,8 @@ struct MeasureRows {
   }
   void weight(int64_t example, int64_t place, const Scalar* values, int64_t count) {
     rows.weight(example, place, values, count);
-    sum.weight(example, place, values, count);
   }
+  void tile(const Scalar* values, int64_t count) { sum.tile(values, count); }
   void bias(int64_t example, int64_t place, const Scalar* values, int64_t count) {
     rows.bias(example, place, values, count);
     sum.bias(example, place, values, count);
@@ -97,10 +98,12 @@ struct MeasureRows {
 // As `WriteRows`: adds scaled values to the sums over examples.
 template <typename Scalar>
 struct AddScaled {
+  static constexpr bool kWantsRows = true;
   const double* scales;  // [examples]
   int64_t* weight_sum;   // [groups * outputs, inputs, taps, taps]
   int64_t* bias_sum;     // [groups * outputs]
 
+  void tile(const Scalar*, int64_t) const {}
   void expect(int64_t, int64_t, int64_t) const {}
   void weight(int64_t example, int64_t place, const Scalar* values, int64_t count) const {
     add_scaled(values, count, scales[example], weight_sum + place);
@@ -145,6 +148,9 @@ inline void add_blocks(const double* of_blocks, int64_t blocks, int64_t examples
   }
 }
 
+// Bytes of sums that stay in the second-level cache while the gradients of all examples pass by.
+constexpr int64_t kSumBytes = 1 << 19;
+
 // Adds the blocks begin … end - 1 of one example's to the sums, for each example in turn. Two
 // threads with different blocks write different sums.
 template <typename Scalar>
@@ -152,10 +158,15 @@ inline void recomputed_sum(const ExampleWeightGrad<Scalar>& job, AddScaled<Scala
                            int64_t begin, int64_t end) {
   const ConvGeometry& shape = job.geometry;
   const int64_t blocks = shape.groups * blocks_a_group(shape);
+  const int64_t weights = kBlockRows * shape.inputs * shape.height.taps * shape.width.taps;
+  const int64_t together = kSumBytes / (weights * int64_t{sizeof(int64_t)} + 1) + 1;
   ExampleWeightGradBlocks<Scalar, AddScaled<Scalar>> worker(job, *tile_sets<Scalar>(), sums);
-  for (int64_t example = 0; example < shape.examples; ++example) {
-    if (sums.scales[example] == 0.0) continue;
-    worker.run(example * blocks + begin, example * blocks + end);
+  for (int64_t start = begin; start < end; start += together) {
+    const int64_t next = std::min(start + together, end);
+    for (int64_t example = 0; example < shape.examples; ++example) {
+      if (sums.scales[example] == 0.0) continue;
+      worker.run(example * blocks + start, example * blocks + next);
+    }
   }
 }
 

@@ -8,7 +8,7 @@ very values that the second computation adds, bit for bit.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn, cast
+from typing import NoReturn
 
 import torch
 
@@ -123,19 +123,6 @@ def _divided(
     return kept, later
 
 
-def _inputs_last(
-    flat: torch.Tensor, shape: torch.Size, examples: tuple[int, ...] = ()
-) -> torch.Tensor:
-    """[*examples, values] -> [*examples, *shape], a convolution's weights with the inputs innermost.
-
-    That is the order in which they are computed; only the sum over all examples is turned around.
-    """
-    if len(shape) != 4:
-        return flat.view(*examples, *shape)
-    outputs, inputs, *taps = shape
-    return flat.view(*examples, outputs, *taps, inputs).movedim(-1, -3)
-
-
 class _Arena:
     """The kept gradients of parameters that follow each other in the flat sum.
 
@@ -158,16 +145,8 @@ class _Arena:
         self.size += shape.numel()
 
     def rows(self, name: str) -> torch.Tensor:
-        """[examples, *shape] of a parameter, to be written into.
-
-        The first call makes the room for all of them. What was measured is measured again.
-        """
-        if self._parts is None:
-            self._parts = torch.empty(self._count, self.size, dtype=self._dtype)
-            for (each, shape), part in zip(
-                self._shapes.items(), self._split(self._parts), strict=True
-            ):
-                self._rows[each] = _inputs_last(part, shape, (self._count,))
+        """[examples, *shape] of a parameter, to be written into: what was measured is no more."""
+        self._written()
         if self._measured:
             self._measured = {k: v for k, v in self._measured.items() if name not in k}
         return self._rows[name]
@@ -187,14 +166,8 @@ class _Arena:
 
     def add_to(self, total: torch.Tensor, scales: torch.Tensor) -> None:
         """Adds the scaled values to the flat sum."""
-        own = self._split(total[self._first : self._first + self.size])
-        sums = self._split(ops.scaled_sum(self._written(), scales))
-        for shape, place, part in zip(self._shapes.values(), own, sums, strict=True):
-            place.view(shape).add_(_inputs_last(part, shape))
-
-    def _split(self, flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """[..., size] -> a tensor a parameter."""
-        return flat.split([shape.numel() for shape in self._shapes.values()], dim=-1)
+        parts = total[self._first : self._first + self.size]
+        parts += ops.scaled_sum(self._written(), scales)
 
     def _unmeasured(self) -> list[slice]:
         """The columns of what was not measured when it was written, neighbours in one slice."""
@@ -211,8 +184,13 @@ class _Arena:
         return found
 
     def _written(self) -> torch.Tensor:
-        self.rows(next(iter(self._shapes)))
-        return cast(torch.Tensor, self._parts)
+        """All rows; the first call makes the room for them."""
+        if self._parts is None:
+            self._parts = torch.empty(self._count, self.size, dtype=self._dtype)
+            parts = self._parts.split([shape.numel() for shape in self._shapes.values()], dim=1)
+            for (each, shape), part in zip(self._shapes.items(), parts, strict=True):
+                self._rows[each] = part.view(self._count, *shape)
+        return self._parts
 
 
 class _Kept(Slot):
@@ -231,8 +209,12 @@ class _Kept(Slot):
         self, x: torch.Tensor, grad: torch.Tensor, bias: Slot | None, geometry: ops.ConvGeometry
     ) -> bool:
         """Has the gradients written and measured at once, if they are the first ones here."""
-        beside = isinstance(bias, _Kept) and bias.arena is self.arena and not bias.used
-        if self.used or not (bias is None or beside):
+        names: tuple[str, ...] = (self._name,)
+        if isinstance(bias, _Kept) and bias.arena is self.arena and not bias.used:
+            names += (bias._name,)
+        elif bias is not None:
+            return False
+        if self.used:
             return False
         rows = self.rows if self.rows.dim() == 5 else self.rows[..., None, None]
         x, grad = ops.as_taken(rows.dtype, x, grad)
@@ -240,9 +222,9 @@ class _Kept(Slot):
         squares = torch.ops.privimage.measured_weight_grad.default(
             x, grad, rows, bias_rows, *geometry
         )
-        self.used, names = True, (self._name,)
+        self.used = True
         if bias is not None:
-            bias.used, names = True, (self._name, bias._name)
+            bias.used = True
         self.arena.measured(names, squares)
         return True
 
@@ -267,11 +249,9 @@ class _Use:
     def add_to(self, total: torch.Tensor, scales: torch.Tensor) -> None:
         """Adds the scaled values to the flat sum."""
         bias = None if self.bias is None else total[self.bias]
-        weight = torch.zeros_like(total[self.weight])
-        rows = _inputs_last(weight, self.shape)
-        rows = rows if rows.dim() == 4 else rows[..., None, None]
-        ops.recomputed_sum(self.x, self.grad, scales, rows, bias, self.geometry)
-        total[self.weight].view(self.shape).add_(_inputs_last(weight, self.shape))
+        shape = self.shape if len(self.shape) == 4 else (*self.shape, 1, 1)
+        weight = total[self.weight].view(shape)
+        ops.recomputed_sum(self.x, self.grad, scales, weight, bias, self.geometry)
 
 
 class _Later(Slot):

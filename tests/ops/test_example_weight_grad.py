@@ -102,6 +102,8 @@ def test_kernel_reference_and_autograd_agree(data, examples, draws, groups, chan
         ((2, 32, 3, 3, 3), (28, 28), 1),
         ((4, 64, 64, 1, 1), (8, 8), 3),
         ((2, 16, 16, 3, 3), (4, 4), 8),
+        # More than the second-level cache holds.
+        ((1, 64, 64, 3, 3), (32, 32), 4),
     ],
 )
 def test_layers_of_real_networks(shape, size, draws):
