@@ -117,6 +117,7 @@ class Ours:
         )
 
     def __call__(self) -> None:
+        """The whole step."""
         self._adam.step(self.total())
 
 

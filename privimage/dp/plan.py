@@ -76,18 +76,16 @@ class StepPlan:
         draws: rows an example.
         examples: of a micro-batch.
         overhead: predicted seconds a micro-batch takes beside arithmetic.
-        fixed: bytes that a micro-batch takes whatever its size: the sum.
         observed: an example's pass.
-        others: bytes of an example's gradients that no layer here owns, by parameter.
+        sizes: bytes of an example's gradients, by parameter.
     """
 
     layers: tuple[LayerPlan, ...]
     draws: int
     examples: int
     overhead: float
-    fixed: float
     observed: Pass = field(repr=False)
-    others: Mapping[str, float] = field(repr=False)
+    sizes: Mapping[str, float] = field(repr=False)
 
     @cached_property
     def recomputed(self) -> frozenset[str]:
@@ -98,13 +96,20 @@ class StepPlan:
     @cached_property
     def bytes_an_example(self) -> float:
         """Predicted growth of the process for each example of a micro-batch."""
+        again = dict.fromkeys(self.recomputed, 0.0)
         own = {layer.weight: layer.bytes[layer.choice] for layer in self.layers}
-        return _ALLOCATED * self.observed.peak({**self.others, **own})
+        return _ALLOCATED * self.observed.peak({**self.sizes, **again, **own})
+
+    @cached_property
+    def bytes_fixed(self) -> float:
+        """Predicted growth whatever the size: the sum, in integers, and what is added to it."""
+        kept = (size for name, size in self.sizes.items() if name not in self.recomputed)
+        return _ALLOCATED * 2 * (sum(self.sizes.values()) + max(kept, default=0.0))
 
     @property
     def bytes(self) -> float:
         """Predicted growth of the process during a micro-batch."""
-        return self.fixed + self.examples * self.bytes_an_example
+        return self.bytes_fixed + self.examples * self.bytes_an_example
 
     @property
     def seconds_an_example(self) -> float:
@@ -192,13 +197,10 @@ def plan(
         _kept(use, costs, _obstacle(use, counted, native=is_native and on_cpu))
         for use in observed.uses[::-1]
     )
-    own = {layer.weight for layer in layers}
     width = gradients.arena(0).element_size()
     sizes = {name: float(width * shape.numel()) for name, shape in gradients.shapes.items()}
-    others = {name: size for name, size in sizes.items() if name not in own}
-    fixed = 8.0 * _ALLOCATED * (gradients.size + max(gradients.module_sizes))
     overhead = costs.layer * len(gradients.module_sizes)
-    found = StepPlan(layers, draws, examples, overhead, fixed, observed, others)
+    found = StepPlan(layers, draws, examples, overhead, observed, sizes)
     return found if max_memory is None else _within(found, max_memory)
 
 
@@ -210,8 +212,8 @@ def _within(found: StepPlan, max_memory: float) -> StepPlan:
         again = {layer.weight for layer in order[:count]}
         layers = (_again(x) if x.weight in again else x for x in found.layers)
         tried = replace(found, layers=tuple(layers))
-        least = min(least, tried.fixed + tried.bytes_an_example)
-        fitting = int((max_memory - tried.fixed) // tried.bytes_an_example)
+        least = min(least, tried.bytes_fixed + tried.bytes_an_example)
+        fitting = int((max_memory - tried.bytes_fixed) // tried.bytes_an_example)
         if fitting >= 1:
             tried = replace(tried, examples=min(fitting, found.examples))
             if best is None or tried.seconds_an_example < best.seconds_an_example:
