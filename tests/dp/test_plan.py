@@ -13,7 +13,7 @@ from privimage.dp.observation import Pass, _LiveBytes
 from privimage.errors import UserError
 from privimage.ops._library import is_native
 
-COSTS = Costs(multiply_add=5e-12, layer=1e-4)
+COSTS = Costs(multiply_add=5e-12, keep=4e-10, again=2e-10, layer=1e-4)
 native = pytest.mark.skipif(not is_native, reason="the native operators are not built")
 
 
@@ -66,9 +66,19 @@ def test_less_memory_means_gradients_computed_again_and_smaller_micro_batches():
         seen.append((tight.examples, len(tight.recomputed)))
     assert seen == sorted(seen, key=lambda found: (-found[0], found[1]))
     assert {layer.choice for layer in tight.layers} == {"recompute"}
-    assert "saves 64 KB an example" in str(tight)
+    assert "saves 64 KB an example for" in str(tight)
     with pytest.raises(UserError, match=r"one example takes .* more than the 0\.0 of max_memory"):
         plan(wide(), [64], costs=COSTS, max_memory=10.0)
+
+
+@native
+def test_without_a_limit_only_wide_layers_of_few_positions_are_computed_again():
+    """Reading and writing memory takes longer there than the products do."""
+    model = nn.Sequential(nn.Linear(1024, 1024), nn.Linear(1024, 16), nn.Unflatten(1, (4, 4)))
+    assert plan(model, [1024], costs=COSTS).recomputed == {"0.weight", "0.bias"}
+    assert not plan(model, [1024], costs=dataclasses.replace(COSTS, again=1e-9)).recomputed
+    tokens = nn.Sequential(nn.Linear(1024, 1024))
+    assert not plan(tokens, [64, 1024], costs=COSTS).recomputed
 
 
 @native
@@ -91,7 +101,7 @@ def test_the_cheapest_for_its_bytes_is_computed_again_first():
     assert prices["3.weight"] < prices["0.weight"] == math.inf
     # Overhead that costs nothing speaks for smaller micro-batches, a dear one for larger ones.
     for layer, recomputed in ((0.0, frozenset()), (1.0, {"3.weight", "3.bias"})):
-        costs = dataclasses.replace(COSTS, layer=layer)
+        costs = dataclasses.replace(COSTS, layer=layer, keep=0.0)
         found = plan(model, [16, 16, 16], costs=costs, max_memory=free.bytes / 4)
         assert found.recomputed == recomputed
 
