@@ -7,7 +7,7 @@ average of the weights; the private ones also the norm of each image's gradient,
 and noise. All run in this process, in turns; a ratio is the median over the rounds of a method's
 time to that of the faster ordinary step in the same round. Peers run only where they are installed.
 Prediction: `privimage` at most 1.10, 1.05 and 1.02 at 1, 4 and 8 draws on the CIFAR-10 network.
-Seen with --quick on a 2-core Xeon, both cores (benchmarks/results/dp_step-cpu.json): 1.17 and 1.03
+Seen with --quick on a 2-core Xeon, both cores (benchmarks/results/dp_step-cpu.json): 1.14 and 1.03
 at 1 and 8 draws; vmap(grad) 1.76 and 1.65, Opacus' hooks 2.16 and 2.02, a loop over images 3.05 and
 1.38. What is left at one draw is the weight gradient's write-out and the arena of 7 MB an image.
 """
