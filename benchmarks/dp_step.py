@@ -7,7 +7,7 @@ average of the weights; the private ones also the norm of each image's gradient,
 and noise. All run in this process, in turns; a ratio is the median over the rounds of a method's
 time to that of the faster ordinary step in the same round. Peers run only where they are installed.
 Prediction: `privimage` at most 1.10, 1.05 and 1.02 at 1, 4 and 8 draws on the CIFAR-10 network.
-Seen with --quick on a 2-core Xeon, both cores (benchmarks/results/dp_step-cpu.json): 1.17 and 1.03
+Seen with --quick on a 2-core Xeon, both cores (benchmarks/results/dp_step-cpu.json): 1.14 and 1.03
 at 1 and 8 draws; vmap(grad) 1.76 and 1.65, Opacus' hooks 2.16 and 2.02, a loop over images 3.05 and
 1.38. What is left at one draw is the weight gradient's write-out and the arena of 7 MB an image.
 """
@@ -19,7 +19,6 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -117,6 +116,7 @@ class Ours:
         )
 
     def __call__(self) -> None:
+        """The whole step."""
         self._adam.step(self.total())
 
 
@@ -287,8 +287,9 @@ def resident_mb() -> float:
 
 
 def peak_mb() -> float:
-    """The most that it ever had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    """The most that it ever had; `ru_maxrss` would be that of the process that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
 
 
 def main() -> None:

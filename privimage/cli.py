@@ -72,6 +72,9 @@ def train(
     json_: Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")] = False,
     max_minutes: Annotated[float | None, typer.Option(help="Stop cleanly after so long.")] = None,
     threads: Annotated[int | None, typer.Option(help="Cores to use; default all.")] = None,
+    max_memory: Annotated[
+        float | None, typer.Option(help="MB for a core's share of a private step.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default what is there.")] = None,
     quiet: Annotated[bool, typer.Option(help="Warnings and errors only.")] = False,
 ) -> None:
@@ -96,7 +99,7 @@ def train(
     )
     chosen = recipe.preset(preset, overrides)
     reporter = _reporter(quiet or json_, max_minutes)
-    machine = pipeline.Machine(device=device, threads=threads)
+    machine = pipeline.Machine(device, threads, max_memory)
     path = out or Path("runs") / preset
     if dry_run:
         plan, found = pipeline.dry_run(chosen, path, machine, reporter)

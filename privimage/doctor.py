@@ -40,8 +40,10 @@ def _costs() -> str:
     costs = cached_costs()
     if costs is None:
         return "not measured yet (privimage.dp.plan does)"
-    product, layer = 1e12 * costs.multiply_add, 1e6 * costs.layer
-    return f"product {product:.1f} ps, layer {layer:.0f} us a micro-batch"
+    return (
+        f"product {1e12 * costs.multiply_add:.1f} ps, kept value {1e9 * costs.keep:.2f} ns, "
+        f"value again {1e9 * costs.again:.2f} ns, layer {1e6 * costs.layer:.0f} us a micro-batch"
+    )
 
 
 def _self_test(device: torch.device) -> Iterator[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from privimage import data, durable, spending, stages, summary
-from privimage.dp import Gaussian, History, Ledger, Mechanism, Plan
-from privimage.errors import UserError, check_choice, check_count
+from privimage.dp import DEFAULT_MEMORY, Gaussian, History, Ledger, Mechanism, Plan
+from privimage.errors import UserError, check_choice, check_count, check_positive
 from privimage.forecast import Forecast, forecast, in_words
 from privimage.progress import Reporter
 from privimage.recipe import Recipe
@@ -30,10 +30,17 @@ _LEAST_FREE_BYTES = 200 * 2**20
 
 @dataclass(frozen=True)
 class Machine:
-    """How fast a run goes, and nothing of what it computes."""
+    """How fast a run goes and what it takes, and nothing of what it computes but its rounding.
+
+    Attributes:
+        device: cpu or cuda; None for what is there.
+        threads: None for all cores.
+        max_memory: MB by which a micro-batch of DP fine-tuning, one a thread, may grow the process.
+    """
 
     device: str | None = None
     threads: int | None = None
+    max_memory: float | None = None
 
     def torch_device(self) -> torch.device:
         """The device, by default what is there.
@@ -56,6 +63,17 @@ class Machine:
         if self.threads is not None:
             check_count("--threads", self.threads)
         return Workers(self.threads)
+
+    def memory(self) -> float:
+        """Bytes for a micro-batch of DP fine-tuning.
+
+        Raises:
+            UserError: none are.
+        """
+        if self.max_memory is None:
+            return DEFAULT_MEMORY
+        check_positive("--max-memory", self.max_memory)
+        return 1e6 * self.max_memory
 
 
 @dataclass(frozen=True)
@@ -126,7 +144,7 @@ def train(
         if stage not in repeated:
             folder.refuse_changes(stage.name, recipe, stage.reads)
     spending.refuse_without_ledger(folder)
-    run = Run(recipe, folder, reporter, machine.workers(), machine.torch_device())
+    run = Run(recipe, folder, reporter, machine.workers(), machine.torch_device(), machine.memory())
     missing = _missing(order, repeated, folder)
     _check_before_touching(run, missing)
     durable.make_folder(path)
@@ -166,7 +184,7 @@ def dry_run(
     order, folder = stages_of(recipe), RunFolder(path)
     for stage in order:
         folder.refuse_changes(stage.name, recipe, stage.reads)
-    run = Run(recipe, folder, reporter, machine.workers(), machine.torch_device())
+    run = Run(recipe, folder, reporter, machine.workers(), machine.torch_device(), machine.memory())
     missing = _missing(order, [], folder)
     _check_before_touching(run, missing)
     names = [stage.name for stage in missing]

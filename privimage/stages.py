@@ -14,7 +14,7 @@ from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.denoiser import Denoiser
 from privimage.diffusion.pretrain import Network, pretrain
 from privimage.diffusion.unet import UNet, UNetShape
-from privimage.dp import Ledger
+from privimage.dp import DEFAULT_MEMORY, Ledger
 from privimage.errors import UserError
 from privimage.evaluate import Evaluation, FeatureNetwork
 from privimage.progress import Reporter
@@ -48,6 +48,7 @@ class Run:
     reporter: Reporter
     workers: Workers
     device: torch.device
+    max_memory: float = DEFAULT_MEMORY
 
     @cached_property
     def shape(self) -> ImageShape:
@@ -227,6 +228,7 @@ def finetune_network(run: Run, folder: Path, ledger: Ledger) -> None:
         folder / "checkpoints",
         run.workers,
         run.reporter,
+        run.max_memory,
     )
     torch.nn.utils.vector_to_parameters(weights, network.parameters())
     durable.write_tensors(path, network.state_dict())

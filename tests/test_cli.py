@@ -159,6 +159,7 @@ def test_ledger_compose_states_one_epsilon_for_all(finished, tmp_path):
         (["train", "--unit", "person", "--person", "folder:1"], "names no persons by folder:1"),
         (["train", "--device", "tpu"], "--device"),
         (["train", "--threads", "0"], "--threads"),
+        (["train", "--max-memory", "0"], "--max-memory"),
         (["evaluate", "/no/such"], "synthetic images: there is no file or folder '/no/such'"),
         (["ledger", "verify", "/no/such"], "no run in this folder"),
         (["ledger", "show", "/no/such"], "no run in this folder"),

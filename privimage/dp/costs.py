@@ -14,6 +14,7 @@ from privimage import durable, ops
 from privimage.dp.engine import ExampleGradients
 from privimage.errors import UserError
 
+_ONE_TAP = ((1, 1), (0, 0), (1, 1), 1)
 _THREE_TAPS = ((1, 1), (1, 1), (1, 1), 1)
 
 
@@ -21,15 +22,16 @@ _THREE_TAPS = ((1, 1), (1, 1), (1, 1), 1)
 class Costs:
     """Constants of the cost model, in seconds on all threads.
 
-    Keeping a gradient's values until the norms are known costs about as much as adding them up a
-    second time, so of what is computed again only the products count.
-
     Attributes:
         multiply_add: one product of a weight gradient.
+        keep: writing a value into memory, and reading it for the norm and for the sum.
+        again: what a value that is computed again costs beside its products.
         layer: what a layer costs in a micro-batch beside its arithmetic, forward and back.
     """
 
     multiply_add: float
+    keep: float
+    again: float
     layer: float
 
 
@@ -66,7 +68,7 @@ def cache_path() -> Path:
 
 
 def measure_costs() -> Costs:
-    """Times one large weight gradient, and a chain of layers that have next to nothing to do."""
+    """Times a convolution, a wide linear layer of one position, and layers with nothing to do."""
     examples, width, layers = 8, 64, 16
     images = torch.ones(examples, width, 16, 16).contiguous(memory_format=torch.channels_last)
     products = examples * 16 * 16 * 9 * width * width
@@ -78,13 +80,28 @@ def measure_costs() -> Costs:
     chain = nn.Sequential(*(layer for pair in pairs for layer in pair))
     gradients, point = ExampleGradients(chain, torch.channels_last), torch.ones(1, 8, 2, 2)
     small = _seconds(lambda: gradients(lambda model, x: model(x).sum((1, 2, 3)), point))
-    return Costs(multiply_add=large / products, layer=small / layers)
+    x, wide = torch.ones(examples, 1024, 1, 1), 1024 * 1024
+    rows = torch.empty(examples, 1024, 1024, 1, 1)
+    scales, total = torch.ones(examples).double(), torch.zeros(1024, 1024, 1, 1, dtype=torch.int64)
+
+    def keep() -> None:
+        ops.example_weight_grad(x, x, rows, None, _ONE_TAP)
+        ops.scaled_sum(rows.flatten(1), ops.squared_norms(rows.flatten(1)))
+
+    norms = _seconds(lambda: ops.example_weight_norms(x, x, examples, (1, 1), False, _ONE_TAP))
+    again = _seconds(lambda: ops.recomputed_sum(x, x, scales, total, None, _ONE_TAP))
+    return Costs(
+        multiply_add=large / products,
+        keep=max(_seconds(keep) - norms, 0.0) / (examples * wide),
+        again=max(again / (examples * wide) - large / products, 0.0),
+        layer=small / layers,
+    )
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """The shortest of twenty calls: what other processes take does not count."""
+    """The shortest of ten calls: what other processes take does not count."""
     times = []
-    for _ in range(20):
+    for _ in range(10):
         began = time.perf_counter()
         run()
         times.append(time.perf_counter() - began)

@@ -178,9 +178,10 @@ class ExampleGradients:
 
     def slots_in(self, arena: torch.Tensor) -> dict[str, Slot]:
         """The columns of `arena` of each parameter."""
+        parts = arena.split([shape.numel() for shape in self.shapes.values()], dim=1)
         return {
-            name: Slot(arena[:, self.places[name]].view(len(arena), *shape))
-            for name, shape in self.shapes.items()
+            name: Slot(columns.view(len(arena), *shape))
+            for (name, shape), columns in zip(self.shapes.items(), parts, strict=True)
         }
 
     def _observe(

@@ -1,10 +1,11 @@
 """What happens to each layer's gradients, and to how many examples at a time, in so much memory.
 
-A gradient that is kept until the norms are known takes memory; one that is computed again for the
-sum takes its products a second time, and holds the layer's input and its output's gradient instead.
-So everything is kept where there is room. Where there is not, micro-batches get smaller, which
-costs the layers' overhead more often, or the gradients that are cheapest to compute again, for the
-bytes that it saves, are: whichever is predicted to take less time.
+A gradient that is kept until the norms are known is written to memory and read twice; one that is
+computed again for the sum takes its products a second time, and holds the layer's input and its
+output's gradient instead. So most are kept where there is room, but for wide linear layers of few
+positions. Where there is no room, micro-batches get smaller, which costs the layers' overhead more
+often, or more gradients are computed again, those first that cost least for the bytes they save:
+whatever is predicted to take the least time.
 """
 
 from collections import Counter
@@ -76,18 +77,16 @@ class StepPlan:
         draws: rows an example.
         examples: of a micro-batch.
         overhead: predicted seconds a micro-batch takes beside arithmetic.
-        fixed: bytes that a micro-batch takes whatever its size: the sum.
         observed: an example's pass.
-        others: bytes of an example's gradients that no layer here owns, by parameter.
+        sizes: bytes of an example's gradients, by parameter.
     """
 
     layers: tuple[LayerPlan, ...]
     draws: int
     examples: int
     overhead: float
-    fixed: float
     observed: Pass = field(repr=False)
-    others: Mapping[str, float] = field(repr=False)
+    sizes: Mapping[str, float] = field(repr=False)
 
     @cached_property
     def recomputed(self) -> frozenset[str]:
@@ -98,13 +97,20 @@ class StepPlan:
     @cached_property
     def bytes_an_example(self) -> float:
         """Predicted growth of the process for each example of a micro-batch."""
+        again = dict.fromkeys(self.recomputed, 0.0)
         own = {layer.weight: layer.bytes[layer.choice] for layer in self.layers}
-        return _ALLOCATED * self.observed.peak({**self.others, **own})
+        return _ALLOCATED * self.observed.peak({**self.sizes, **again, **own})
+
+    @cached_property
+    def bytes_fixed(self) -> float:
+        """Predicted growth whatever the size: the sum, in integers, and what is added to it."""
+        kept = (size for name, size in self.sizes.items() if name not in self.recomputed)
+        return _ALLOCATED * 2 * (sum(self.sizes.values()) + max(kept, default=0.0))
 
     @property
     def bytes(self) -> float:
         """Predicted growth of the process during a micro-batch."""
-        return self.fixed + self.examples * self.bytes_an_example
+        return self.bytes_fixed + self.examples * self.bytes_an_example
 
     @property
     def seconds_an_example(self) -> float:
@@ -189,17 +195,14 @@ def plan(
     on_cpu = device.type == "cpu"
     observed = observed if on_cpu else observed.written_first()
     layers = tuple(
-        _kept(use, costs, _obstacle(use, counted, native=is_native and on_cpu))
+        _kept(use, costs, examples, _obstacle(use, counted, native=is_native and on_cpu))
         for use in observed.uses[::-1]
     )
-    own = {layer.weight for layer in layers}
     width = gradients.arena(0).element_size()
     sizes = {name: float(width * shape.numel()) for name, shape in gradients.shapes.items()}
-    others = {name: size for name, size in sizes.items() if name not in own}
-    fixed = 8.0 * _ALLOCATED * (gradients.size + max(gradients.module_sizes))
     overhead = costs.layer * len(gradients.module_sizes)
-    found = StepPlan(layers, draws, examples, overhead, fixed, observed, others)
-    return found if max_memory is None else _within(found, max_memory)
+    found = StepPlan(layers, draws, examples, overhead, observed, sizes)
+    return _within(found, float("inf") if max_memory is None else max_memory)
 
 
 def _within(found: StepPlan, max_memory: float) -> StepPlan:
@@ -210,10 +213,10 @@ def _within(found: StepPlan, max_memory: float) -> StepPlan:
         again = {layer.weight for layer in order[:count]}
         layers = (_again(x) if x.weight in again else x for x in found.layers)
         tried = replace(found, layers=tuple(layers))
-        least = min(least, tried.fixed + tried.bytes_an_example)
-        fitting = int((max_memory - tried.fixed) // tried.bytes_an_example)
+        least = min(least, tried.bytes_fixed + tried.bytes_an_example)
+        fitting = (max_memory - tried.bytes_fixed) / tried.bytes_an_example
         if fitting >= 1:
-            tried = replace(tried, examples=min(fitting, found.examples))
+            tried = replace(tried, examples=int(min(fitting, found.examples)))
             if best is None or tried.seconds_an_example < best.seconds_an_example:
                 best = tried
     if best is None:
@@ -237,10 +240,11 @@ def _module_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _kept(use: Use, costs: Costs, obstacle: str) -> LayerPlan:
+def _kept(use: Use, costs: Costs, examples: int, obstacle: str) -> LayerPlan:
     values = torch.Size(use.shape).numel()
     once = values * use.positions * costs.multiply_add
-    seconds: dict[Choice, float] = {"keep": once, "recompute": 2 * once}
+    again = 2 * once + values * costs.again + costs.layer / examples
+    seconds: dict[Choice, float] = {"keep": once + values * costs.keep, "recompute": again}
     held: dict[Choice, float] = {"keep": 4.0 * values, "recompute": 4.0 * use.held}
     reason = obstacle or "there is room"
     return LayerPlan(
@@ -252,7 +256,9 @@ def _kept(use: Use, costs: Costs, obstacle: str) -> LayerPlan:
 
 def _again(layer: LayerPlan) -> LayerPlan:
     saved = layer.bytes["keep"] - layer.bytes["recompute"]
-    return _chosen(layer, "recompute", f"saves {saved / 1e3:.0f} KB an example")
+    more = 1e6 * (layer.seconds["recompute"] - layer.seconds["keep"])
+    reason = f"saves {saved / 1e3:.0f} KB an example for {more:.1f} us"
+    return _chosen(layer, "recompute", reason)
 
 
 def _chosen(layer: LayerPlan, choice: Choice, reason: str) -> LayerPlan:

@@ -6,16 +6,22 @@ randomness from the operating system; each raises a false alarm with a probabili
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from scipy import stats
+from torch import nn
 
 from privimage import ops
 from privimage.dp import (
     GRID_UNITS,
+    ClipRule,
     Domain,
+    ExampleGradients,
     SecretKey,
-    clipped_sum,
+    plan,
+    planned_clipped_sum,
     poisson_sample,
     rate_threshold,
 )
@@ -136,16 +142,30 @@ def check_sampler(device: torch.device) -> None:
 
 
 def check_sensitivity(device: torch.device) -> None:
-    """Whatever a row of gradients holds, it moves their sum by at most the clip."""
+    """Whatever a row of gradients holds, kept or computed again, it moves their sum by the clip."""
     rows = torch.randn(5, 200, generator=torch.Generator().manual_seed(1)).to(device)
-    before = clipped_sum(rows, 0.01)
-    for hostile in (0.0, 1e-30, 1e10, 1e30, math.inf, -math.inf, math.nan):
-        for place in (slice(0, 1), slice(199, 200), slice(None)):
-            row = torch.randn(1, 200, generator=torch.Generator().manual_seed(2)).to(device)
-            row[0, place] = hostile
-            moved = clipped_sum(torch.cat([rows, row]), 0.01) - before
-            share = float(moved.double().norm()) / GRID_UNITS
-            _require(share <= 1, f"a row with {hostile} moves it by {share:g} times the clip")
+    with torch.random.fork_rng(devices=[]):
+        model = nn.ModuleList(nn.Linear(100, 1, bias=False) for _ in range(2)).to(device)
+    gradients = ExampleGradients(model)
+    kept = plan(model, [rows[:1]], losses=_rows_are_gradients)
+    plans = [kept] if kept.layers[0].must_keep else [kept, kept.choosing("", "recompute")]
+    for chosen in plans:
+        total = partial(planned_clipped_sum, gradients, _rows_are_gradients)
+        options: dict[str, Any] = {"plan": chosen, "rule": ClipRule(0.01)}
+        before = total(rows, **options)
+        for hostile in (0.0, 1e-30, 1e10, 1e30, math.inf, -math.inf, math.nan):
+            for place in (slice(0, 1), slice(199, 200), slice(None)):
+                row = torch.randn(1, 200, generator=torch.Generator().manual_seed(2)).to(device)
+                row[0, place] = hostile
+                moved = total(torch.cat([rows, row]), **options) - before
+                share = float(moved.double().norm()) / GRID_UNITS
+                _require(share <= 1, f"a row with {hostile} moves it by {share:g} times the clip")
+
+
+def _rows_are_gradients(model: nn.ModuleList, rows: torch.Tensor) -> torch.Tensor:
+    """Losses whose gradients are the rows themselves."""
+    first, second = model
+    return (first(rows[:, :100]) + second(rows[:, 100:]))[:, 0]  # type: ignore[no-any-return]
 
 
 def check_coupled_step(device: torch.device) -> None:

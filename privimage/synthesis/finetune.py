@@ -224,6 +224,7 @@ def finetune(
     folder: Path,
     workers: Workers,
     reporter: Reporter,
+    max_memory: float = DEFAULT_MEMORY,
 ) -> tuple[torch.Tensor, int]:
     """Fine-tunes `network` on the sensitive images, as far as the ledger's budget goes.
 
@@ -244,6 +245,7 @@ def finetune(
         folder: for checkpoints.
         workers: cores for the micro-batches.
         reporter: for progress; asks the loop to stop.
+        max_memory: bytes by which a worker's micro-batch may grow the process.
 
     Returns:
         The averaged weights [parameters] in the order of `network.parameters()`, and the number of
@@ -256,7 +258,9 @@ def finetune(
     """
     ledger.check_unit(sensitive.unit)
     noise_multiplier = ledger.plan_in_force().finetune.noise_multiplier
-    tuner = Finetuner(sensitive, network, settings, noise_multiplier, public_size, workers)
+    tuner = Finetuner(
+        sensitive, network, settings, noise_multiplier, public_size, workers, max_memory
+    )
     if not tuner.is_secret:
         ledger.mark_not_private("test key")
     checkpoints = Checkpoints(folder, reporter.warn)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privimage.dp import GRID_UNITS, clipped_sum, layer_clipped_sum, normalised_sum
+from privimage.dp import GRID_UNITS, ClipRule, clipped_sum, layer_clipped_sum, normalised_sum
 
 _CLIPS = [1e-30, 1e-3, 1.0, 7.0, 1e30]
 _TINY = 2.0**-149
@@ -145,3 +145,30 @@ def test_cancelling_rows_cannot_hide_one_row():
     with_row = clipped_sum(torch.cat([large, small]), 1.0)
     without = clipped_sum(torch.cat([large[1:], small]), 1.0)
     assert _norm(with_row - without) <= GRID_UNITS
+
+
+def test_scales_are_those_of_the_grid():
+    values = [0.0, 0.25, 1.0, 2.0, 1e300, float("inf"), float("nan")]
+    squares = torch.tensor([values], dtype=torch.float64)
+    (found,) = ClipRule(1.0).scales(squares)
+    assert found[-2:].tolist() == [0, 0]
+    assert found[0] == GRID_UNITS
+    norms = (squares[0, :-2].sqrt() * found[:-2])[2:]
+    assert (norms < GRID_UNITS).all()
+    assert (norms > GRID_UNITS * (1 - 2.0**-19)).all()
+    assert found[1] == GRID_UNITS
+    (layers,) = ClipRule(1.0, "per_layer").scales(squares[:, 4:5].expand(4, 1)).T
+    assert (layers * 1e150 < GRID_UNITS / 2).all()
+    (normalised,) = ClipRule(1.0, "automatic", 0.5).scales(squares[:, 1:2])
+    assert 0 < GRID_UNITS / 1.0 - normalised.item() < 2e-6 * GRID_UNITS
+
+
+def test_norms_that_differ_in_the_last_places_get_one_scale():
+    """The order in which squares are added up can change no coordinate."""
+    squares = torch.rand(1, 1000, dtype=torch.float64) + 1
+    other = squares * (1 + 2.0**-50)
+    assert not torch.equal(squares, other)
+    assert torch.equal(ClipRule(0.5).scales(squares), ClipRule(0.5).scales(other))
+    assert not torch.equal(
+        ClipRule(0.5).scales(squares), ClipRule(0.5).scales(squares * (1 + 1e-6))
+    )

@@ -18,6 +18,7 @@ def test_they_are_measured_once(monkeypatch):
     found = costs.machine_costs()
     assert all(value >= 0 for value in dataclasses.astuple(found))
     assert found.multiply_add > 0
+    assert found.layer > 0
     monkeypatch.setattr(costs, "measure_costs", lambda: pytest.fail("measured twice"))
     assert costs.machine_costs() == costs.cached_costs() == found
 

@@ -1,5 +1,8 @@
 """Clipped sums by a plan: what is computed again is what was kept, in less memory."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -17,7 +20,7 @@ from privimage.dp.costs import Costs
 from privimage.errors import UserError
 from privimage.ops._library import is_native
 
-COSTS = Costs(multiply_add=5e-12, layer=1e-4)
+COSTS = Costs(multiply_add=5e-12, keep=4e-10, again=2e-10, layer=1e-4)
 native = pytest.mark.skipif(not is_native, reason="the native operators are not built")
 
 
@@ -53,19 +56,81 @@ def planned(model, draws=1, **options):
     return plan(model, batch(1, draws), draws=draws, losses=losses, costs=COSTS, **options)
 
 
-@native
+RULES = [ClipRule(0.5), ClipRule(0.5, "per_layer"), ClipRule(0.5, "automatic")]
+
+
+def total(model, data, chosen, rule=RULES[0], **options):
+    return planned_clipped_sum(
+        ExampleGradients(model), losses, *data, plan=chosen, rule=rule, **options
+    )
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.way)
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("examples", [0, 1, 5])
-@pytest.mark.parametrize("choice", ["keep", "recompute"])
-def test_the_sum_is_that_of_the_gradients(draws, examples, choice):
+def test_the_sum_is_that_of_the_gradients(draws, examples, rule):
     model, data = Net(), batch(examples, draws)
     gradients = ExampleGradients(model)
-    chosen = planned(model, draws).choosing("", choice)
-    assert len(chosen.recomputed) == (0 if choice == "keep" else 6)
-    found = planned_clipped_sum(gradients, losses, *data, plan=chosen, rule=ClipRule(0.5))
-    expected = clipped_sum(gradients(losses, *data, draws=draws), 0.5)
-    # Norms are added up in another order: a scale's last bit can move a coordinate by a step.
-    assert (found - expected).abs().max() <= examples
+    found = total(model, data, planned(model, draws), rule)
+    expected = rule.sum(gradients(losses, *data, draws=draws), gradients.module_sizes)
+    # Norms are rounded up to 24 bits, and coordinates towards zero.
+    assert (found - expected).abs().max() <= max(examples, 1) * (2 + 2.0**-23 * GRID_UNITS)
+    assert (found.abs().max() > 1e-2 * GRID_UNITS) == (examples > 0)
+
+
+@native
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.way)
+@pytest.mark.parametrize("draws", [1, 3])
+def test_the_choice_changes_no_bit(draws, rule):
+    model, data = Net(), batch(5, draws)
+    kept = planned(model, draws)
+    assert not kept.recomputed
+    expected = total(model, data, kept, rule)
+    again = kept.choosing("", "recompute")
+    assert len(again.recomputed) == 6
+    names = [layer.weight for layer in again.layers]
+    for chosen in (again, *(again.choosing(name, "keep") for name in names)):
+        assert torch.equal(total(model, data, chosen, rule), expected)
+
+
+@native
+@pytest.mark.parametrize("choice", ["keep", "recompute"])
+def test_what_fills_a_batch_up_adds_nothing(choice):
+    model, data = Net(), batch(5, 2)
+    chosen = planned(model, 2).choosing("", choice)
+    alone = sum(
+        total(model, data, chosen, examples=n + 1) - total(model, data, chosen, examples=n)
+        for n in range(3)
+    )
+    found = total(model, data, chosen, examples=3)
+    assert torch.equal(found, alone)
+    others = tuple(torch.cat([t[:6], batch(2, 2)[i]]) for i, t in enumerate(data))
+    assert torch.equal(total(model, others, chosen, examples=3), found)
+    assert not torch.equal(total(model, data, chosen), found)
+    with pytest.raises(UserError, match="examples: expected at most the 5 of the batch, got 6"):
+        total(model, data, chosen, examples=6)
+
+
+def test_nothing_is_kept_longer_than_the_sum_takes():
+    gc.disable()
+    try:
+        model, data = Net(), batch(5, 1)
+        chosen, made = planned(model), []
+        total(model, data, chosen)
+        real = torch.empty
+        with pytest.MonkeyPatch.context() as patch:
+
+            def empty(*sizes, **options):
+                found = real(*sizes, **options)
+                made.append(weakref.ref(found))
+                return found
+
+            patch.setattr(torch, "empty", empty)
+            total(model, data, chosen)
+        assert len(made) > 2
+        assert not [tensor for tensor in made if tensor() is not None]
+    finally:
+        gc.enable()
 
 
 @native
@@ -74,7 +139,7 @@ def test_micro_batches_change_the_sum_no_more_than_the_forward_pass():
     gradients = ExampleGradients(model)
     expected = clipped_sum(gradients(losses, *data, draws=2), 0.5)
     chosen = planned(model, 2, examples=3).choosing("", "recompute")
-    found = planned_clipped_sum(gradients, losses, *data, plan=chosen, rule=ClipRule(0.5))
+    found = total(model, data, chosen)
     assert (found - expected).abs().max() <= 1e-5 * GRID_UNITS
     assert found.abs().max() > 1e-2 * GRID_UNITS
 
@@ -83,53 +148,20 @@ def test_micro_batches_change_the_sum_no_more_than_the_forward_pass():
 @pytest.mark.parametrize("value", [1.0, 1e20, float("inf"), float("nan")])
 def test_one_example_moves_the_sum_by_at_most_the_clip(value):
     model = Net()
-    gradients = ExampleGradients(model)
     chosen = planned(model).choosing("", "recompute").choosing("second", "keep")
     x, labels = batch(4, 1)
     x[3] *= value
 
-    def total(count):
-        data = x[:count], labels[:count]
-        return planned_clipped_sum(gradients, losses, *data, plan=chosen, rule=ClipRule(0.1))
+    def of(count):
+        return total(model, (x[:count], labels[:count]), chosen, ClipRule(0.1))
 
     # The others alone are computed in another batch shape.
-    moved = (total(4) - total(3)).double().norm()
+    moved = (of(4) - of(3)).double().norm()
     assert moved <= GRID_UNITS * (1 + 1e-5)
     if value == 1.0:
         assert moved > 0.9 * GRID_UNITS
     else:
         assert value == 1e20 or moved <= 1e-5 * GRID_UNITS
-
-
-def test_scales_are_those_of_the_grid():
-    values = [0.0, 0.25, 1.0, 2.0, 1e300, float("inf"), float("nan")]
-    squares = torch.tensor(values, dtype=torch.float64)
-    found = clip_scales(squares, 1.0)
-    assert found[-2:].tolist() == [0, 0]
-    assert found[0] == GRID_UNITS
-    norms = (squares[:-2].sqrt() * found[:-2])[2:]
-    assert (norms < GRID_UNITS).all()
-    assert (norms > GRID_UNITS * (1 - 2.0**-19)).all()
-    assert found[1] == GRID_UNITS
-
-
-class Tied(nn.Module):
-    """One weight used twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-
-    def forward(self, x):
-        return self.layer(torch.tanh(self.layer(x)))
-
-
-def test_what_is_used_twice_is_kept():
-    found = plan(Tied(), [4], costs=COSTS)
-    assert [layer.choice for layer in found.layers] == ["keep", "keep"]
-    assert "used more than once" in str(found)
-    with pytest.raises(UserError, match=r"'layer.weight' must be kept: used more than once"):
-        found.choosing("layer", "recompute")
 
 
 @native
@@ -146,45 +178,8 @@ def test_another_use_than_the_planned_one_is_refused():
         )
 
 
-@native
-def test_few_positions_are_computed_again_and_many_are_kept():
-    model = nn.Sequential(
-        nn.Conv2d(16, 16, 3, padding=1), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(16, 64)
-    )
-    found = plan(model, [16, 8, 8], draws=8, costs=COSTS)
-    assert {layer.weight: layer.choice for layer in found.layers} == {
-        "0.weight": "keep",
-        "3.weight": "recompute",
-    }
-    assert found.recomputed == {"3.weight", "3.bias"}
-    assert "64x16" in str(found)
-    assert "keep takes" in str(found)
-
-
-@native
-def test_less_memory_means_smaller_micro_batches_down_to_one_example():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
-    free = plan(model, [64], costs=Costs(1e-9, 1e-12, 1e-9, 1e-5))
-    assert {layer.choice for layer in free.layers} == {"keep"}
-    kept = 4 * (64 * 256 + 2560)
-    assert free.bytes_an_example >= kept
-    tight = plan(
-        model, [64], costs=Costs(1e-9, 1e-12, 1e-9, 1e-5), max_memory=3.5 * free.bytes_an_example
-    )
-    assert tight.examples == 3
-    least = plan(model, [64], costs=Costs(1e-9, 1e-12, 1e-9, 1e-5), max_memory=kept / 2)
-    assert least.examples >= 1
-    assert {layer.choice for layer in least.layers} == {"recompute"}
-    with pytest.raises(UserError, match=r"one example takes .* more than the 0\.0 of max_memory"):
-        plan(model, [64], costs=COSTS, max_memory=10.0)
-
-
-def test_bad_arguments_are_refused_in_a_sentence():
-    model = nn.Sequential(nn.Linear(4, 4))
-    found = plan(model, [4], costs=COSTS)
-    with pytest.raises(UserError, match="no planned layer 'other'"):
-        found.choosing("other", "keep")
-    with pytest.raises(UserError, match="max_grad_norm must be in"):
-        planned_clipped_sum(
-            ExampleGradients(model), losses, torch.ones(2, 4), plan=found, rule=ClipRule(0.0)
-        )
+def test_bad_numbers_are_refused_in_a_sentence():
+    with pytest.raises(UserError, match="max_grad_norm must lie in"):
+        ClipRule(0.0)
+    with pytest.raises(UserError, match="clipping: 'other' is not known"):
+        ClipRule(1.0, "other")

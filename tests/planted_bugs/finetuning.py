@@ -13,7 +13,7 @@ import privacy_checks as checks
 import torch
 
 from privimage import ops
-from privimage.dp import GRID_UNITS, DPAdam, SecretKey
+from privimage.dp import GRID_UNITS, ClipRule, DPAdam, SecretKey, clipped_sum, recompute
 from privimage.dp.noise import SecretStream
 from privimage.dp.optimizers import DPOptimizer
 from privimage.selftest import checks as selftests
@@ -29,10 +29,15 @@ from privimage.selftest.checks import (
 from privimage.selftest.probe import PUBLIC_SIZE
 from privimage.synthesis import finetune
 
-_update, _step, _sum = SecretStream.private_update, DPOptimizer.step, finetune.clipped_sum
+_update, _step, _sum = SecretStream.private_update, DPOptimizer.step, finetune.planned_clipped_sum
+_scales, _add_kept, _add_again = ClipRule.scales, recompute._Arena.add_to, recompute._Use.add_to
+_squares, _again = recompute._Arena.squares, recompute._Use.squares
 _sample, _losses, _state = finetune.poisson_sample, finetune.losses, finetune.Finetuner.state
 _finetuner_step, _draws_together = finetune.Finetuner.step, finetune.Finetuner._clipped_sum
 _begin = finetune.Finetuner.__init__
+
+
+SUMS = SAMPLERS = finetune, selftests
 
 
 def _noise_std(change):
@@ -84,11 +89,21 @@ def _public_seed():
 def _rows(change):
     """A bug in the clipped sum: `change(parts, C)` are the rows that are really added."""
 
-    def clipped_sum(parts, max_grad_norm):
+    def total(parts, max_grad_norm):
         rows = change(parts.double(), max_grad_norm)
         return (rows * (GRID_UNITS / max_grad_norm)).nan_to_num(0).trunc().long().sum(0)
 
-    return (finetune, selftests), "clipped_sum", clipped_sum
+    return _sums(total)
+
+
+def _sums(change):
+    """A bug in the clipped sum: `change(parts, C)` is returned."""
+
+    def planned_clipped_sum(gradients, losses, *batch, plan, rule, examples=None):
+        parts = gradients(losses, *batch, draws=plan.draws)[:examples]
+        return change(parts, rule.max_grad_norm)
+
+    return SUMS, "planned_clipped_sum", planned_clipped_sum
 
 
 def _clip(parts, max_grad_norm, norms):
@@ -115,11 +130,36 @@ def _half_precision_norm(parts, max_grad_norm):
 def _poisoned(parts, max_grad_norm):
     if not parts.isfinite().all():
         return torch.full((parts.shape[1],), GRID_UNITS)
-    return _sum(parts, max_grad_norm)
+    return clipped_sum(parts, max_grad_norm)
 
 
-def _mean_of_the_micro_batch(parts, max_grad_norm):
-    return _sum(parts, max_grad_norm) // max(len(parts), 1)
+def _mean_of_the_micro_batch(*arguments, examples, **options):
+    return _sum(*arguments, examples=examples, **options) // max(examples, 1)
+
+
+def _filler_added(*arguments, examples, **options):
+    return _sum(*arguments, **options)
+
+
+def _scales_of_the_next_example(rule, squares):
+    return _scales(rule, squares).roll(1, dims=1)
+
+
+def _norm_of_the_first_arena(arena):
+    return _squares(arena) if arena._first == 0 else torch.zeros(arena._count).double()
+
+
+def _norm_of_another_layer(use):
+    return _again(use) if use.weight.start == 0 else torch.zeros_like(use.norms)
+
+
+def _kept_added_twice(arena, total, scales):
+    _add_kept(arena, total, scales)
+    _add_kept(arena, total, scales)
+
+
+def _computed_again_without_scales(use, total, scales):
+    _add_again(use, total, scales.clamp(min=GRID_UNITS))
 
 
 def _real_batch_size(tuner):
@@ -243,8 +283,6 @@ def _key_kept(tuner):
     return {**tensors, "generator": tuner._sampling._key}, state
 
 
-SUMS = SAMPLERS = finetune, selftests
-
 BUGS = {
     "no noise": (*_noise_std(lambda std: 0.0), check_noise),
     "half the noise": (*_noise_std(lambda std: std / 2), check_noise),
@@ -308,14 +346,36 @@ BUGS = {
     "a bias left out of the norm": (*_rows(_bias_left_out), check_sensitivity),
     "a norm in half precision": (*_rows(_half_precision_norm), check_sensitivity),
     "one bad example poisons the sum": (
-        SUMS,
-        "clipped_sum",
-        _poisoned,
+        *_sums(_poisoned),
         check_sensitivity,
     ),
     "micro-batches averaged": (
-        *(finetune, "clipped_sum", _mean_of_the_micro_batch),
+        *(finetune, "planned_clipped_sum", _mean_of_the_micro_batch),
         checks.check_micro_batches,
+    ),
+    "what fills a micro-batch up is added": (
+        *(finetune, "planned_clipped_sum", _filler_added),
+        checks.check_micro_batches,
+    ),
+    "an example scaled for its neighbour": (
+        *(ClipRule, "scales", _scales_of_the_next_example),
+        check_sensitivity,
+    ),
+    "a kept part that no norm counts": (
+        *(recompute._Arena, "squares", _norm_of_the_first_arena),
+        check_sensitivity,
+    ),
+    "a kept part added twice": (
+        *(recompute._Arena, "add_to", _kept_added_twice),
+        check_coupled_step,
+    ),
+    "a layer computed again with the norm of another": (
+        *(recompute._Use, "squares", _norm_of_another_layer),
+        check_sensitivity,
+    ),
+    "a layer computed again and not clipped": (
+        *(recompute._Use, "add_to", _computed_again_without_scales),
+        check_sensitivity,
     ),
     "divided by the real batch size": (
         *(finetune.Finetuner, "step", _real_batch_size),

@@ -1,13 +1,16 @@
+import dataclasses
 import math
+import weakref
 
 import pytest
 import torch
 
 from privimage.data import ImageSet, to_bytes
 from privimage.diffusion.unet import UNet, UNetShape
-from privimage.dp import GRID_UNITS, Ledger, Plan, SubsampledGaussian
+from privimage.dp import DEFAULT_MEMORY, GRID_UNITS, Ledger, Plan, SubsampledGaussian
 from privimage.dp.noise import TEST_KEY
 from privimage.errors import UserError
+from privimage.ops._library import is_native
 from privimage.progress import Reporter, Stopped
 from privimage.synthesis import finetune as module
 from privimage.synthesis.finetune import Finetuner, FinetuneSettings, finetune
@@ -61,11 +64,12 @@ def _ledger(path, settings, epsilon=math.inf, noise_multiplier=0.0):
     return ledger
 
 
-def _sums_of(sensitive, workers, monkeypatch, settings, steps=1):
+def _sums_of(sensitive, workers, monkeypatch, settings, steps=1, choice="keep"):
     """The clipped sums of the first steps with the test key: every draw is known."""
     monkeypatch.setenv(TEST_KEY, "any")
     tuner = Finetuner(sensitive, _network(), settings, 0.0, 10, workers)
     assert not tuner.is_secret
+    tuner._plan = dataclasses.replace(tuner._plan, examples=4).choosing("", choice)
     sums = []
     monkeypatch.setattr(tuner._optimizer, "step", sums.append)
     for _ in range(steps):
@@ -76,7 +80,6 @@ def _sums_of(sensitive, workers, monkeypatch, settings, steps=1):
 # Micro-batches of 4: the image more shifts or splits them, for the real code as it is.
 @pytest.mark.parametrize("rate", [1.0, 0.5])
 def test_one_image_moves_a_step_by_at_most_the_clip(workers, monkeypatch, rate):
-    monkeypatch.setattr(module, "_LARGEST_MICRO_BATCH", 4)
     settings = _settings(sample_rate=rate, max_grad_norm=0.01, label_dropout=0.5)
     images = _images(9)
     fewer = ImageSet(images.images[:-1], images.labels[:-1], images.names)
@@ -97,7 +100,6 @@ def test_one_image_moves_a_step_by_at_most_the_clip(workers, monkeypatch, rate):
 @pytest.mark.parametrize("size", [1, 2, 23])
 @pytest.mark.parametrize("rate", [1.0, 0.5])
 def test_one_person_moves_a_step_by_at_most_the_clip(workers, monkeypatch, rate, size):
-    monkeypatch.setattr(module, "_LARGEST_MICRO_BATCH", 4)
     settings = _settings(sample_rate=rate, max_grad_norm=0.01, label_dropout=0.5)
     crowd = _crowd(1, 2, 3, 1, 9, 1, 2, 1, size)
     with_person = _sums_of(crowd, workers, monkeypatch, settings, steps=8)
@@ -114,7 +116,6 @@ def test_one_person_moves_a_step_by_at_most_the_clip(workers, monkeypatch, rate,
 
 def test_a_step_is_the_sum_of_what_each_person_gives_alone(workers, monkeypatch):
     """Whoever else was sampled, and however many images they have, changes no bit of it."""
-    monkeypatch.setattr(module, "_LARGEST_MICRO_BATCH", 4)
     settings, crowd = _settings(), _crowd(1, 2, 3, 1, 9, 1, 23)
 
     def sum_of(*persons, images=crowd):
@@ -139,11 +140,11 @@ def test_a_step_shows_only_the_chosen_persons_and_at_most_as_many_images_as_draw
     tuner = Finetuner(crowd, _network(), _settings(draws=4), 0.0, 10, workers)
     shown = []
 
-    def gradients(engine, losses, clean, *rest, draws):
-        shown.append(to_bytes(clean[:, 0, 0, 0]).long().view(-1, draws))
-        return torch.zeros(len(shown[-1]), engine.size)
+    def clipped_sum(engine, losses, clean, *rest, plan, **options):
+        shown.append(to_bytes(clean[:, 0, 0, 0]).long().view(-1, plan.draws))
+        return torch.zeros(engine.size, dtype=torch.int64)
 
-    monkeypatch.setattr(module.ExampleGradients, "__call__", gradients)
+    monkeypatch.setattr(module, "planned_clipped_sum", clipped_sum)
     monkeypatch.setattr(module, "poisson_sample", lambda *_: torch.tensor([1, 2, 3]))
     for _ in range(10):
         tuner.step()
@@ -199,7 +200,6 @@ def test_a_test_key_is_written_into_the_ledger_before_anything_else(tmp_path, wo
 
 def test_the_sum_is_the_same_for_any_number_of_threads(monkeypatch):
     settings = _settings(sample_rate=1.0)
-    monkeypatch.setattr(module, "_LARGEST_MICRO_BATCH", 4)
     sums = []
     for threads in (1, 2):
         pool = Workers(threads)
@@ -207,6 +207,61 @@ def test_the_sum_is_the_same_for_any_number_of_threads(monkeypatch):
         pool.close()
     assert torch.equal(*sums)
     assert sums[0].any()
+
+
+@pytest.mark.skipif(not is_native, reason="the native operators are not built")
+def test_what_is_computed_again_is_what_was_kept(workers, monkeypatch):
+    kept, again = (
+        _sums_of(_images(11), workers, monkeypatch, _settings(), steps=3, choice=choice)
+        for choice in ("keep", "recompute")
+    )
+    assert all(map(torch.equal, kept, again))
+    assert kept[0].any()
+
+
+def test_less_memory_means_smaller_micro_batches(workers):
+    def micro_batch(**options):
+        return Finetuner(_images(3), _network(), _settings(), 0.0, 10, workers, **options)._plan
+
+    free = micro_batch()
+    assert free.examples == 64
+    assert free.bytes <= DEFAULT_MEMORY
+    tight = micro_batch(max_memory=free.bytes / 8)
+    assert tight.examples < 16
+    assert tight.bytes <= free.bytes / 8
+    with pytest.raises(UserError, match="one example takes"):
+        micro_batch(max_memory=1e3)
+
+
+def test_sums_of_micro_batches_are_not_collected(workers, monkeypatch):
+    """A step on many images takes no more memory than one on few."""
+    tuner = Finetuner(_images(40), _network(), _settings(sample_rate=1.0), 0.0, 10, workers)
+    tuner._plan = dataclasses.replace(tuner._plan, examples=1)
+    alive, real = [], Finetuner._clipped_sum
+
+    def watched(tuner, piece):
+        total = real(tuner, piece)
+        alive.append(weakref.ref(total))
+        return total
+
+    monkeypatch.setattr(Finetuner, "_clipped_sum", watched)
+    most = []
+    monkeypatch.setattr(tuner._workers, "map", _with_count(tuner._workers.map, alive, most))
+    tuner.step()
+    assert len(alive) == 40
+    assert max(most) <= 4
+
+
+def _with_count(run, alive, most):
+    def counting(function, pieces):
+        def each(piece):
+            result = function(piece)
+            most.append(sum(one() is not None for one in alive))
+            return result
+
+        return run(each, pieces)
+
+    return counting
 
 
 def test_an_empty_batch_is_a_step(workers):

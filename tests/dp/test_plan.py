@@ -1,0 +1,146 @@
+"""What is kept, what is computed again and how many at a time, by shapes and memory alone."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from privimage.dp import ClipRule, ExampleGradients, plan, planned_clipped_sum
+from privimage.dp.costs import Costs
+from privimage.dp.observation import Pass, _LiveBytes
+from privimage.errors import UserError
+from privimage.ops._library import is_native
+
+COSTS = Costs(multiply_add=5e-12, keep=4e-10, again=2e-10, layer=1e-4)
+native = pytest.mark.skipif(not is_native, reason="the native operators are not built")
+
+
+def wide():
+    """Many parameters and few activations."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
+
+
+def deep():
+    """Many activations and few parameters."""
+    pairs = [(nn.Conv2d(4, 4, 3, padding=1), nn.SiLU()) for _ in range(4)]
+    return nn.Sequential(*(layer for pair in pairs for layer in pair))
+
+
+class Tied(nn.Module):
+    """One weight used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(torch.tanh(self.layer(x)))
+
+
+def test_what_is_used_twice_is_kept():
+    found = plan(Tied(), [4], costs=COSTS, max_memory=1e9)
+    assert [layer.choice for layer in found.layers] == ["keep", "keep"]
+    assert "used more than once" in str(found)
+    with pytest.raises(UserError, match=r"'layer.weight' must be kept: used more than once"):
+        found.choosing("layer", "recompute")
+
+
+def test_with_room_everything_is_kept_at_the_largest_size():
+    for limit in (None, 1e9):
+        found = plan(wide(), [64], costs=COSTS, examples=32, max_memory=limit)
+        assert (found.examples, found.recomputed) == (32, frozenset())
+        assert "there is room" in str(found)
+        assert "256x64" in str(found)
+
+
+@native
+def test_less_memory_means_gradients_computed_again_and_smaller_micro_batches():
+    free = plan(wide(), [64], costs=COSTS)
+    tight, seen = free, []
+    for share in (0.5, 0.1, 0.05, 0.04):
+        limit = share * free.bytes
+        tight = plan(wide(), [64], costs=COSTS, max_memory=limit)
+        assert tight.bytes <= limit
+        seen.append((tight.examples, len(tight.recomputed)))
+    assert seen == sorted(seen, key=lambda found: (-found[0], found[1]))
+    assert {layer.choice for layer in tight.layers} == {"recompute"}
+    assert "saves 64 KB an example for" in str(tight)
+    with pytest.raises(UserError, match=r"one example takes .* more than the 0\.0 of max_memory"):
+        plan(wide(), [64], costs=COSTS, max_memory=10.0)
+
+
+@native
+def test_without_a_limit_only_wide_layers_of_few_positions_are_computed_again():
+    """Reading and writing memory takes longer there than the products do."""
+    model = nn.Sequential(nn.Linear(1024, 1024), nn.Linear(1024, 16), nn.Unflatten(1, (4, 4)))
+    assert plan(model, [1024], costs=COSTS).recomputed == {"0.weight", "0.bias"}
+    assert not plan(model, [1024], costs=dataclasses.replace(COSTS, again=1e-9)).recomputed
+    tokens = nn.Sequential(nn.Linear(1024, 1024))
+    assert not plan(tokens, [64, 1024], costs=COSTS).recomputed
+
+
+@native
+def test_what_saves_nothing_is_kept():
+    """Activations alone decide here, and computing again would hold on to more of them."""
+    free = plan(deep(), [4, 16, 16], costs=COSTS)
+    tight = plan(deep(), [4, 16, 16], costs=COSTS, max_memory=free.bytes / 4)
+    assert 1 <= tight.examples < free.examples
+    assert not tight.recomputed
+
+
+@native
+def test_the_cheapest_for_its_bytes_is_computed_again_first():
+    """A linear layer behind a mean has one position, a convolution as large 256."""
+    model = nn.Sequential(
+        nn.Conv2d(16, 32, 3, padding=1), nn.AvgPool2d(16), nn.Flatten(), nn.Linear(32, 144)
+    )
+    free = plan(model, [16, 16, 16], costs=COSTS)
+    prices = {layer.weight: layer.price for layer in free.layers}
+    assert prices["3.weight"] < prices["0.weight"] == math.inf
+    # Overhead that costs nothing speaks for smaller micro-batches, a dear one for larger ones.
+    for layer, recomputed in ((0.0, frozenset()), (1.0, {"3.weight", "3.bias"})):
+        costs = dataclasses.replace(COSTS, layer=layer, keep=0.0)
+        found = plan(model, [16, 16, 16], costs=costs, max_memory=free.bytes / 4)
+        assert found.recomputed == recomputed
+
+
+@native
+@pytest.mark.parametrize("choice", ["keep", "recompute"])
+@pytest.mark.parametrize("make", [wide, deep])
+def test_predicted_bytes_are_those_of_the_tensors(make, choice):
+    """The most that tensors take while a sum is computed, but for the allocator's share."""
+    model, shape = make(), [64] if make is wide else [4, 16, 16]
+    chosen = plan(model, shape, costs=COSTS, examples=7).choosing("", choice)
+    gradients, x = ExampleGradients(model), torch.randn(7, *shape)
+    live = _LiveBytes()
+    live.ignore([*model.parameters(), x])
+    with live:
+        planned_clipped_sum(
+            gradients, lambda m, x: m(x).flatten(1).sum(1), x, plan=chosen, rule=ClipRule(1.0)
+        )
+    assert 0.85 * chosen.bytes <= 1.8 * live.most() <= 1.15 * chosen.bytes
+
+
+def test_a_peak_is_what_lives_and_what_was_left_behind():
+    seen = Pass((), (("a", 10), ("b", 8), ("c", 3)), 1)
+    assert seen.peak({}) == 10
+    assert seen.peak({"a": 4.0, "b": 1.0}) == 12
+    assert seen.peak({"a": 4.0, "b": 6.0, "c": 5.0}) == 16
+    assert seen.written_first().peak({"a": 4.0, "b": 6.0, "c": 5.0}) == 25
+
+
+def test_planning_leaves_the_random_state_alone():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    plan(model, [4], costs=COSTS)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_an_unknown_layer_is_refused():
+    found = plan(nn.Sequential(nn.Linear(4, 4)), [4], costs=COSTS)
+    with pytest.raises(UserError, match="no planned layer 'other'"):
+        found.choosing("other", "keep")
