@@ -6,6 +6,7 @@ from privimage.evaluate.evaluation import Material, evaluate
 from privimage.evaluate.features import FeatureNetwork, compute_features, load_features
 from privimage.evaluate.metrics import fid, inception_score, kid
 from privimage.evaluate.neighbours import manifold, nearest_distances
+from privimage.evaluate.parts import Parts, some
 from privimage.evaluate.report import comparison_picture, epsilon_sentence
 from privimage.evaluate.result import Evaluation, as_json, from_json
 from privimage.evaluate.scores import scores
@@ -17,6 +18,7 @@ __all__ = [
     "EvaluationSettings",
     "FeatureNetwork",
     "Material",
+    "Parts",
     "Resources",
     "accuracies",
     "accuracy_table",
@@ -37,4 +39,5 @@ __all__ = [
     "score_table",
     "scores",
     "sentences",
+    "some",
 ]
