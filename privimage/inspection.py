@@ -155,7 +155,7 @@ def _persons(images_of: Counter[str], nameless: int) -> Iterator[str]:
     yield f"persons   {len(counts)}"
     yield f"          {min(counts)} to {max(counts)} images each, median {median_low(counts)}"
     if nameless:
-        yield f"          {nameless} images name nobody; each counts as a person of its own"
+        yield f"          images that name nobody: {nameless}; each is a person of its own"
 
 
 def _class_of(source: Source, entry: Entry) -> str:

@@ -127,6 +127,8 @@ def _path(member: Member) -> PurePosixPath:
 
 def _below(path: PurePosixPath, part: PurePosixPath) -> PurePosixPath | None:
     """The path from the folder `part` on; None for what lies elsewhere."""
+    if part == _WHOLE:
+        return path
     return path.relative_to(part) if path.is_relative_to(part) else None
 
 

@@ -11,7 +11,7 @@ from privimage.evaluate.report import comparison_picture, epsilon_sentence
 from privimage.evaluate.result import Evaluation, as_json, from_json
 from privimage.evaluate.scores import scores
 from privimage.evaluate.settings import EvaluationSettings
-from privimage.evaluate.tables import accuracy_table, score_table, sentences
+from privimage.evaluate.tables import accuracy_table, in_order, score_table, sentences
 
 __all__ = [
     "Evaluation",
@@ -30,6 +30,7 @@ __all__ = [
     "evaluate",
     "fid",
     "from_json",
+    "in_order",
     "inception_score",
     "kid",
     "load_features",
