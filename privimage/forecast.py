@@ -9,7 +9,9 @@ import torch
 
 from privimage.context import Run
 from privimage.data import ImageSet
+from privimage.diffusion.denoiser import Denoiser
 from privimage.diffusion.pretrain import Pretraining
+from privimage.diffusion.samplers import SamplerSettings, sample
 from privimage.semantics import classifier
 from privimage.semantics.classifier import ClassifierTraining
 
@@ -17,9 +19,7 @@ from privimage.semantics.classifier import ClassifierTraining
 _PIXELS = 8192
 # A private step costs up to so much more than an ordinary one (benchmarks/dp_step.py).
 _PRIVATE = 1.2
-# Forward alone is a third of forward and backward.
-_FORWARD = 1 / 3
-_SECONDS = 1.5
+_SECONDS = 1.2
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Forecast:
 
 
 def forecast(run: Run, missing: Collection[str]) -> Forecast:
-    """Measures steps of the classifier and of pre-training on the run's networks and scales them.
+    """Measures steps of classifier, pre-training and sampling on the run's networks; scales them.
 
     Args:
         run: its recipe, networks and cores; no image is looked at.
@@ -43,7 +43,7 @@ def forecast(run: Run, missing: Collection[str]) -> Forecast:
     recipe, found = run.recipe, dict[str, float]()
     if "classifier" in missing:
         found["classifier"] = recipe.classifier.steps * _seconds_a_classifier_step(run)
-    row = _seconds_a_row(run) if {"pretrain", "finetune", "synthetic"} & {*missing} else 0.0
+    row = _seconds_a_row(run) if {"pretrain", "finetune"} & {*missing} else 0.0
     if "pretrain" in missing:
         found["pretrain"] = recipe.pretrain.steps * recipe.pretrain.batch_size * row
     if "finetune" in missing:
@@ -52,7 +52,7 @@ def forecast(run: Run, missing: Collection[str]) -> Forecast:
         found["finetune"] = _PRIVATE * rows * row
     if "synthetic" in missing:
         made = max(len(run.names), 1) * recipe.synthesis.images_per_label
-        found["synthetic"] = made * _evaluations(run) * row * _FORWARD
+        found["synthetic"] = made * _seconds_a_made_image(run)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Forecast(found, peak)
 
@@ -79,21 +79,44 @@ def _seconds_a_classifier_step(run: Run) -> float:
 
 def _seconds_a_row(run: Run) -> float:
     """Forward and backward of one image, on all cores."""
-    settings = run.recipe.pretrain
-    rows = max(_PIXELS // run.shape.size**2, 8) * run.workers.threads
+    settings, rows = run.recipe.pretrain, _rows_a_core(run) * run.workers.threads
     settings = replace(settings, batch_size=min(rows, settings.batch_size))
     images, labels = _random_images(run, rows), torch.zeros(rows, dtype=torch.int64)
     training = Pretraining(run.network(), images, labels, settings, 0, run.workers)
     return _seconds(run, lambda: training.step(0)) / settings.batch_size
 
 
+def _seconds_a_made_image(run: Run) -> float:
+    """The whole sampling of one image, on all cores."""
+    settings, sampler = run.recipe.synthesis, run.recipe.synthesis.sampler
+    short = replace(sampler, steps=2)
+    rows = min(_rows_a_core(run), settings.batch_size)
+    denoise = Denoiser(run.network().eval())
+    labels = torch.zeros(rows, dtype=torch.int64, device=run.device)
+    latents = torch.randn((rows, *_image_shape(run)), device=run.device)
+
+    def make(_: int) -> None:
+        sample(denoise, latents, labels, short, torch.Generator(), len(run.names))
+
+    seconds = _seconds(run, lambda: run.workers.map(make, range(run.workers.threads)))
+    share = _evaluations(sampler) / _evaluations(short)
+    return seconds * share / (rows * run.workers.threads)
+
+
+def _rows_a_core(run: Run) -> int:
+    return max(_PIXELS // run.shape.size**2, 8)
+
+
+def _image_shape(run: Run) -> tuple[int, int, int]:
+    return run.shape.channels, run.shape.size, run.shape.size
+
+
 def _random_images(run: Run, count: int) -> torch.Tensor:
-    shape, size = run.shape, run.shape.size
-    return torch.randint(0, 256, (count, shape.channels, size, size), dtype=torch.uint8)
+    return torch.randint(0, 256, (count, *_image_shape(run)), dtype=torch.uint8)
 
 
-def _seconds(run: Run, step: Callable[[], None]) -> float:
-    """The mean of a second or two of steps, after a first one."""
+def _seconds(run: Run, step: Callable[[], object]) -> float:
+    """The mean of a second or so of steps, after a first one."""
     step()
     began, steps = time.monotonic(), 0
     while steps < 1 or time.monotonic() - began < _SECONDS:
@@ -104,9 +127,8 @@ def _seconds(run: Run, step: Callable[[], None]) -> float:
     return (time.monotonic() - began) / steps
 
 
-def _evaluations(run: Run) -> int:
+def _evaluations(sampler: SamplerSettings) -> int:
     """How often the sampler calls the network for an image."""
-    sampler = run.recipe.synthesis.sampler
     calls = 2 * sampler.steps - 1 if sampler.name == "heun" else sampler.steps
     return calls * (1 if sampler.guidance == 0 else 2)
 
