@@ -21,6 +21,8 @@ from privimage.synthesis.finetune import finetune
 from privimage.synthesis.sample import Order, synthesise, uniform_labels
 
 _EXAMPLES, _MOST_EXAMPLE_CLASSES = 4, 200
+# Times the accuracy of guessing.
+_HARDLY = 3
 
 
 def classify(run: Run, folder: Path, ledger: Ledger) -> None:
@@ -34,6 +36,11 @@ def classify(run: Run, folder: Path, ledger: Ledger) -> None:
     facts = {"accuracy_on_held_out_public_images": accuracy, "classes": names}
     durable.write_json(folder / "classifier.json", facts)
     run.reporter.say(f"  {accuracy:.1%} right on held-out public images")
+    if accuracy < _HARDLY / len(names):
+        run.reporter.say(
+            f"  hardly more than by chance ({1 / len(names):.1%}), so its votes will say little: "
+            "raise --set classifier.steps=…, or try another classifier.learning_rate"
+        )
 
 
 def query(run: Run, folder: Path, ledger: Ledger) -> None:
