@@ -46,6 +46,12 @@ class Run:
         reporter = self.reporter
         return data.load_public(self.recipe.data.public, self.shape, reporter.warn, reporter.steps)
 
+    @property
+    def public_names(self) -> tuple[str, ...]:
+        """The public classes, as the classifier knows them; without it, as the set does."""
+        path = self.folder.stage("classifier") / "classifier.json"
+        return tuple(durable.read_json(path)["classes"]) if path.exists() else self.public.names
+
     @cached_property
     def sensitive(self) -> ImageSet:
         """The sensitive images, for `query` and `finetune` alone."""

@@ -56,9 +56,10 @@ def check(run: Run, missing: Collection[str]) -> None:
         # Loading is the check: an empty, unlabelled or one-class set is refused here.
         len(run.public)
     if run.recipe.selection.mode == "semantic" and "query" in names:
-        check_votes(run.recipe.query, len(run.public.names))
+        classes = len(run.public.names if "classifier" in names else run.public_names)
+        check_votes(run.recipe.query, classes)
         labels = max(len(run.names), 1)
-        check_enough_classes(labels, len(run.public.names), run.recipe.selection.classes_per_label)
+        check_enough_classes(labels, classes, run.recipe.selection.classes_per_label)
     if "evaluation" in names:
         _check_evaluation(run)
 

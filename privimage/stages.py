@@ -55,7 +55,7 @@ def query(run: Run, folder: Path, ledger: Ledger) -> None:
         ledger,
         run.sensitive,
         lambda images: classifier.predict(model, images),
-        len(public_names(run)),
+        len(run.public_names),
         settings,
     )
     noise_multiplier = ledger.spent()[-1].noise_multiplier
@@ -72,7 +72,7 @@ def query(run: Run, folder: Path, ledger: Ledger) -> None:
 
 def select(run: Run, folder: Path, ledger: Ledger) -> None:
     """Stage 3: noisy histogram → selection/selection.json: public class → sensitive label."""
-    settings, labels, public = run.recipe.selection, len(run.names), public_names(run)
+    settings, labels, public = run.recipe.selection, len(run.names), run.public_names
     if settings.mode == "all":
         selection = select_all(len(public), labels)
     else:
@@ -181,15 +181,9 @@ def evaluate_images(run: Run, folder: Path, ledger: Ledger) -> None:
     durable.write_json(folder / "metrics.json", metrics)
 
 
-def public_names(run: Run) -> tuple[str, ...]:
-    """The public classes, as the classifier knows them."""
-    path = run.folder.stage("classifier") / "classifier.json"
-    return tuple(durable.read_json(path)["classes"]) if path.exists() else run.public.names
-
-
 def load_classifier(run: Run) -> torch.nn.Module:
     """The trained semantic query function."""
-    settings, classes = run.recipe.classifier, len(public_names(run))
+    settings, classes = run.recipe.classifier, len(run.public_names)
     model = classifier.build(settings, run.shape.channels, classes, run.recipe.seed)
     weights = run.folder.stage("classifier") / "model.safetensors"
     model.load_state_dict(durable.read_tensors(weights))
