@@ -13,13 +13,19 @@ from pathlib import Path, PurePosixPath
 
 from privimage.data.members import DAMAGE, Member, members
 from privimage.data.persons import PersonKey, person_and_class, refuse_persons, too_deep
-from privimage.data.source import SUFFIXES, Entry, Source, no_images, one_line, some
+from privimage.data.source import (
+    SPLITS,
+    SUFFIXES,
+    Entry,
+    Source,
+    no_images,
+    one_line,
+    refuse_splits,
+    some,
+)
 from privimage.errors import UserError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-# Folders that are no classes of one set. Only entries for the folders themselves are looked at,
-# which no image decides.
-_SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 _WHOLE = PurePosixPath()
 
 
@@ -68,7 +74,7 @@ def open_archive(
     persons: set[str] = set()
     images: set[str] = set()
     classes: set[str] = set()
-    splits: dict[str, PurePosixPath] = {}
+    splits: dict[str, Path] = {}
     merged: set[str] = set()
     odd: dict[str, list[str]] = {}
     count = 0
@@ -77,8 +83,9 @@ def open_archive(
             place = _below(_path(member), part)
             if place is None:
                 continue
-            if member.is_folder and place.name in _SPLITS:
-                splits[place.name] = place
+            # Entries for the folders themselves, which no image decides.
+            if member.is_folder and place.name in SPLITS:
+                splits[place.name] = path / part / place
             if not _looks_like_an_image(member):
                 continue
             if fault := _fault(member):
@@ -88,7 +95,7 @@ def open_archive(
                 odd.setdefault("occur more than once; each counts", []).append(member.name)
             count += 1
             images.add(str(place))
-            merged |= _SPLITS & {*place.parts[:-1]}
+            merged |= SPLITS & {*place.parts[:-1]}
             whose, label = person_and_class(place.parts[:-1], person)
             persons.add(whose)
             classes.add(label)
@@ -99,11 +106,7 @@ def open_archive(
     where = path / part
     if count == 0:
         raise no_images(name, where)
-    if len(splits) > 1:
-        raise UserError(
-            f"{name}: '{where}' holds several splits ({some(sorted(splits))}); name one, such as "
-            f"'{where / splits[max(splits)]}'"
-        )
+    refuse_splits(name, where, splits)
     if person is not None and persons == {""}:
         raise too_deep(name, where, person)
     classes.discard("")

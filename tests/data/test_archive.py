@@ -294,6 +294,12 @@ def test_an_archive_of_several_splits_is_refused_and_one_of_them_can_be_named(tm
     _refused(path / "set/tset", "no images in .*set/tset")
 
 
+def test_a_folder_of_several_splits_is_refused_too(tmp_path):
+    path = write_classes(tmp_path / "set", {"train/a": {"0.png": png(0)}, "test/a": {}})
+    _refused(path, r"several splits \('test', 'train'\); name one, such as '.*/set/train'")
+    assert open_source("--public", path / "train").count == 1
+
+
 def test_no_image_can_have_a_set_refused_for_its_splits(tmp_path):
     """What decides are entries for folders; a public set's owner hears of the rest."""
     training = {name: content for name, content in SPLITS.items() if "train" in name}
