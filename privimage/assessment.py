@@ -5,18 +5,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from privimage import data, durable, evaluate, recipe, stages, summary
-from privimage.data import ImageSet, ImageShape
+from privimage import durable, evaluate, measurement, pipeline, recipe, summary
+from privimage.context import Run
+from privimage.data import ImageShape
 from privimage.data.decode import look
 from privimage.data.formats import open_source
 from privimage.dp import History, Ledger
 from privimage.errors import UserError
+from privimage.evaluate import Parts
+from privimage.measurement import SYNTHETIC_ROLE
 from privimage.pipeline import Machine
-from privimage.progress import Reporter
+from privimage.progress import Reporter, Stopped
 from privimage.recipe import Recipe
 from privimage.release import privacy_statement
 from privimage.run import RunFolder
-from privimage.stages import SYNTHETIC_ROLE, Run
+from privimage.schedule import Scope
+
+_NOTHING_KEPT = "nothing of it is kept: with --out FILE the same command would go on."
 
 
 def assess(
@@ -26,52 +31,58 @@ def assess(
     reporter: Reporter,
     result: Path | None = None,
 ) -> None:
-    """Measures the images at `target` and says what was found; a run's folder stays as it is.
+    """Measures the images at `target` and says what was found.
 
-    Only what lies outside ε (`evaluation.ceiling`, `evaluation.sensitive_duplicates`) writes into a
-    run: a line of its ledger, before the sensitive images are touched.
+    Of a run whose last stage is still to be done it is that stage, which also measures images from
+    before DP fine-tuning. Of any other it leaves the folder as it is; only what lies outside ε
+    (`evaluation.ceiling`, `evaluation.sensitive_duplicates`) writes a line of its ledger, before
+    the sensitive images are touched.
 
     Args:
         target: a run's folder, whose recipe is then taken, or an image set.
         overrides: dotted names of recipe values, such as {"data.test": "test.parquet"}.
         machine: device and threads.
         reporter: the terminal and the clock.
-        result: JSON file to write, in the structure of metrics.json.
+        result: JSON file to write, in the structure of metrics.json. Beside it lies what a stopped
+            call has finished, for the next one to go on from.
 
     Raises:
         UserError: a mistake, found before anything is computed.
-        Stopped: the reporter asked for it; nothing is kept.
+        Stopped: the reporter asked for it; without `result`, nothing is kept.
     """
     folder = RunFolder(target)
     is_run = (target / "recipe.toml").exists()
     chosen = recipe.override(folder.recipe() if is_run else _recipe_of(target), overrides)
     if not chosen.data.test:
         raise UserError("no real images to test on; name them with --test PATH")
+    if is_run and not folder.is_done("evaluation"):
+        pipeline.train(chosen, target, machine, reporter, Scope(only="evaluation"))
+        if result is not None:
+            metrics = folder.stage("evaluation") / "metrics.json"
+            durable.write_bytes(result, metrics.read_bytes())
+        return
     run = Run(chosen, folder, reporter, machine.workers(), machine.torch_device())
     if is_run:
-        synthetic = _made_by(run)
+        synthetic = measurement.made_images(run)
     else:
         names = chosen.data.classes or None
-        synthetic = data.load_sensitive(str(target), run.shape, names, SYNTHETIC_ROLE)
+        synthetic = measurement.load_synthetic(run, str(target), names)
         run.declared = {"names": list(synthetic.names), "public_size": 0}
-    settings = chosen.evaluation
+    kept = None if result is None else result.with_name(f".{result.name}.parts")
     with ExitStack() as stack:
         ledger = None
-        if is_run and (settings.ceiling or settings.sensitive_duplicates):
+        if is_run and (chosen.evaluation.ceiling or chosen.evaluation.sensitive_duplicates):
             unit = History.read(folder.ledger).unit
             ledger = stack.enter_context(Ledger(folder.ledger, unit))
-        found = stages.assess(run, synthetic, None, ledger)
-    if result is not None:
+        try:
+            found = measurement.assess(run, synthetic, None, ledger, Parts(kept))
+        except Stopped as stopped:
+            raise stopped if kept else Stopped(str(stopped), _NOTHING_KEPT) from None
+    if result is not None and kept is not None:
         promise = privacy_statement(History.read(folder.ledger)) if is_run else {}
         durable.write_json(result, promise | evaluate.as_json(found))
+        durable.remove_folder(kept)
     summary.say_evaluation(found, reporter)
-
-
-def _made_by(run: Run) -> ImageSet:
-    """The synthetic images of a finished run."""
-    if not run.folder.is_done("synthetic"):
-        raise UserError(f"{run.folder.path}: this run has made no synthetic images yet")
-    return stages.made_images(run)
 
 
 def _recipe_of(target: Path) -> Recipe:

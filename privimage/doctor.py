@@ -14,7 +14,7 @@ _PACKAGES = ("privimage", "torch", "numpy", "prv-accountant", "safetensors", "py
 
 
 def report() -> Iterator[str]:
-    """The lines that `privimage doctor` prints."""
+    """The lines about versions and the machine that `privimage doctor` prints."""
     yield f"python           {platform.python_version()} on {platform.machine()}"
     for package in _PACKAGES:
         yield f"{package:<16} {_version(package)}"
@@ -24,9 +24,18 @@ def report() -> Iterator[str]:
     yield f"memory           {gigabytes:.0f} GiB"
     yield f"GPU              {_gpu()}"
     yield f"plan's costs     {_costs()}"
-    yield from _self_test(torch.device("cpu"))
-    if torch.cuda.is_available():
-        yield from _self_test(torch.device("cuda"))
+
+
+def self_test() -> Iterator[tuple[str, ops.Check]]:
+    """Each operator held against its reference, on each kind of device, which is named."""
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        yield from ((device, check) for check in ops.self_test(torch.device(device)))
+
+
+def in_words(device: str, check: ops.Check) -> str:
+    """The line about one operator."""
+    found = "agrees" if check.agrees else f"DISAGREES by {check.error:.2g}"
+    return f"self-test {device:<6} {check.name:<20} {found}, {check.speedup:.1f}x as fast"
 
 
 def _gpu() -> str:
@@ -44,15 +53,6 @@ def _costs() -> str:
         f"product {1e12 * costs.multiply_add:.1f} ps, kept value {1e9 * costs.keep:.2f} ns, "
         f"value again {1e9 * costs.again:.2f} ns, layer {1e6 * costs.layer:.0f} us a micro-batch"
     )
-
-
-def _self_test(device: torch.device) -> Iterator[str]:
-    """The operators held against the reference; a line each."""
-    for check in ops.self_test(device):
-        found = (
-            "agrees" if check.agrees else f"DISAGREES by {check.error:.2g}: don't use this build"
-        )
-        yield f"self-test {device.type:<6} {check.name:<20} {found}, {check.speedup:.1f}x as fast"
 
 
 def _version(package: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from privimage import durable
-from privimage.data import ImageShape
+from privimage.data import ImageShape, PersonKey
 from privimage.data.decode import decode_all, look
 from privimage.data.formats import open_source
 from privimage.data.source import SUFFIXES, Entry, Source
@@ -37,6 +37,8 @@ class Inspection:
         damaged: names of the images that can't be decoded.
         odd: what is strange about others, a line each.
         samples: class → its first images, uint8 [channels, size, size] each.
+        images_of: person → number of images; None where nobody asked for persons.
+        nameless: images that name no person, each a person of its own.
     """
 
     source: Source
@@ -48,18 +50,28 @@ class Inspection:
     damaged: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
     samples: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    images_of: Counter[str] | None = None
+    nameless: int = 0
 
 
-def inspect(path: Path, shape: ImageShape) -> Inspection:
+def inspect(path: Path, shape: ImageShape, person: PersonKey | None = None) -> Inspection:
     """Reads every image of the set at `path` once.
 
     Meant for public sets: the result tells of single images.
 
+    Args:
+        path: of the set.
+        shape: what the images of the grid are brought to.
+        person: where its persons are named; None if nobody asks.
+
     Raises:
-        UserError: the set is missing, empty, of no known format or damaged as a whole.
+        UserError: the set is missing, empty, of no known format or damaged as a whole, or names no
+            persons in that way.
     """
-    source = open_source("data inspect", path)
+    source = open_source("data inspect", path, person)
     found = Inspection(source, shape, Counter(dict.fromkeys(source.names, 0)))
+    if person is not None:
+        found.images_of = Counter()
     entries = source.entries()
     while piece := list(islice(entries, _PIECE)):
         images, is_good = decode_all((entry.content for entry in piece), len(piece), shape)
@@ -73,6 +85,8 @@ def report(found: Inspection) -> Iterator[str]:
     source = found.source
     yield f"format    {source.form}"
     yield f"images    {source.count}"
+    if found.images_of is not None:
+        yield from _persons(found.images_of, found.nameless)
     if found.widths:
         yield f"width     {_spread(found.widths)}"
         yield f"height    {_spread(found.heights)}"
@@ -113,6 +127,10 @@ def _count(found: Inspection, entry: Entry, image: np.ndarray | None) -> None:
     """Adds one image, None if it is damaged, to what was found."""
     name = _class_of(found.source, entry)
     found.count_of[name] += 1
+    if found.images_of is not None:
+        person = entry.person.strip()
+        found.images_of.update([person] if person else [])
+        found.nameless += not person
     if name.startswith(_STRANGE):
         found.odd.append(f"{entry.name}: {name}")
     if image is None:
@@ -130,6 +148,14 @@ def _count(found: Inspection, entry: Entry, image: np.ndarray | None) -> None:
     expected = SUFFIXES.get(PurePosixPath(entry.name).suffix.lower(), facts.form)
     if facts.form != expected:
         found.odd.append(f"{entry.name}: a {facts.form} file")
+
+
+def _persons(images_of: Counter[str], nameless: int) -> Iterator[str]:
+    counts = [*images_of.values(), *[1] * nameless]
+    yield f"persons   {len(counts)}"
+    yield f"          {min(counts)} to {max(counts)} images each, median {median_low(counts)}"
+    if nameless:
+        yield f"          images that name nobody: {nameless}; each is a person of its own"
 
 
 def _class_of(source: Source, entry: Entry) -> str:

@@ -17,7 +17,17 @@ _LINE_INTERVAL_S = 10.0
 
 
 class Stopped(Exception):
-    """A loop stopped at a step boundary because it was asked to; nothing is lost."""
+    """A loop stopped at a step boundary because it was asked to.
+
+    Attributes:
+        advice: what is left of the work, and how to go on.
+    """
+
+    def __init__(
+        self, text: str, advice: str = "nothing is lost. Run the same command again to go on."
+    ) -> None:
+        super().__init__(text)
+        self.advice = advice
 
 
 class Reporter:

@@ -79,6 +79,11 @@ class RunFolder:
         """What is public about the sensitive set: see `write_declared`."""
         return dict(durable.read_json(self.path / "declared.json"))
 
+    @property
+    def is_declared(self) -> bool:
+        """Whether `write_declared` was called."""
+        return (self.path / "declared.json").exists()
+
     def write_declared(self, declared: dict[str, Any]) -> None:
         """Keeps `names` (of the labels), `public_size` and its unit for the later stages."""
         durable.write_json(self.path / "declared.json", declared)
@@ -127,8 +132,11 @@ class RunFolder:
         durable.publish_folder(partial, self.stage(name))
 
     def forget(self, names: Sequence[str]) -> None:
-        """Removes the stages `names`, finished or begun; the ledger keeps what they cost."""
-        for name in names:
+        """Removes the stages `names`, finished or begun; the ledger keeps what they cost.
+
+        The last one first: a crash in between leaves no stage without those that it was made from.
+        """
+        for name in reversed(names):
             durable.remove_folder(self.stage(name))
             durable.remove_folder(self.partial(name))
 

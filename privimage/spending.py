@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from privimage import dp, durable
+from privimage.context import RELEASES, Run
 from privimage.dp import (
     Gaussian,
     History,
@@ -18,7 +19,6 @@ from privimage.dp import (
 from privimage.errors import UserError
 from privimage.recipe import Recipe
 from privimage.run import RunFolder
-from privimage.stages import RELEASES, Run
 
 _RESERVATIONS: dict[str, type[QueryReservation] | type[StepReservation]] = {
     "query": QueryReservation,
@@ -65,7 +65,7 @@ def refuse_foreign_files(folder: RunFolder, ledger: History) -> None:
             )
 
 
-def refuse_other_persons(folder: RunFolder, recipe: Recipe, ledger: Ledger) -> None:
+def refuse_other_persons(folder: RunFolder, recipe: Recipe, ledger: History) -> None:
     """Refuses to spend for persons that are named in another way than those already spent for.
 
     Raises:
@@ -91,14 +91,25 @@ def releases(folder: RunFolder) -> dict[str, Path]:
 
 
 def settle(run: Run, ledger: Ledger, missing: Collection[str], repeated: Collection[str]) -> None:
-    """Settles σ for what is still to come on top of what is spent, and records it.
+    """Records what `settled` finds in the ledger.
+
+    Raises:
+        UserError: as `settled`.
+    """
+    ledger.set_plan(settled(run, ledger, missing, repeated))
+
+
+def settled(
+    run: Run, history: History | None, missing: Collection[str], repeated: Collection[str]
+) -> Plan:
+    """Settles σ for what is still to come on top of what is spent; records nothing.
 
     A plan for the same promise stays in force: recalibrating it after a crash would only move the
     noise for the steps that are left.
 
     Args:
         run: its recipe says what is wanted.
-        ledger: gets the plan.
+        history: what was spent; None before the first ledger.
         missing: names of the stages that are still to be done.
         repeated: those of them that were done or begun before and are wanted again.
 
@@ -107,22 +118,25 @@ def settle(run: Run, ledger: Ledger, missing: Collection[str], repeated: Collect
     """
     privacy = run.recipe.privacy
     is_semantic = run.recipe.selection.mode == "semantic"
-    before = [ledger.paid(kind) for name, kind in _RESERVATIONS.items() if name in repeated]
-    paid = max((plan.epsilon for plan in before if plan is not None), default=0.0)
+    noise = run.recipe.query.noise_multiplier(privacy.epsilon) if is_semantic else None
+    old, before, spent = None, list[Plan](), list[Mechanism]()
+    if history is not None:
+        kinds = [kind for name, kind in _RESERVATIONS.items() if name in repeated]
+        before = [plan for kind in kinds if (plan := history.paid(kind)) is not None]
+        old, spent = history.plan, history.spent()
+    paid = max((plan.epsilon for plan in before), default=0.0)
     if math.isfinite(paid) and privacy.epsilon <= paid:
         raise UserError(
             f"{run.folder.path}: epsilon {paid:g} was planned for what is to be repeated; "
             "what it cost stays spent, so raise --epsilon to pay for both"
         )
-    old = ledger.plan
-    noise = run.recipe.query.noise_multiplier(privacy.epsilon) if is_semantic else None
     if is_semantic and "query" not in missing and old is not None:
         noise = old.query_noise_multiplier
     if old is not None and _is_for(old, run, noise) and old not in before:
-        return
+        return old
     asked = [Gaussian(noise)] if noise is not None and "query" in missing else []
     run.reporter.say("calibrating the noise …")
-    ledger.set_plan(calibrated(run.recipe, noise, [*ledger.spent(), *asked]))
+    return calibrated(run.recipe, noise, [*spent, *asked])
 
 
 def calibrated(recipe: Recipe, noise: float | None, spent: Sequence[Mechanism]) -> Plan:

@@ -3,11 +3,11 @@
 from typing import Any
 
 from privimage import durable, evaluate
+from privimage.context import Run
 from privimage.dp import Ledger, Plan
 from privimage.evaluate import Evaluation
 from privimage.progress import Reporter
 from privimage.release import privacy_statement
-from privimage.stages import Run
 
 _MOST_ROWS = 30
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from privimage import spending
+from privimage.context import Run
 from privimage.data import ImageSet, to_bytes
 from privimage.diffusion.denoiser import Denoiser
 from privimage.diffusion.samplers import sample
@@ -17,7 +18,6 @@ from privimage.progress import Reporter
 from privimage.release import privacy_statement
 from privimage.run import RunFolder
 from privimage.seeds import generator
-from privimage.stages import Run
 from privimage.threads import Workers
 
 

@@ -8,6 +8,7 @@ from tiny import TINY
 from privimage import pipeline, recipe
 from privimage.pipeline import Machine
 from privimage.progress import Reporter
+from privimage.schedule import Scope
 
 
 @pytest.fixture
@@ -45,6 +46,6 @@ def train():
     """Runs a recipe quietly on two threads."""
 
     def run(chosen, path, from_stage=None, patience=math.inf):
-        pipeline.train(chosen, path, Machine("cpu", 2), Impatient(patience), from_stage)
+        pipeline.train(chosen, path, Machine("cpu", 2), Impatient(patience), Scope(from_stage))
 
     return run

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tiny import TINY
 
-from privimage import audit, loop, pipeline, recipe, run
+from privimage import audit, loop, pipeline, recipe, run, schedule
 from privimage.data import digits, glyphs
 from privimage.errors import UserError
 from privimage.evaluate import classifiers
@@ -150,7 +150,7 @@ def main(folder, log, seed):
     classifiers._EPOCHS = 2
     finetune._LARGEST_MICRO_BATCH = 8
     states, began = [], time.monotonic()
-    for stage in pipeline.STAGES:
+    for stage in schedule.STAGES:
         for killer in _killers(stage.name, randomness):
             status = _in_a_child(killer, folder, log)
             is_done = run.RunFolder(folder).is_done(stage.name)

@@ -15,16 +15,8 @@ from privimage.data import ImageSet, ImageShape, PersonKey, load_sensitive
 from privimage.dp import GRID_UNITS, Ledger, Plan, SubsampledGaussian
 from privimage.errors import UserError
 from privimage.progress import Reporter
+from privimage.selftest import probe
 from privimage.selftest.checks import ALPHA
-from privimage.selftest.probe import (
-    NAMES,
-    PUBLIC_SIZE,
-    Network,
-    gradients,
-    images,
-    known_key,
-    tuner,
-)
 from privimage.semantics import query
 from privimage.synthesis import finetune
 from privimage.threads import Workers
@@ -37,8 +29,8 @@ def crowd(*sizes):
     """Persons with so many images each, which lie among those of the others."""
     persons = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     order = torch.randperm(len(persons), generator=torch.Generator().manual_seed(1))
-    some = images(len(persons))
-    return ImageSet(some.images, some.labels, NAMES, persons[order])
+    some = probe.images(len(persons))
+    return ImageSet(some.images, some.labels, probe.NAMES, persons[order])
 
 
 def without(persons, leaving):
@@ -54,8 +46,8 @@ def clipped_sum_of(sensitive, *chosen):
     sums, sample = [], finetune.poisson_sample
     finetune.poisson_sample = lambda *_: torch.tensor(chosen, dtype=torch.int64)
     try:
-        with known_key():
-            system = tuner(sensitive)
+        with probe.known_key():
+            system = probe.tuner(sensitive)
             system._plan = dataclasses.replace(system._plan, examples=4)
             system._optimizer.step = sums.append
             system.step()
@@ -66,11 +58,13 @@ def clipped_sum_of(sensitive, *chosen):
 
 def check_a_person_s_step(folder):
     """With all randomness equal, one person more moves the released gradient by at most C / B."""
-    with known_key():
+    with probe.known_key():
         for size in (1, 2, 9):
             more = crowd(*SIZES, size)
             sets = more, without(more, len(SIZES))
-            with_person, others = (gradients(tuner(one), 1, PUBLIC_SIZE) for one in sets)
+            with_person, others = (
+                probe.gradients(probe.tuner(one), 1, probe.PUBLIC_SIZE) for one in sets
+            )
             assert 0.99 < (with_person - others).norm() <= 1 + 1e-3, size
 
 
@@ -89,7 +83,7 @@ def check_a_person_s_contribution(folder):
 def check_person_sampler(folder):
     """A person enters a step with the declared probability, however many images it has."""
     sizes, rate, steps = [1, 2, 5, 12] * 3, 0.05, 3000
-    system, rows = tuner(crowd(*sizes), sample_rate=rate), []
+    system, rows = probe.tuner(crowd(*sizes), sample_rate=rate), []
 
     def watched(piece):
         rows[-1][piece[0]] += 1
@@ -124,7 +118,7 @@ def ask(folder, sensitive, votes):
 
 def check_a_person_s_votes(folder):
     """All votes of a person together move the histogram by at most √k1, to the last grid step."""
-    with known_key():
+    with probe.known_key():
         for size, votes in ((1, 1), (1, 2), (7, 1), (30, 3)):
             more = crowd(*SIZES, size)
             moved = ask(folder, more, votes) - ask(folder, without(more, len(SIZES)), votes)
@@ -153,7 +147,15 @@ def check_unit(folder):
             )
         with pytest.raises(UserError, match="by person"):
             finetune.finetune(
-                *(ledger, crowd(1, 2), Network(), settings, PUBLIC_SIZE, folder / "c", WORKERS),
+                *(
+                    ledger,
+                    crowd(1, 2),
+                    probe.Network(),
+                    settings,
+                    probe.PUBLIC_SIZE,
+                    folder / "c",
+                    WORKERS,
+                ),
                 Reporter(quiet=True),
             )
         assert ledger.spent() == []

@@ -25,16 +25,8 @@ from privimage.dp import History, Ledger, Plan, SubsampledGaussian
 from privimage.errors import UserError
 from privimage.progress import Reporter
 from privimage.run import RunFolder
+from privimage.selftest import probe
 from privimage.selftest.checks import ALPHA
-from privimage.selftest.probe import (
-    NAMES,
-    PUBLIC_SIZE,
-    Network,
-    gradients,
-    images,
-    known_key,
-    tuner,
-)
 from privimage.semantics import query
 from privimage.semantics.selection import SelectionSettings
 from privimage.synthesis import finetune
@@ -58,16 +50,18 @@ def refusal(words):
 
 def check_micro_batches(folder):
     """How a batch is cut does not matter, but for the rounding of a convolution."""
-    with known_key():
-        one, other = tuner(images(9)), tuner(images(9))
+    with probe.known_key():
+        one, other = probe.tuner(probe.images(9)), probe.tuner(probe.images(9))
         other._plan = dataclasses.replace(other._plan, examples=2)
-        difference = gradients(one, 3, PUBLIC_SIZE) - gradients(other, 3, PUBLIC_SIZE)
+        difference = probe.gradients(one, 3, probe.PUBLIC_SIZE) - probe.gradients(
+            other, 3, probe.PUBLIC_SIZE
+        )
     assert difference.abs().max() < 1e-3
 
 
 def check_release(folder):
     """What is released is the average over all steps, whatever they did for the images."""
-    system = tuner(images(8))
+    system = probe.tuner(probe.images(8))
     average = system.state()[0]["parameters"].double()
     for update in range(1, 7):
         system.step()
@@ -78,7 +72,7 @@ def check_release(folder):
 
 def check_checkpoint(folder):
     """A checkpoint holds weights, moments, average and step: no key, no count, no raw gradient."""
-    system = tuner(images(8))
+    system = probe.tuner(probe.images(8))
     system.step()
     tensors, state = system.state()
     assert tensors.keys() == {"parameters", "step", "exp_avg", "exp_avg_sq", "ema"}
@@ -98,10 +92,10 @@ def finetuned(folder, count, steps=3):
         ledger.set_plan(UNBOUNDED)
         finetune.finetune(
             ledger,
-            images(count),
-            Network(),
+            probe.images(count),
+            probe.Network(),
             settings,
-            PUBLIC_SIZE,
+            probe.PUBLIC_SIZE,
             folder / "checkpoints",
             WORKERS,
             Reporter(),
@@ -137,9 +131,9 @@ def ask(folder, sensitive, votes=2, classes=50, predict=None):
 
 def check_query_sensitivity(folder):
     """One image more adds one vote to each of k1 cells of one row, also where logits are NaN."""
-    with known_key():
+    with probe.known_key():
         for count in (7, 8):
-            change = ask(folder, images(count + 1)) - ask(folder, images(count))
+            change = ask(folder, probe.images(count + 1)) - ask(folder, probe.images(count))
             assert change.min() == 0
             assert change.max() == 1
             assert change.sum() == 2
@@ -148,7 +142,7 @@ def check_query_sensitivity(folder):
 
 def check_query_noise(folder):
     """The counts of no image are noise with a standard deviation of σ_q √k1, fresh every time."""
-    one, other = (ask(folder, images(0), classes=20_000).double() for _ in range(2))
+    one, other = (ask(folder, probe.images(0), classes=20_000).double() for _ in range(2))
     assert not torch.equal(one, other)
     for counts in (one, other):
         chi2 = float(counts.square().sum()) / (9.0 * 2)
@@ -165,7 +159,7 @@ def check_query_is_reserved(folder):
         seen.append(sum('"query"' in line and '"reserve"' in line for line in lines(path)))
         return torch.zeros(len(pixels), 50)
 
-    ask(folder, images(8), predict=predict)
+    ask(folder, probe.images(8), predict=predict)
     assert seen == [1]
 
 
@@ -173,7 +167,7 @@ def selected(folder, histogram):
     """Which label each public class goes to, by the stage that selects, from this noisy file."""
     run = SimpleNamespace(
         recipe=SimpleNamespace(selection=SelectionSettings("semantic", 2)),
-        names=NAMES,
+        names=probe.NAMES,
         folder=RunFolder(folder),
         reporter=Reporter(quiet=True),
     )
@@ -278,10 +272,10 @@ def check_reservations(folder):
             ledger.set_plan(Plan(math.inf, 1e-3, None, steps))
             finetune.finetune(
                 ledger,
-                images(8),
-                Network(),
+                probe.images(8),
+                probe.Network(),
                 settings,
-                PUBLIC_SIZE,
+                probe.PUBLIC_SIZE,
                 folder / "checkpoints",
                 WORKERS,
                 Reporter(quiet=True),

@@ -195,7 +195,7 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(tmp_path):
     found = json.loads(result.stdout)
     assert found["plan"]["epsilon"] == 10.0
     assert found["plan"]["finetune"]["steps"] == 6
-    assert set(found["seconds"]) == {"pretrain", "finetune", "synthetic"}
+    assert set(found["seconds"]) == {"classifier", "pretrain", "finetune", "synthetic"}
     assert all(seconds > 0 for seconds in found["seconds"].values())
     assert not (tmp_path / "run").exists()
 

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from crash_server import RECIPE
 
-from privimage import audit, pipeline
+from privimage import audit, pipeline, schedule
 from privimage.errors import UserError
 from privimage.pipeline import Machine
 from privimage.progress import Reporter
 
 SERVER = Path(__file__).with_name("crash_server.py")
-STAGES = [stage.name for stage in pipeline.STAGES]
+STAGES = [stage.name for stage in schedule.STAGES]
 
 
 @pytest.fixture(scope="module")

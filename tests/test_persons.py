@@ -13,6 +13,7 @@ from privimage.dp import Ledger, Plan, SubsampledGaussian
 from privimage.errors import UserError
 from privimage.pipeline import Machine
 from privimage.progress import Reporter
+from privimage.schedule import Scope
 
 PERSONS = 30
 
@@ -56,7 +57,7 @@ def _train(values, path, from_stage=None, **changes):
     listener = Listener()
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     chosen = recipe.preset("digits", values | changes)
-    pipeline.train(chosen, path, Machine("cpu", 2), listener, from_stage)
+    pipeline.train(chosen, path, Machine("cpu", 2), listener, Scope(from_stage))
     return listener.lines
 
 

@@ -7,7 +7,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from privimage import audit, pipeline
+from privimage import audit, schedule
 from privimage.errors import UserError
 from privimage.progress import Stopped
 
@@ -24,7 +24,7 @@ def _records(path):
 
 def test_every_stage_leaves_its_folder_and_nothing_else(finished):
     _, path = finished
-    expected = {stage.name for stage in pipeline.STAGES}
+    expected = {stage.name for stage in schedule.STAGES}
     files = {"recipe.toml", "declared.json", "ledger.jsonl", "report.html"}
     assert {entry.name for entry in path.iterdir()} == expected | files
     for name in expected:

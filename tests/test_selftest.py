@@ -117,3 +117,14 @@ def test_a_test_key_of_the_environment_is_found(monkeypatch):
 def test_a_mistake_is_found_before_anything_runs(arguments, message):
     result = _privimage("selftest", *arguments)
     assert message in str(result.exception)
+
+
+def test_the_doctor_ends_with_status_1_and_a_line_where_an_operator_is_wrong(monkeypatch):
+    checks = [ops.Check("clipped_sum", False, 0.5, 2.0), ops.Check("random_words", True, 0.0, 2.0)]
+    monkeypatch.setattr(ops, "self_test", lambda _: iter(checks))
+    result = _privimage("doctor")
+    assert result.exit_code == 1
+    assert "clipped_sum          DISAGREES by 0.5" in result.output
+    (error,) = [line for line in result.output.splitlines() if line.startswith("error:")]
+    assert "clipped_sum on cpu disagrees with the reference" in error
+    assert "random_words" not in error

@@ -1,7 +1,7 @@
 """Image sets: read by a written rule, one image at a time, and written for others to read."""
 
 from privimage.data.images import ImageSet, ImageShape, to_bytes, to_unit_range
-from privimage.data.load import check_source, load_public, load_sensitive
+from privimage.data.load import check_source, load_public, load_sample, load_sensitive
 from privimage.data.persons import PersonKey
 from privimage.data.write import ImageFile, file_name, image_files, png, write_parquet
 
@@ -14,6 +14,7 @@ __all__ = [
     "file_name",
     "image_files",
     "load_public",
+    "load_sample",
     "load_sensitive",
     "png",
     "to_bytes",

@@ -13,10 +13,20 @@ from pathlib import Path, PurePosixPath
 
 from privimage.data.members import DAMAGE, Member, members
 from privimage.data.persons import PersonKey, person_and_class, refuse_persons, too_deep
-from privimage.data.source import SUFFIXES, Entry, Source, no_images, one_line, some
+from privimage.data.source import (
+    SPLITS,
+    SUFFIXES,
+    Entry,
+    Source,
+    no_images,
+    one_line,
+    refuse_splits,
+    some,
+)
 from privimage.errors import UserError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+_WHOLE = PurePosixPath()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +35,7 @@ class ArchiveSource(Source):
 
     form = "archive of images"
     names_by_image = True
+    part: PurePosixPath
     person: PersonKey | None
 
     def entries(self) -> Iterator[Entry]:
@@ -32,8 +43,9 @@ class ArchiveSource(Source):
         number_of = {name: number for number, name in enumerate(self.names)}
         try:
             for member in members(self.path):
-                path = _path(member)
-                if _looks_like_an_image(member) and not _fault(member):
+                if not _looks_like_an_image(member) or _fault(member):
+                    continue
+                if (path := _below(_path(member), self.part)) is not None:
                     person, label = person_and_class(path.parts[:-1], self.person)
                     yield Entry(member.content(), number_of.get(label), str(path), person)
         except DAMAGE as error:
@@ -42,30 +54,48 @@ class ArchiveSource(Source):
             ) from error
 
 
-def open_archive(name: str, path: Path, person: PersonKey | None = None) -> Source:
+def open_archive(
+    name: str, path: Path, person: PersonKey | None = None, part: PurePosixPath = _WHOLE
+) -> Source:
     """The image set in the archive `path`; nothing is unpacked.
 
+    Args:
+        name: how messages call the set.
+        path: of the archive.
+        person: where its persons are named.
+        part: the folder in it that is the set.
+
     Raises:
-        UserError: it is no archive, is cut short, is too large, holds no images, or none as deep
-            as the folders that name persons.
+        UserError: it is no archive, is cut short, is too large, holds no images, has folders for
+            several splits, or none as deep as those that name persons.
     """
     if person is not None and person.column:
         refuse_persons(name, path, person)
     persons: set[str] = set()
     images: set[str] = set()
     classes: set[str] = set()
+    splits: dict[str, Path] = {}
+    merged: set[str] = set()
     odd: dict[str, list[str]] = {}
     count = 0
     try:
-        for member in filter(_looks_like_an_image, members(path)):
-            fault, place = _fault(member), _path(member)
-            if fault:
+        for member in members(path):
+            place = _below(_path(member), part)
+            if place is None:
+                continue
+            # Entries for the folders themselves, which no image decides.
+            if member.is_folder and place.name in SPLITS:
+                splits[place.name] = path / part / place
+            if not _looks_like_an_image(member):
+                continue
+            if fault := _fault(member):
                 odd.setdefault(f"are left out, as {fault}", []).append(member.name)
                 continue
             if str(place) in images:
                 odd.setdefault("occur more than once; each counts", []).append(member.name)
             count += 1
             images.add(str(place))
+            merged |= SPLITS & {*place.parts[:-1]}
             whose, label = person_and_class(place.parts[:-1], person)
             persons.add(whose)
             classes.add(label)
@@ -73,23 +103,36 @@ def open_archive(name: str, path: Path, person: PersonKey | None = None) -> Sour
         raise UserError(
             f"{name}: '{path}' is not readable as an archive ({one_line(error)})"
         ) from error
+    where = path / part
     if count == 0:
-        raise no_images(name, path)
+        raise no_images(name, where)
+    refuse_splits(name, where, splits)
     if person is not None and persons == {""}:
-        raise too_deep(name, path, person)
+        raise too_deep(name, where, person)
     classes.discard("")
     return ArchiveSource(
         path=path,
+        part=part,
         names=tuple(sorted(classes)),
         is_labelled=bool(classes),
         count=count,
         person=person,
-        remarks=tuple(f"{len(those)} names {what} ({some(those)})" for what, those in odd.items()),
+        remarks=(
+            *(f"{len(those)} names {what} ({some(those)})" for what, those in odd.items()),
+            *([f"all of {some(sorted(merged))} is taken as one set"] if len(merged) > 1 else []),
+        ),
     )
 
 
 def _path(member: Member) -> PurePosixPath:
     return PurePosixPath(member.name.replace("\\", "/"))
+
+
+def _below(path: PurePosixPath, part: PurePosixPath) -> PurePosixPath | None:
+    """The path from the folder `part` on; None for what lies elsewhere."""
+    if part == _WHOLE:
+        return path
+    return path.relative_to(part) if path.is_relative_to(part) else None
 
 
 def _looks_like_an_image(member: Member) -> bool:

@@ -16,7 +16,7 @@ from privimage.data.persons import (
     refuse_persons,
     too_deep,
 )
-from privimage.data.source import SUFFIXES, Entry, Source, no_images, one_line, some
+from privimage.data.source import SUFFIXES, Entry, Source, no_images, one_line, refuse_splits, some
 from privimage.errors import UserError
 
 LABELS = "labels.csv"
@@ -52,10 +52,11 @@ def open_folder(name: str, path: Path, person: PersonKey | None = None) -> Sourc
     """The image set in the folder `path`.
 
     Raises:
-        UserError: there are no images, the CSV of labels is not readable as one, or nothing names
-            a person in the way of `person`.
+        UserError: there are no images, the folders are those of several splits, the CSV of labels
+            is not readable as one, or nothing names a person in the way of `person`.
     """
     classes = tuple(_subfolders(path))
+    refuse_splits(name, path, {folder: path / folder for folder in classes})
     if not classes and (path / LABELS).is_file():
         return _open_with_csv(name, path, person)
     if person is not None:

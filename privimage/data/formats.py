@@ -1,7 +1,7 @@
 """Which format an image set has, told from its path."""
 
 import glob
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from privimage.data.archive import ARCHIVES, open_archive
 from privimage.data.cifar import open_cifar, training_files
@@ -24,7 +24,8 @@ def open_source(name: str, path: Path, person: PersonKey | None = None) -> Sourc
 
     Args:
         name: how messages call the set, such as "--public".
-        path: a file or folder, or a pattern such as `data/train-*.parquet`.
+        path: a file or folder, a pattern such as `data/train-*.parquet`, or a folder in an archive,
+            such as `scans.zip/train`.
         person: where its persons are named; None if nobody asks.
 
     Raises:
@@ -36,6 +37,10 @@ def open_source(name: str, path: Path, person: PersonKey | None = None) -> Sourc
             shards = sorted(map(Path, glob.glob(str(path))))
             if shards and all(shard.suffix == ".parquet" for shard in shards):
                 return open_parquet(name, path, shards, person)
+            for archive in path.parents:
+                if archive.is_file() and archive.name.lower().endswith(ARCHIVES):
+                    part = PurePosixPath(path.relative_to(archive).as_posix())
+                    return open_archive(name, archive, person, part)
             raise UserError(f"{name}: there is no file or folder '{path}'")
         opened = _open_folder if path.is_dir() else _open_file
         return opened(name, path, person)

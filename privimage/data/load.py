@@ -1,6 +1,6 @@
 """Loads image sets in two roles, public and sensitive, whose mistakes are treated differently."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from privimage.data.images import ImageSet, ImageShape
 from privimage.data.persons import PersonKey, numbered, refuse_persons
 from privimage.data.source import Content, Source, some
 from privimage.errors import UserError, nearest
+from privimage.seeds import generator
 
 _PREFIX = "builtin:"
 # More are no classes: the column holds identifiers.
@@ -120,54 +121,106 @@ def load_sensitive(
     """
     if source.startswith(_PREFIX):
         refuse_persons(role, source, person)
-        return _builtin(source, shape)
+        return _renamed(_builtin(source, shape), names)
     opened = open_source(role, Path(source), person)
-    if not opened.is_labelled:
-        names = ()
-    elif names is None:
-        if not opened.names:
-            raise UserError(
-                f"{role}: '{source}' has labels but no names for them; declare them with --classes "
-                "(names, or their number)"
-            )
-        names = opened.names
+    names = _names(opened, names, role)
     images, _, labels, persons = _decoded(opened, shape, steps)
-    number_of = _numbers(opened, names)
-    values = [number_of.get(label, len(names)) for label in labels]
     return ImageSet(
         torch.from_numpy(images),
-        torch.tensor(values, dtype=torch.int64),
+        _numbered(labels, opened.names, names, opened.names_by_image),
         names,
         None if person is None else numbered(persons),
     )
 
 
-def _numbers(opened: Source, names: tuple[str, ...]) -> dict[int | None, int]:
-    """The set's own label → its place among the declared names.
+def load_sample(
+    source: str, shape: ImageShape, names: tuple[str, ...] | None, role: str, most: int, seed: int
+) -> ImageSet:
+    """At most `most` images, drawn by chance from a set of any size that needn't fit into memory.
 
-    By number only where nothing that is known of the images decides that it is so.
+    Args:
+        source: a path (see `formats`).
+        shape: the declared form.
+        names: as in `load_sensitive`.
+        role: how messages call the set.
+        most: how many images there are at most.
+        seed: decides which.
+
+    Returns:
+        The images in their own order, mapped as by `load_sensitive`.
+
+    Raises:
+        UserError: as `load_sensitive`.
     """
-    if opened.names_by_image or set(opened.names) & set(names):
+    opened = open_source(role, Path(source))
+    names = _names(opened, names, role)
+    rows = torch.randperm(opened.count, generator=generator(seed, "sample"))[:most]
+    images, _, labels, _ = _decoded(opened, shape, None, {*rows.tolist()})
+    return ImageSet(
+        torch.from_numpy(images),
+        _numbered(labels, opened.names, names, opened.names_by_image),
+        names,
+    )
+
+
+def _names(opened: Source, declared: tuple[str, ...] | None, role: str) -> tuple[str, ...]:
+    """The declared names of the labels, or else those of the set itself; () without labels."""
+    if not opened.is_labelled:
+        return ()
+    if declared is None and not opened.names:
+        raise UserError(
+            f"{role}: '{opened.path}' has labels but no names for them; declare them with "
+            "--classes (names, or their number)"
+        )
+    return opened.names if declared is None else declared
+
+
+def _numbered(
+    labels: Sequence[int | None], own: tuple[str, ...], names: tuple[str, ...], by_name: bool
+) -> torch.Tensor:
+    """The set's own labels as places among the declared names, int64 [images].
+
+    By number only where no name is shared, and nothing that is known of the images (`by_name`)
+    decides that it is so.
+    """
+    number_of: dict[int | None, int] = {number: number for number in range(len(names))}
+    if by_name or set(own) & set(names):
         place = {name: number for number, name in enumerate(names)}
-        return {label: place[name] for label, name in enumerate(opened.names) if name in place}
-    return {number: number for number in range(len(names))}
+        number_of = {label: place[name] for label, name in enumerate(own) if name in place}
+    return torch.tensor([number_of.get(label, len(names)) for label in labels], dtype=torch.int64)
+
+
+def _renamed(images: ImageSet, names: tuple[str, ...] | None) -> ImageSet:
+    """A built-in set with the declared names of its labels; None for its own."""
+    if names is None:
+        return images
+    labels = _numbered(images.labels.tolist(), images.names, names, by_name=False)
+    return ImageSet(images.images, labels, names)
 
 
 def _decoded(
-    opened: Source, shape: ImageShape, steps: Steps | None
+    opened: Source,
+    shape: ImageShape,
+    steps: Steps | None,
+    rows: Collection[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, list[int | None], list[str]]:
-    """All images, which of them could be decoded, their labels and the names of their persons."""
+    """The images, which of them could be decoded, their labels and the names of their persons.
+
+    All of them, or those at the places `rows`.
+    """
     labels: list[int | None] = []
     persons: list[str] = []
 
     def contents() -> Iterator[Content]:
-        for content, label, _, person in opened.entries():
-            labels.append(label)
-            persons.append(person)
-            yield content
+        for row, (content, label, _, person) in enumerate(opened.entries()):
+            if rows is None or row in rows:
+                labels.append(label)
+                persons.append(person)
+                yield content
 
-    images, is_good = decode_all(contents(), opened.count, shape, steps)
-    if len(labels) != opened.count:
+    count = opened.count if rows is None else len(rows)
+    images, is_good = decode_all(contents(), count, shape, steps)
+    if len(labels) != count:
         raise UserError(f"'{opened.path}' changed while it was read")
     return images, is_good, labels, persons
 

@@ -1,6 +1,6 @@
 """What every format of image sets becomes: a source of entries, one an image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -22,6 +22,9 @@ SUFFIXES = {
     ".pgm": "PPM",
 }
 """What the names of image files end with, and the format that they promise."""
+
+SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
+"""Names of folders that are no classes of one set."""
 
 # More than any image set for networks holds; a file that claims more is a decompression bomb.
 MOST_PIXELS = 64 * 2**20
@@ -80,6 +83,16 @@ def some(names: list[str]) -> str:
     """The first few of `names`, quoted."""
     shown = ", ".join(f"'{name}'" for name in names[:3])
     return f"{shown}, …" if len(names) > 3 else shown
+
+
+def refuse_splits(name: str, where: object, folders: Mapping[str, object]) -> None:
+    """Raises UserError if there are folders (name → path) for several of `SPLITS`."""
+    found = sorted(SPLITS & set(folders))
+    if len(found) > 1:
+        raise UserError(
+            f"{name}: '{where}' holds several splits ({some(found)}); name one, such as "
+            f"'{folders[found[-1]]}'"
+        )
 
 
 def no_images(name: str, path: Path, where: str = "") -> UserError:

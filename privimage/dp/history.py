@@ -50,6 +50,14 @@ class History:
         """Whom ε protects: "image" or "person"."""
         return self._all(Genesis)[0].unit
 
+    def check_unit(self, unit: str) -> None:
+        """Raises UserError unless `unit` is whom this ledger protects."""
+        if unit != self.unit:
+            raise UserError(
+                f"{self.path}: unit: this ledger is by {self.unit}, so nothing can be spent by "
+                f"{unit}; begin a new run with --out"
+            )
+
     @property
     def adjacency(self) -> str:
         """Which data sets ε calls neighbours."""

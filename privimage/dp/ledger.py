@@ -84,14 +84,6 @@ class Ledger(History):
             raise UserError(f"{self.path}: {self._failure}; start again from what the disk holds")
         return self._entries
 
-    def check_unit(self, unit: str) -> None:
-        """Raises UserError unless `unit` is whom this ledger protects."""
-        if unit != self.unit:
-            raise UserError(
-                f"{self.path}: unit: this ledger is by {self.unit}, so nothing can be spent by "
-                f"{unit}; begin a new run with --out"
-            )
-
     def set_plan(self, plan: Plan) -> None:
         """Records what may be spent from here on; the plan in force is not recorded again."""
         if plan != self.plan:

@@ -6,17 +6,19 @@ from privimage.evaluate.evaluation import Material, evaluate
 from privimage.evaluate.features import FeatureNetwork, compute_features, load_features
 from privimage.evaluate.metrics import fid, inception_score, kid
 from privimage.evaluate.neighbours import manifold, nearest_distances
+from privimage.evaluate.parts import Parts, some
 from privimage.evaluate.report import comparison_picture, epsilon_sentence
 from privimage.evaluate.result import Evaluation, as_json, from_json
 from privimage.evaluate.scores import scores
 from privimage.evaluate.settings import EvaluationSettings
-from privimage.evaluate.tables import accuracy_table, score_table, sentences
+from privimage.evaluate.tables import accuracy_table, in_order, score_table, sentences
 
 __all__ = [
     "Evaluation",
     "EvaluationSettings",
     "FeatureNetwork",
     "Material",
+    "Parts",
     "Resources",
     "accuracies",
     "accuracy_table",
@@ -28,6 +30,7 @@ __all__ = [
     "evaluate",
     "fid",
     "from_json",
+    "in_order",
     "inception_score",
     "kid",
     "load_features",
@@ -37,4 +40,5 @@ __all__ = [
     "score_table",
     "scores",
     "sentences",
+    "some",
 ]

@@ -3,7 +3,9 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from privimage.data import ImageSet, to_unit_range
 from privimage.errors import UserError
 from privimage.evaluate import intervals
+from privimage.evaluate.parts import Parts, digest, some
 from privimage.evaluate.result import Accuracy
 from privimage.evaluate.settings import LABELS, EvaluationSettings
 from privimage.evaluate.training import Training
@@ -26,6 +29,7 @@ from privimage.threads import Workers
 
 # Fewer images of a label leave none to hold out.
 _LEAST_TO_STOP_EARLY = 20
+_PREDICT_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ def accuracies(
     settings: EvaluationSettings,
     seed: int,
     resources: Resources,
+    parts: Parts,
 ) -> list[dict[str, Accuracy]]:
     """The fraction of `test` that each classifier gets right after training on one set alone.
 
@@ -67,29 +72,40 @@ def accuracies(
         settings: which classifiers, how often.
         seed: decides every random choice.
         resources: train on several sets at a time.
+        parts: keeps the accuracies of one kind of classifier as soon as they are had.
 
     Returns:
         For each training set an accuracy by kind of classifier.
 
     Raises:
         UserError: the test images have other labels, or a set has no labelled image.
-        Stopped: the reporter asked for it; nothing is kept.
+        Stopped: the reporter asked for it; what `parts` has got is kept.
     """
     check_test_set(test, training_sets[0].names)
-    sets = [_labelled(images) for images in training_sets]
-    results: list[dict[str, Accuracy]] = [{} for _ in sets]
-    for kind in settings.classifiers:
-        # Without coins of its own, it finds the same every time.
-        repeats = 1 if kind == "logistic" else settings.repeats
-        trials = [(images, repeat) for images in sets for repeat in range(repeats)]
-        if kind in NETWORKS:
-            found = _networks(kind, trials, test, settings, seed, resources)
-        else:
-            found = _by_sklearn(kind, trials, test, seed, resources)
-        for index, images in enumerate(sets):
-            mine = found[index * repeats : (index + 1) * repeats]
-            results[index][kind] = _accuracy(kind, mine, images, test)
-    return results
+    sets = [
+        some(_labelled(images), settings.most_training_images, seed, "training images")
+        for images in training_sets
+    ]
+
+    @cache
+    def about() -> dict[str, Any]:
+        return {
+            "sets": [digest(images) for images in sets],
+            "test": digest(test),
+            "settings": [settings.repeats, settings.epochs, settings.flip],
+            "seed": seed,
+        }
+
+    found = {
+        kind: parts.result(
+            f"accuracy-{kind}",
+            list[Accuracy],
+            about,
+            partial(_of_kind, kind, sets, test, settings, seed, resources),
+        )
+        for kind in settings.classifiers
+    }
+    return [{kind: found[kind][index] for kind in found} for index in range(len(sets))]
 
 
 def check_test_set(test: ImageSet, names: tuple[str, ...]) -> None:
@@ -99,6 +115,28 @@ def check_test_set(test: ImageSet, names: tuple[str, ...]) -> None:
             f"--test: its labels must be those of the synthetic images ({', '.join(names)}), "
             f"but it has {', '.join(test.names) or 'none'}"
         )
+
+
+def _of_kind(
+    kind: str,
+    sets: list[ImageSet],
+    test: ImageSet,
+    settings: EvaluationSettings,
+    seed: int,
+    resources: Resources,
+) -> list[Accuracy]:
+    """The accuracies of one kind of classifier, one for each training set."""
+    # Without coins of its own, it finds the same every time.
+    repeats = 1 if kind == "logistic" else settings.repeats
+    trials = [(images, repeat) for images in sets for repeat in range(repeats)]
+    if kind in NETWORKS:
+        found = _networks(kind, trials, test, settings, seed, resources)
+    else:
+        found = _by_sklearn(kind, trials, test, seed, resources)
+    return [
+        _accuracy(kind, found[index * repeats : (index + 1) * repeats], images, test)
+        for index, images in enumerate(sets)
+    ]
 
 
 Trial = tuple[ImageSet, int]
@@ -163,14 +201,16 @@ def _fitted(kind: str, training: ImageSet, test: ImageSet, seed: int) -> Predict
         if kind == "mlp"
         else LogisticRegression(max_iter=300, tol=1e-3)
     )
-    model = make_pipeline(StandardScaler(), classifier)
-    model.fit(_flat(training), training.labels.numpy())
+    # What it scales is a copy already.
+    model = make_pipeline(StandardScaler(copy=False), classifier)
+    model.fit(_flat(training.images), training.labels.numpy())
     held_out = float(classifier.best_validation_score_) if kind == "mlp" and early else None
-    return Prediction(torch.from_numpy(model.predict(_flat(test))), held_out)
+    pieces = [model.predict(_flat(piece)) for piece in test.images.split(_PREDICT_ROWS)]
+    return Prediction(torch.from_numpy(np.concatenate(pieces)), held_out)
 
 
-def _flat(images: ImageSet) -> np.ndarray:
-    flat: np.ndarray = to_unit_range(images.images).flatten(1).numpy()
+def _flat(images: torch.Tensor) -> np.ndarray:
+    flat: np.ndarray = to_unit_range(images).flatten(1).numpy()
     return flat
 
 
@@ -179,6 +219,8 @@ def _labelled(images: ImageSet) -> ImageSet:
     kept = images.labels < len(images.names)
     if not kept.any():
         raise UserError("accuracy needs labelled images to train on, and there are none")
+    if kept.all():
+        return images
     return ImageSet(images.images[kept], images.labels[kept], images.names)
 
 

@@ -4,14 +4,15 @@ import torch
 
 from privimage.data import ImageSet
 from privimage.evaluate.neighbours import nearest_distances
+from privimage.evaluate.parts import some
 from privimage.evaluate.result import NearDuplicates
-from privimage.seeds import generator
 
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75)
 _NEAREST = 0.01
 # As many give the first hundredth to a few images, and keep the search to seconds.
 _MOST_LOOKED_UP = 1000
-_MOST_AMONG = 50_000
+MOST_AMONG = 50_000
+_PURPOSE = "near duplicates"
 
 
 def near_duplicates(
@@ -28,11 +29,12 @@ def near_duplicates(
         against: what the others are: "public" or "sensitive".
         seed: decides which images are taken.
     """
-    among = _some(others, _MOST_AMONG, seed)
-    distances = nearest_distances(_some(synthetic, _MOST_LOOKED_UP, seed), among)
+    among = some(others, MOST_AMONG, seed, _PURPOSE).images
+    looked_up = some(synthetic, _MOST_LOOKED_UP, seed, _PURPOSE).images
+    distances = nearest_distances(looked_up, among)
     reference = closer = None
     if test is not None:
-        reference = nearest_distances(_some(test, _MOST_LOOKED_UP, seed), among)
+        reference = nearest_distances(some(test, _MOST_LOOKED_UP, seed, _PURPOSE).images, among)
         closer = float((distances < reference.quantile(_NEAREST)).double().mean())
     return NearDuplicates(
         against=against,
@@ -44,11 +46,6 @@ def near_duplicates(
         test=None if reference is None else _at_quantiles(reference),
         closer_than_test=closer,
     )
-
-
-def _some(images: ImageSet, most: int, seed: int) -> torch.Tensor:
-    order = torch.randperm(len(images), generator=generator(seed, "near duplicates"))
-    return images.images[order[:most]]
 
 
 def _at_quantiles(distances: torch.Tensor) -> tuple[float, ...]:

@@ -1,19 +1,28 @@
 """Measures synthetic images by everything that the settings ask for."""
 
-from dataclasses import dataclass
-
-import torch
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from typing import Any
 
 from privimage.data import ImageSet
 from privimage.evaluate import scores as scoring
 from privimage.evaluate.classifiers import Resources, accuracies
-from privimage.evaluate.duplicates import near_duplicates
+from privimage.evaluate.duplicates import MOST_AMONG, near_duplicates
 from privimage.evaluate.features import FeatureNetwork, compute_features
-from privimage.evaluate.result import Accuracy, Evaluation, FeatureFacts, Score, SetScores
+from privimage.evaluate.parts import Parts, digest, some
+from privimage.evaluate.result import (
+    Accuracy,
+    Evaluation,
+    FeatureFacts,
+    NearDuplicates,
+    Score,
+    SetScores,
+)
 from privimage.evaluate.settings import EvaluationSettings
 from privimage.progress import Reporter
-from privimage.seeds import generator
 
+_SCORED = "scored images"
+_TITLES = {"synthetic": "synthetic images", "pretrained": "images before fine-tuning"}
 _OUTSIDE_EPSILON = (
     "the train-on-real ceiling and near duplicates of sensitive images are computed on the "
     "sensitive images without noise: no ε covers them"
@@ -43,36 +52,43 @@ class Material:
 
 
 def evaluate(
-    material: Material, settings: EvaluationSettings, seed: int, resources: Resources
+    material: Material,
+    settings: EvaluationSettings,
+    seed: int,
+    resources: Resources,
+    parts: Parts,
 ) -> Evaluation:
     """Accuracies, scores and near duplicates, and null for what can't be had.
 
+    Args:
+        material: what is measured, and on what.
+        settings: what is asked for.
+        seed: decides every random choice.
+        resources: device, cores, terminal.
+        parts: keeps each score and accuracy as soon as it is had, but for what is computed on
+            sensitive images.
+
     Raises:
         UserError: the test images have other labels, or the features can't be had.
-        Stopped: the reporter asked for it.
+        Stopped: the reporter asked for it; what `parts` has got is kept.
     """
-    sets = [material.synthetic]
+    sets = {"synthetic": material.synthetic}
     if material.pretrained is not None:
-        sets.append(material.pretrained)
+        sets["pretrained"] = material.pretrained
     caveats: list[str] = []
-    found, facts = _scores(sets, material, settings, seed, resources.reporter, caveats)
-    trained = _accuracies(sets, material.test, settings, seed, resources, caveats)
-    public = material.public if settings.near_duplicates else None
-    parts = [
-        SetScores(
-            accuracy,
-            score,
-            None
-            if public is None
-            else near_duplicates(images, material.test, public, "public", seed),
-        )
-        for images, accuracy, score in zip(sets, trained, found, strict=True)
-    ]
+    found, facts = _scores(sets, material, settings, seed, resources.reporter, parts, caveats)
+    trained = _accuracies(
+        [*sets.values()], material.test, settings, seed, resources, parts, caveats
+    )
+    near = _near_duplicates(sets, material, settings, seed, parts)
+    results = [SetScores(*three) for three in zip(trained, found, near, strict=True)]
     sensitive, ceiling, duplicates = material.sensitive, None, None
     if sensitive is not None:
         caveats.append(_OUTSIDE_EPSILON)
         if settings.ceiling:
-            (ceiling,) = _accuracies([sensitive], material.test, settings, seed, resources, [])
+            (ceiling,) = _accuracies(
+                [sensitive], material.test, settings, seed, resources, Parts(), []
+            )
         if settings.sensitive_duplicates:
             duplicates = near_duplicates(
                 material.synthetic, material.test, sensitive, "sensitive", seed
@@ -83,8 +99,8 @@ def evaluate(
         splits=settings.splits,
         features=facts,
         caveats=tuple(caveats),
-        synthetic=parts[0],
-        pretrained=parts[1] if len(parts) > 1 else None,
+        synthetic=results[0],
+        pretrained=results[1] if len(results) > 1 else None,
         ceiling=ceiling,
         sensitive_duplicates=duplicates,
     )
@@ -96,6 +112,7 @@ def _accuracies(
     settings: EvaluationSettings,
     seed: int,
     resources: Resources,
+    parts: Parts,
     caveats: list[str],
 ) -> list[dict[str, Accuracy]] | list[None]:
     if test is None:
@@ -103,45 +120,82 @@ def _accuracies(
     elif not sets[0].names:
         caveats.append("the images have no labels: no accuracy")
     elif settings.classifiers:
-        return accuracies(sets, test, settings, seed, resources)
+        return accuracies(sets, test, settings, seed, resources, parts)
     return [None for _ in sets]
 
 
 def _scores(
-    sets: list[ImageSet],
+    sets: dict[str, ImageSet],
     material: Material,
     settings: EvaluationSettings,
     seed: int,
     reporter: Reporter,
+    parts: Parts,
     caveats: list[str],
 ) -> tuple[list[dict[str, Score]] | list[None], FeatureFacts | None]:
     """The scores of each set, and on which features."""
     test, network = material.test, material.features
     if test is None or network is None:
         return [None for _ in sets], None
-    real = _some(test, settings.most_images, seed)
-    chosen = [_some(images, settings.most_images, seed) for images in sets]
-    fewest = min(len(images) for images in (real, *chosen))
+    real = some(test, settings.most_images, seed, _SCORED)
+    chosen = {name: some(set_, settings.most_images, seed, _SCORED) for name, set_ in sets.items()}
+    fewest = min(len(images) for images in (real, *chosen.values()))
     if fewest < scoring.LEAST_IMAGES:
         caveats.append(
             f"scores need at least {scoring.LEAST_IMAGES} images on either side, there are {fewest}"
         )
         return [None for _ in sets], None
-    reference = compute_features(network, real.images, "test images", reporter)
-    titles = ("synthetic images", "images before fine-tuning")
-    found = []
-    for images, title in zip(chosen, titles, strict=False):
-        outputs = compute_features(network, images.images, title, reporter)
-        found.append(
-            scoring.scores(outputs, reference, network.facts, settings.splits, seed, reporter)
-        )
-    caveats += scoring.caveats(len(chosen[0]), len(real), network.facts)
+    # Not before one of the scores has to be computed, and then once.
+    reference = cache(lambda: compute_features(network, real.images, "test images", reporter))
+
+    def about(name: str) -> dict[str, Any]:
+        return {
+            "images": digest(chosen[name]),
+            "test": digest(real),
+            "features": asdict(network.facts),
+            "splits": settings.splits,
+            "seed": seed,
+        }
+
+    def scored(name: str) -> dict[str, Score]:
+        outputs = compute_features(network, chosen[name].images, _TITLES[name], reporter)
+        return scoring.scores(outputs, reference(), network.facts, settings.splits, seed, reporter)
+
+    form = dict[str, Score]
+    found = [
+        parts.result(f"scores-{name}", form, partial(about, name), partial(scored, name))
+        for name in chosen
+    ]
+    caveats += scoring.caveats(len(chosen["synthetic"]), len(real), network.facts)
     return found, network.facts
 
 
-def _some(images: ImageSet, most: int, seed: int) -> ImageSet:
-    """`most` of the images by chance, or all."""
-    if len(images) <= most:
-        return images
-    rows = torch.randperm(len(images), generator=generator(seed, "scored images"))[:most]
-    return ImageSet(images.images[rows], images.labels[rows], images.names)
+def _near_duplicates(
+    sets: dict[str, ImageSet],
+    material: Material,
+    settings: EvaluationSettings,
+    seed: int,
+    parts: Parts,
+) -> list[NearDuplicates] | list[None]:
+    """Those of each set among the public images."""
+    if material.public is None or not settings.near_duplicates:
+        return [None for _ in sets]
+    test, public = material.test, some(material.public, MOST_AMONG, seed, "public images")
+
+    def about(images: ImageSet) -> dict[str, Any]:
+        return {
+            "images": digest(images),
+            "test": None if test is None else digest(test),
+            "public": digest(public),
+            "seed": seed,
+        }
+
+    return [
+        parts.result(
+            f"near-duplicates-{name}",
+            NearDuplicates,
+            partial(about, images),
+            partial(near_duplicates, images, test, public, "public", seed),
+        )
+        for name, images in sets.items()
+    ]

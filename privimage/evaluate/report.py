@@ -77,7 +77,7 @@ def _tiled(images: ImageSet) -> np.ndarray:
     tiles = torch.full((channels, rows * side, _COLUMNS * side), 255, dtype=torch.uint8)
     for row in range(rows):
         if images.names:
-            chosen = images.images[images.labels == row][:_COLUMNS]
+            chosen = images.images[torch.nonzero(images.labels == row).flatten()[:_COLUMNS]]
         else:
             chosen = images.images[row * _COLUMNS : (row + 1) * _COLUMNS]
         for column, image in enumerate(chosen):

@@ -31,6 +31,8 @@ class EvaluationSettings:
             own.
         weights: file of the features' weights; empty to take the installed or cached one.
         most_images: how many images of a set the scores use at most.
+        most_training_images: how many images of a set a classifier is trained on at most; as many
+            as papers use.
         splits: how often the test set is split for the real/real floor.
         near_duplicates: whether synthetic images are looked up among the public ones.
         ceiling: train the same classifiers on the sensitive images themselves: OUTSIDE ε.
@@ -45,6 +47,7 @@ class EvaluationSettings:
     input_size: int = 0
     weights: str = ""
     most_images: int = 10_000
+    most_training_images: int = 60_000
     splits: int = 5
     near_duplicates: bool = True
     ceiling: bool = False
@@ -53,7 +56,12 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         for kind in self.classifiers:
             check_choice("evaluation.classifiers", kind, LABELS)
-        for name in ("repeats", "epochs", "most_images", "splits"):
+        for name in ("repeats", "epochs", "most_images", "most_training_images", "splits"):
             check_count(f"evaluation.{name}", getattr(self, name))
         if self.input_size < 0:
             raise UserError(f"evaluation.input_size must be at least 0, got {self.input_size}")
+
+    @property
+    def most(self) -> int:
+        """How many images of a set are looked at in all, however many there are."""
+        return max(self.most_images, self.most_training_images)

@@ -1,6 +1,7 @@
 """An evaluation in tables and sentences for a person on a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -8,6 +9,8 @@ from rich.table import Table
 from privimage.evaluate.result import Estimate, Evaluation, NearDuplicates
 from privimage.evaluate.scores import NAMES
 from privimage.evaluate.settings import LABELS
+
+Value = TypeVar("Value")
 
 _OUTSIDE = "sensitive images (OUTSIDE ε)"
 
@@ -24,11 +27,17 @@ def accuracy_table(found: Evaluation) -> Table:
     table = _table("accuracy on real test images, by what was trained on (95 % interval)")
     for title in shown:
         table.add_column(title, justify="right")
-    accuracies = found.synthetic.accuracy or {}
-    for kind in filter(accuracies.__contains__, LABELS):
+    for kind, accuracy in in_order(found.synthetic.accuracy, LABELS):
         cells = [_with_interval(column[kind].over_test_images) for column in shown.values()]
-        table.add_row(accuracies[kind].label, *cells)
+        table.add_row(accuracy.label, *cells)
     return table
+
+
+def in_order(
+    found: Mapping[str, Value] | None, order: Iterable[str]
+) -> Iterator[tuple[str, Value]]:
+    """The items of what was found, by the order that people know."""
+    yield from ((name, found[name]) for name in order if found and name in found)
 
 
 def score_table(found: Evaluation) -> Table:

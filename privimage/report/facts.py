@@ -3,16 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from privimage import dp, durable
+from privimage import dp, durable, evaluate
 from privimage.data import ImageShape
 from privimage.data.decode import decode_all
 from privimage.data.formats import open_source
 from privimage.dp import History, Mechanism, SubsampledGaussian
+from privimage.evaluate import Evaluation, in_order
+from privimage.evaluate.result import Accuracy, Score, SetScores
+from privimage.evaluate.scores import NAMES
+from privimage.evaluate.settings import LABELS
 from privimage.report.pictures import strip
 from privimage.run import RunFolder
 
@@ -135,60 +137,67 @@ def costs(folder: RunFolder) -> Iterator[tuple[str, float, float | None]]:
             yield name, record["seconds"], record.get("peak_memory_mib")
 
 
-def metric_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The numbers of an evaluation, a row each, and its caveats.
+@dataclass(frozen=True)
+class Metric:
+    """A row of the report's table of numbers, as text; `before` is empty if it was not measured."""
 
-    A row has `label`, `value` and, where known, `before` (before DP fine-tuning), `note`,
-    `is_fraction`. What a later version adds is left out rather than shown without its meaning.
+    label: str
+    before: str
+    value: str
+    note: str
+
+
+def evaluation(folder: RunFolder) -> Evaluation | None:
+    """What the evaluation found; None before there was one.
+
+    Raises:
+        UserError: it is of another version.
     """
-    if not path.exists():
-        return [], []
-    metrics = durable.read_json(path)
-    now, before = metrics.get("synthetic", metrics), metrics.get("pretrained") or {}
-    rows = []
-    for kind, value in (now.get("accuracy") or {}).items():
-        old = (before.get("accuracy") or {}).get(kind)
-        rows.append(_accuracy(kind, value) | {"before": _number(old)})
-    earlier = _scores_of(before)
-    for name, score in _scores_of(now).items():
-        rows.append(_score(score) | {"before": _number(earlier.get(name))})
-    return rows, list(metrics.get("caveats") or ())
+    path = folder.stage("evaluation") / "metrics.json"
+    return evaluate.from_json(durable.read_json(path)) if path.exists() else None
 
 
-def _scores_of(values: dict[str, Any]) -> dict[str, Any]:
-    scores = values.get("scores") or {"fid": values.get("fid")}
-    return {name: score for name, score in scores.items() if score}
-
-
-def _number(value: Any) -> float | None:
-    """The number in an accuracy or a score, however it is wrapped."""
-    if isinstance(value, dict):
-        return _number(value.get("value", value.get("over_test_images")))
-    return None if value is None else float(value)
-
-
-def _accuracy(kind: str, value: Any) -> dict[str, Any]:
-    facts = value if isinstance(value, dict) else {}
-    interval = facts.get("over_test_images") or {}
-    note = f"{facts['n_test']:,} real test images" if "n_test" in facts else "on real test images"
-    if interval.get("low") is not None:
-        note += f"; 95 % interval {interval['low']:.1%} to {interval['high']:.1%}"
-    label = f"accuracy, {facts.get('label', kind)}"
-    return {"label": label, "value": _number(value), "note": note, "is_fraction": True}
-
-
-def _score(score: dict[str, Any]) -> dict[str, Any]:
-    note = f"{score['n_synthetic']:,} synthetic, {score['n_real']:,} real images"
-    floor = score.get("floor")
-    if floor:
-        real, synthetic = (_number(floor[name]) for name in ("real", "synthetic"))
-        note += (
-            f"; with {floor['n']:,} on either side {synthetic:.3g}, real against real {real:.3g}"
+def metrics(found: Evaluation) -> Iterator[Metric]:
+    """The numbers of an evaluation, in the order of the tables on the terminal."""
+    now, before = found.synthetic, found.pretrained or SetScores()
+    for kind, accuracy in in_order(now.accuracy, LABELS):
+        earlier = (before.accuracy or {}).get(kind)
+        yield Metric(
+            f"accuracy, {accuracy.label}",
+            _percent(earlier.over_test_images.value) if earlier else "",
+            _percent(accuracy.over_test_images.value),
+            _note_of_accuracy(accuracy, (found.ceiling or {}).get(kind)),
         )
-    return {
-        "label": score["label"],
-        "value": _number(score),
-        "note": note,
-        "is_fraction": False,
-        "lower_is_better": score.get("lower_is_better", True),
-    }
+    for name, score in in_order(now.scores, NAMES):
+        was = (before.scores or {}).get(name)
+        yield Metric(
+            score.label,
+            f"{was.value:.3g}" if was else "",
+            f"{score.value:.3g}",
+            _note_of_score(score),
+        )
+
+
+def _note_of_accuracy(accuracy: Accuracy, ceiling: Accuracy | None) -> str:
+    over = accuracy.over_test_images
+    note = f"{accuracy.n_test:,} real test images"
+    if over.low is not None and over.high is not None:
+        note += f"; 95 % interval {_percent(over.low)} to {_percent(over.high)}"
+    if ceiling is not None:
+        value = _percent(ceiling.over_test_images.value)
+        note += f"; {value} if trained on the sensitive images themselves, OUTSIDE ε"
+    return note
+
+
+def _note_of_score(score: Score) -> str:
+    note = f"{score.n_synthetic:,} synthetic, {score.n_real:,} real images"
+    if (floor := score.floor) is not None:
+        note += (
+            f"; with {floor.n:,} on either side {floor.synthetic.value:.3g}, real against real "
+            f"{floor.real.value:.3g}"
+        )
+    return f"{note}; {'lower' if score.lower_is_better else 'higher'} is better"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"

@@ -56,7 +56,7 @@ def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
     names = tuple(declared["names"])
     shape = ImageShape(recipe.data.image_size, recipe.data.channels)
     plan = history.plan_in_force()
-    rows, caveats = facts.metric_rows(folder.stage("evaluation") / "metrics.json")
+    found = facts.evaluation(folder)
     return {
         "name": folder.path.absolute().name,
         "version": version("privimage"),
@@ -78,8 +78,8 @@ def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
         "noise_std": _noise_std(folder),
         "synthetic": facts.synthetic_rows(folder, shape, names),
         "count": max(len(names), 1) * recipe.synthesis.images_per_label,
-        "metrics": rows,
-        "caveats": caveats,
+        "metrics": [] if found is None else list(facts.metrics(found)),
+        "said_of_metrics": [] if found is None else list(evaluate.sentences(found)),
         "costs": list(facts.costs(folder)),
         "verification": audit.verify(folder.path),
         "story": list(dp.narrate(history)),

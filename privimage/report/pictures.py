@@ -10,6 +10,7 @@ import torch
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 _GAP = 1
@@ -68,6 +69,7 @@ def curve(
             axes.axhline(limit, color=_INK, linestyle=":", linewidth=1)
         axes.set(xlabel=labels[0], ylabel=labels[1])
         axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.margins(x=0.01)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -38,7 +38,7 @@ class ClassifierSettings:
     network: str = "cnn"
     steps: int = 1000
     batch_size: int = 128
-    learning_rate: float = 0.05
+    learning_rate: float = 0.01
     weight_decay: float = 5e-4
     flip: bool = False
 

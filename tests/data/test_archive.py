@@ -9,7 +9,7 @@ import pytest
 import torch
 from pictures import encoded, pixels, png, write_classes
 
-from privimage.data import ImageShape, load_public, load_sensitive, members
+from privimage.data import ImageShape, PersonKey, load_public, load_sensitive, members
 from privimage.data.formats import open_source
 from privimage.errors import UserError
 
@@ -252,3 +252,65 @@ def test_no_damage_raises_anything_but_one_line(tmp_path, kind):
             refused.append(str(error))
     assert refused
     assert not any("\n" in line for line in refused)
+
+
+def _with_folders(path, contents, *folders):
+    """An archive with entries for these folders, as most programs write them."""
+    if path.suffix == ".zip":
+        write_archive(path, contents)
+        with zipfile.ZipFile(path, "a") as archive:
+            for folder in folders:
+                archive.writestr(f"{folder}/", b"")
+        return path
+    with tarfile.open(path, "w") as archive:
+        for folder in folders:
+            info = tarfile.TarInfo(folder)
+            info.type = tarfile.DIRTYPE
+            archive.addfile(info)
+        for name, content in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+SPLITS = {
+    **{f"set/train/{name}/{number}.png": png(number) for number, name in enumerate("aab")},
+    **{f"set/test/{name}/{number}.png": png(number) for number, name in enumerate("abc")},
+}
+
+
+@pytest.mark.parametrize("kind", ["x.zip", "x.tar"])
+def test_an_archive_of_several_splits_is_refused_and_one_of_them_can_be_named(tmp_path, kind):
+    path = _with_folders(tmp_path / kind, SPLITS, "set", "set/train", "set/test")
+    _refused(path, rf"several splits \('test', 'train'\); name one, such as '.*/{kind}/set/train'")
+    source = open_source("--public", path / "set/train")
+    assert (source.count, source.names) == (3, ("a", "b"))
+    assert [tuple(entry[1:3]) for entry in source.entries()] == [
+        *((0, "a/0.png"), (0, "a/1.png"), (1, "b/2.png"))
+    ]
+    with_person = open_source("--sensitive", path / "set/test", PersonKey(level=1))
+    assert [entry.person for entry in with_person.entries()] == ["a", "b", "c"]
+    _refused(path / "set/tset", "no images in .*set/tset")
+
+
+def test_a_folder_of_several_splits_is_refused_too(tmp_path):
+    path = write_classes(tmp_path / "set", {"train/a": {"0.png": png(0)}, "test/a": {}})
+    _refused(path, r"several splits \('test', 'train'\); name one, such as '.*/set/train'")
+    assert open_source("--public", path / "train").count == 1
+
+
+def test_no_image_can_have_a_set_refused_for_its_splits(tmp_path):
+    """What decides are entries for folders; a public set's owner hears of the rest."""
+    training = {name: content for name, content in SPLITS.items() if "train" in name}
+    folders = ("set", "set/train")
+    path = _with_folders(tmp_path / "x.zip", training, *folders)
+    one_more = training | {"set/test/c/9.png": png(9)}
+    other = _with_folders(tmp_path / "y.zip", one_more, *folders)
+    names = ("a", "b", "c")
+    fewer, more = (load_sensitive(str(place), SHAPE, names) for place in (path, other))
+    assert torch.equal(more.images[: len(fewer)], fewer.images)
+    assert len(more) == len(fewer) + 1
+    heard = []
+    _public(other, heard)
+    assert any("all of 'test', 'train' is taken as one set" in line for line in heard)

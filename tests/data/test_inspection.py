@@ -104,3 +104,20 @@ def test_long_lists_are_cut(tmp_path):
 def test_a_missing_set_is_a_mistake_of_the_user(tmp_path):
     with pytest.raises(UserError, match="data inspect: there is no file or folder"):
         inspection.inspect(tmp_path / "x", ImageShape(8, 3))
+
+
+def test_persons_are_counted_as_a_run_counts_them(tmp_path):
+    files = {
+        "ann": {f"{number}.png": png(number) for number in range(3)},
+        "bob": {"0.png": png(3)},
+    }
+    path = write_classes(tmp_path / "set", files)
+    (path / "5.png").write_bytes(png(5))
+    result = CliRunner().invoke(app, ["data", "inspect", str(path), "--person", "folder:1"])
+    assert result.exit_code == 0, result.exception
+    lines = [" ".join(line.split()) for line in result.output.splitlines()]
+    assert "persons 3" in lines
+    assert "1 to 3 images each, median 1" in lines
+    assert "images that name nobody: 1; each is a person of its own" in lines
+    result = CliRunner().invoke(app, ["data", "inspect", str(path), "--person", "folder:4"])
+    assert isinstance(result.exception, UserError)

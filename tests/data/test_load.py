@@ -5,7 +5,7 @@ import pytest
 import torch
 from pictures import encoded, pixels, png, write_classes, write_hub
 
-from privimage.data import ImageShape, check_source, load_public, load_sensitive
+from privimage.data import ImageShape, check_source, load_public, load_sample, load_sensitive
 from privimage.data import decode as decode_module
 from privimage.errors import UserError
 
@@ -251,3 +251,31 @@ def test_a_set_without_labels_has_none_whatever_is_declared(tmp_path):
 def test_one_class_is_no_mistake_in_a_sensitive_set(tmp_path):
     found = _sensitive(write_classes(tmp_path, {"cat": {"a.png": png(0)}}))
     assert (found.names, found.labels.tolist()) == (("cat",), [0])
+
+
+def test_declared_names_hold_for_a_built_in_set_too():
+    shape = ImageShape(8, 1)
+    whole = load_sensitive("builtin:digits-train", shape, None)
+    some = load_sensitive("builtin:digits-train", shape, ("3", "1", "none"))
+    assert some.names == ("3", "1", "none")
+    place = {3: 0, 1: 1}
+    assert some.labels.tolist() == [place.get(label, 3) for label in whole.labels.tolist()]
+    by_number = load_sensitive("builtin:digits-train", shape, ("zero", "one"))
+    assert by_number.labels.tolist() == [min(label, 2) for label in whole.labels.tolist()]
+
+
+def test_a_sample_is_some_of_the_images_in_their_order(tmp_path):
+    contents = [png(number) for number in range(40)]
+    path = write_hub(tmp_path / "x.parquet", contents, [n % 2 for n in range(40)], ("a", "b"))
+    whole = load_sensitive(str(path), SHAPE, None)
+    sample = load_sample(str(path), SHAPE, None, "x", 12, 0)
+    places = [
+        next(row for row in range(40) if torch.equal(whole.images[row], image))
+        for image in sample.images
+    ]
+    assert places == sorted(set(places))
+    assert len(places) == 12
+    assert sample.labels.tolist() == [place % 2 for place in places]
+    again = load_sample(str(path), SHAPE, None, "x", 12, 1)
+    assert not torch.equal(again.images, sample.images)
+    assert torch.equal(load_sample(str(path), SHAPE, None, "x", 40, 1).images, whole.images)

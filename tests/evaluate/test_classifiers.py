@@ -5,7 +5,7 @@ import torch
 
 from privimage.data import ImageSet
 from privimage.errors import UserError
-from privimage.evaluate import EvaluationSettings, Resources, accuracies
+from privimage.evaluate import EvaluationSettings, Parts, Resources, accuracies
 from privimage.evaluate import training as module
 from privimage.progress import Reporter, Stopped
 from privimage.threads import Workers
@@ -41,7 +41,7 @@ def _found(sets, test, workers, seed=0, **changes):
         **{"classifiers": tuple(KINDS), "repeats": 1, "epochs": 4} | changes
     )
     resources = Resources(torch.device("cpu"), workers, Reporter(quiet=True))
-    return accuracies(sets, test, settings, seed, resources)
+    return accuracies(sets, test, settings, seed, resources, Parts())
 
 
 def _accuracies(*arguments, **changes):
@@ -205,7 +205,7 @@ def test_training_stops_between_batches(workers):
     settings = EvaluationSettings(classifiers=("cnn",), repeats=1)
     resources = Resources(torch.device("cpu"), workers, reporter)
     with pytest.raises(Stopped, match="training CNN stopped after 0 of 30"):
-        accuracies([_halves(40, 0)], _halves(40, 1), settings, 0, resources)
+        accuracies([_halves(40, 0)], _halves(40, 1), settings, 0, resources, Parts())
 
 
 def test_images_are_mirrored_only_where_it_is_asked_for(monkeypatch):

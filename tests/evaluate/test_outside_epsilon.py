@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from privimage import assessment, recipe, stages
+from privimage import assessment, context, recipe
 from privimage.data import ImageSet, digits, image_files, write_parquet
 from privimage.dp import History, Ledger, Plan, SubsampledGaussian
 from privimage.errors import UserError
@@ -33,7 +33,9 @@ def run(tmp_path):
     wrong = ImageSet(real.images[:300].flip(3), (real.labels[:300] + 1) % 10, tuple(names))
     path = folder.stage("synthetic") / "images.parquet"
     write_parquet(path, image_files(wrong), wrong.names, {})
-    (folder.stage("synthetic") / "stage.json").write_text("{}")
+    folder.stage("evaluation").mkdir()
+    for stage in ("synthetic", "evaluation"):
+        (folder.stage(stage) / "stage.json").write_text("{}")
     return folder.path
 
 
@@ -44,7 +46,7 @@ def _assess(path, result=None, **overrides):
 
 def test_by_default_nothing_looks_at_the_sensitive_images(monkeypatch, run):
     ledger = (run / "ledger.jsonl").read_bytes()
-    monkeypatch.setattr(stages.Run, "sensitive", property(lambda _: pytest.fail("touched")))
+    monkeypatch.setattr(context.Run, "sensitive", property(lambda _: pytest.fail("touched")))
     _assess(run, run.parent / "found.json")
     assert (run / "ledger.jsonl").read_bytes() == ledger
     found = json.loads((run.parent / "found.json").read_text())
@@ -63,7 +65,7 @@ def test_the_ledger_says_it_before_the_images_are_touched(monkeypatch, run, aske
         seen.extend(History.read(run / "ledger.jsonl").nonprivate)
         raise InterruptedError
 
-    monkeypatch.setattr(stages.Run, "sensitive", property(sensitive))
+    monkeypatch.setattr(context.Run, "sensitive", property(sensitive))
     with pytest.raises(InterruptedError):
         _assess(run, **{asked: True})
     assert seen == [recorded]

@@ -12,6 +12,7 @@ from privimage import audit, pipeline, recipe
 from privimage.dp import Ledger
 from privimage.pipeline import Machine
 from privimage.progress import Reporter
+from privimage.schedule import Scope
 
 _VOLATILE = {"time", "hash", "previous", "nonce", "artifact_sha256", "ledger_head"}
 # What a side channel tells anyway; KNOWN_VULNERABILITIES.md says so.
@@ -120,7 +121,7 @@ def test_what_lies_outside_epsilon_is_said_wherever_epsilon_is(sets, tmp_path, c
         path,
         Machine("cpu", 2),
         Reporter(),
-        from_stage="evaluation",
+        Scope(from_stage="evaluation"),
     )
     out = capfd.readouterr().out
     promise = next(number for number, line in enumerate(out.splitlines()) if "ε = " in line)

@@ -1,8 +1,14 @@
+import tracemalloc
 import zipfile
 
+import pyarrow as pa
 import pytest
+from pictures import png
 
-from privimage.release.writers import folder_names, write_folder, write_zip
+from privimage.data import ImageShape, write_parquet
+from privimage.release.writers import folder_names, write_folder, write_npz, write_zip
+
+PNG = png(0, channels=1)
 
 
 @pytest.mark.parametrize(
@@ -33,3 +39,36 @@ def test_an_unlabelled_set_is_flat(tmp_path):
     write_zip(tmp_path / "x.zip", [(b"one", None)], (), "card")
     with zipfile.ZipFile(tmp_path / "x.zip") as archive:
         assert archive.namelist() == ["README.md", "0000000.png"]
+
+
+def _peak(write, count):
+    """Bytes that Python and Arrow hold at most while `count` images of 1 KiB and more pass by."""
+
+    def files():
+        for row in range(count):
+            yield PNG + bytes(1024), row % 2
+
+    pool = pa.proxy_memory_pool(pa.system_memory_pool())
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        write(files(), count)
+        return tracemalloc.get_traced_memory()[1] + pool.max_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(before)
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "npz", "parquet"])
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, form):
+    shape = ImageShape(8, 1)
+    write = {
+        "folder": lambda files, _: write_folder(tmp_path, files, ("a", "b")),
+        "zip": lambda files, _: write_zip(tmp_path / "x.zip", files, ("a", "b"), "card"),
+        "npz": lambda files, n: write_npz(tmp_path / "x.npz", files, ("a", "b"), n, shape),
+        "parquet": lambda files, _: write_parquet(tmp_path / "x.parquet", files, ("a", "b"), {}),
+    }[form]
+    few, many = (_peak(write, count) for count in (2000, 5000))
+    # A zip's directory and a NumPy archive's labels take some bytes an image; an image takes 1100.
+    assert many - few < 3000 * 100

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from privimage import audit
 from privimage.dp import History, Ledger
 from privimage.errors import UserError
+from privimage.evaluate.result import Accuracy, Estimate, Evaluation, Floor, Score, SetScores
 from privimage.report import facts, write_report
 
 _VOID = {"meta", "img", "br", "link", "input"}
@@ -130,21 +132,40 @@ def test_epsilon_rises_to_what_is_stated(finished):
     assert epsilons[-1] == pytest.approx(history.epsilon(1e-4).upper, abs=0.02)
 
 
-def test_the_evaluations_structure_is_drawn(tmp_path):
-    estimate = {"value": 0.953, "low": 0.93, "high": 0.97, "method": "t"}
-    accuracy = {"label": "ResNet-9", "over_test_images": estimate, "n_test": 360}
-    score = {"label": "FID (EfficientNet-Lite0)", "value": 12.345, "lower_is_better": True}
-    floor = {"n": 180, "real": {"value": 3.0}, "synthetic": {"value": 14.0}}
-    fid = {**score, "n_synthetic": 3000, "n_real": 360, "floor": floor}
-    now = {"accuracy": {"resnet9": accuracy}, "scores": {"fid": fid, "kid": None}}
-    values = {"synthetic": now, "pretrained": None, "caveats": ["N is small."]}
-    (tmp_path / "metrics.json").write_text(json.dumps(values))
-    rows, caveats = facts.metric_rows(tmp_path / "metrics.json")
-    assert caveats == ["N is small."]
-    assert [row["label"] for row in rows] == ["accuracy, ResNet-9", "FID (EfficientNet-Lite0)"]
-    assert [row["value"] for row in rows] == [0.953, 12.345]
-    assert "95 % interval 93.0% to 97.0%" in rows[0]["note"]
-    assert "with 180 on either side 14, real against real 3" in rows[1]["note"]
+def test_numbers_are_drawn_with_what_belongs_beside_them():
+    over = Estimate(0.953, 0.93, 0.97, "t")
+    accuracy = Accuracy("ResNet-9", over, over, (0.953,), None, {}, 3000, 360)
+    ceiling = replace(accuracy, over_test_images=Estimate(0.99, None, None, "t"))
+    floor = Floor(180, Estimate(3.0, None, None, "t"), Estimate(14.0, None, None, "t"))
+    fid = Score("FID (EfficientNet-Lite0)", True, 12.345, 3000, 360, floor)
+    scores = {"precision": Score("precision (X)", False, 0.5, 3000, 360, None), "fid": fid}
+    now = SetScores({"resnet9": accuracy}, scores)
+    before = SetScores(None, {"fid": replace(fid, value=99.0)})
+    found = Evaluation(0, 1, 2, None, (), now, before, ceiling={"resnet9": ceiling})
+    rows = list(facts.metrics(found))
+    assert [row.label for row in rows] == [
+        *("accuracy, ResNet-9", "FID (EfficientNet-Lite0)", "precision (X)")
+    ]
+    assert [(row.before, row.value) for row in rows] == [
+        *(("", "95.3 %"), ("99", "12.3"), ("", "0.5"))
+    ]
+    assert "360 real test images; 95 % interval 93.0 % to 97.0 %" in rows[0].note
+    assert "99.0 % if trained on the sensitive images themselves, OUTSIDE ε" in rows[0].note
+    assert "with 180 on either side 14, real against real 3; lower is better" in rows[1].note
+    assert rows[2].note.endswith("higher is better")
+
+
+def test_what_must_be_said_of_the_numbers_stands_on_the_page(page):
+    assert "Nearest public image, in grey levels" in page.text
+    assert "not to be compared with those of papers" in page.text
+
+
+def test_an_evaluation_of_another_version_is_refused(copied):
+    path = copied / "evaluation/metrics.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"schema": "privimage-evaluation/1"}))
+    with pytest.raises(UserError, match="evaluate again"):
+        write_report(copied)
 
 
 def test_a_run_that_is_not_far_enough_is_refused(copied, tmp_path):

@@ -1,0 +1,36 @@
+"""The command line: parse, call, print."""
+
+import sys
+
+import typer
+from typer.exceptions import TyperException
+
+from privimage.cli import looks, privacy, runs
+from privimage.errors import UserError
+from privimage.progress import Stopped
+
+_USER_ERROR = 2
+
+app = typer.Typer(
+    help="Labelled synthetic image data sets under differential privacy.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+for _commands in (runs, privacy, looks):
+    app.add_typer(_commands.app)
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in one line and status 2."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(_USER_ERROR)
+    except TyperException as error:
+        if message := error.format_message():
+            typer.echo(f"error: {message}", err=True)
+        sys.exit(_USER_ERROR)
+    except Stopped as stopped:
+        typer.echo(f"{stopped}; {stopped.advice}")

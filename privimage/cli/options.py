@@ -1,0 +1,100 @@
+"""Options that several commands have, each declared once, and what becomes of them."""
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from privimage import recipe
+from privimage.progress import Reporter
+
+FOUND_WRONG = 1
+"""The exit status of a check that found something wrong."""
+
+Run = Annotated[Path, typer.Argument(help="Run folder.")]
+Test = Annotated[
+    str | None, typer.Option(help="Images you declare public, to test on; of a run its own.")
+]
+Public = Annotated[str | None, typer.Option(help="Labelled public images.")]
+Classes = Annotated[str | None, typer.Option(help="Sensitive labels: a,b,c or a number.")]
+Person = Annotated[
+    str | None, typer.Option(help="Names an image's person: column:NAME or folder:LEVEL.")
+]
+ImageSize = Annotated[int | None, typer.Option(help="Height and width, pixels.")]
+Channels = Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB.")]
+Seed = Annotated[int | None, typer.Option(help="For everything but privacy.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Any recipe value: finetune.steps=20.")
+]
+MaxMinutes = Annotated[float | None, typer.Option(help="Stop cleanly after so long.")]
+Threads = Annotated[int | None, typer.Option(help="Cores to use; default all.")]
+MaxMemory = Annotated[float | None, typer.Option(help="MB for a core's share of a private step.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; default what is there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and errors only.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")]
+
+_VALUES = {
+    "sensitive": "data.sensitive",
+    "public": "data.public",
+    "test": "data.test",
+    "classes": "data.classes",
+    "public_size": "data.public_size",
+    "person": "data.person",
+    "unit": "privacy.unit",
+    "image_size": "data.image_size",
+    "channels": "data.channels",
+    "epsilon": "privacy.epsilon",
+    "delta": "privacy.delta",
+    "selection": "selection.mode",
+    "seed": "seed",
+    "features": "evaluation.features",
+    "weights": "evaluation.weights",
+    "classifiers": "evaluation.classifiers",
+    "repeats": "evaluation.repeats",
+    "ceiling": "evaluation.ceiling",
+    "sensitive_duplicates": "evaluation.sensitive_duplicates",
+}
+
+
+def recipe_values(options: Mapping[str, Any], settings: list[str] | None) -> dict[str, Any]:
+    """Dotted names and values of what was given of a command's `options`, and by --set.
+
+    Raises:
+        UserError: a --set is not NAME=VALUE.
+    """
+    given = {
+        name: _read(option, options[option])
+        for option, name in _VALUES.items()
+        if options.get(option) is not None
+    }
+    return given | dict(recipe.parse_override(text) for text in settings or [])
+
+
+def reporter(quiet: bool, max_minutes: float | None) -> Reporter:
+    """One that stops a loop after so long, or on a signal."""
+    found = Reporter(quiet, None if max_minutes is None else 60 * max_minutes)
+    _stop_cleanly_on_signals(found)
+    return found
+
+
+def _read(option: str, value: Any) -> Any:
+    if option == "classes" and value.isdecimal():
+        return tuple(str(label) for label in range(int(value)))
+    if option in ("classes", "classifiers"):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return value
+
+
+def _stop_cleanly_on_signals(reporter: Reporter) -> None:
+    """The first Ctrl-C or SIGTERM stops at a step boundary, the second at once."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        reporter.warn("stopping at the next step; once more to stop at once")
+        reporter.request_stop()
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)

@@ -1,0 +1,167 @@
+"""The commands that make a run, whole or stage by stage, measure its images, give them away."""
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from privimage import assessment, export, pipeline, recipe
+from privimage.cli import options
+from privimage.progress import Reporter
+from privimage.report import write_report
+from privimage.run import RunFolder
+from privimage.schedule import STAGES, Scope, Stage
+
+app = typer.Typer()
+_DEFAULT_PRESET = "digits"
+_BY_STAGE = "One stage of a run"
+
+
+@app.command()
+def train(
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Recipe, see `presets`; default that of the run, or else {_DEFAULT_PRESET}."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/PRESET.")] = None,
+    sensitive: Annotated[str | None, typer.Option(help="Images to protect.")] = None,
+    public: options.Public = None,
+    test: options.Test = None,
+    classes: options.Classes = None,
+    public_size: Annotated[
+        int | None, typer.Option(help="Number of sensitive images or persons, made public.")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="Whom ε protects: image or person.")] = None,
+    person: options.Person = None,
+    image_size: options.ImageSize = None,
+    channels: options.Channels = None,
+    epsilon: Annotated[float | None, typer.Option(help="Privacy budget; inf for none.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Below 1 / number of units.")] = None,
+    selection: Annotated[str | None, typer.Option(help="semantic, all or none.")] = None,
+    seed: options.Seed = None,
+    set_: options.Set = None,
+    from_stage: Annotated[
+        str | None, typer.Option(help="Repeat this stage and later ones.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="The last stage to do.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would do, cost and take.")
+    ] = False,
+    json_: options.Json = False,
+    max_minutes: options.MaxMinutes = None,
+    threads: options.Threads = None,
+    max_memory: options.MaxMemory = None,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Turns sensitive images into a synthetic data set; run it again to go on."""
+    _train(locals(), Scope(from_stage, until))
+
+
+def _train(given: dict[str, Any], scope: Scope) -> None:
+    """What `train` does with its options, for some or all stages."""
+    path = given["out"] or Path("runs") / (given["preset"] or _DEFAULT_PRESET)
+    values = options.recipe_values(given, given["set_"])
+    if given["preset"] is None and (path / "recipe.toml").exists():
+        chosen = recipe.override(RunFolder(path).recipe(), values)
+    else:
+        chosen = recipe.preset(given["preset"] or _DEFAULT_PRESET, values)
+    reporter = options.reporter(given["quiet"] or given["json_"], given["max_minutes"])
+    machine = pipeline.Machine(given["device"], given["threads"], given["max_memory"])
+    if given["dry_run"]:
+        plan, found = pipeline.dry_run(chosen, path, machine, reporter, scope)
+        result = {"plan": None if plan is None else asdict(plan), **asdict(found)}
+    else:
+        pipeline.train(chosen, path, machine, reporter, scope)
+        metrics = path / "evaluation" / "metrics.json"
+        result = json.loads(metrics.read_text()) if metrics.exists() else {}
+    if given["json_"]:
+        typer.echo(json.dumps({"run": str(path), **result}, indent=2, ensure_ascii=False))
+
+
+def _stage_command(stage: Stage) -> Callable[..., None]:
+    """A command with the options of `train` that does one stage."""
+
+    @functools.wraps(train)
+    def command(**given: Any) -> None:
+        _train(given, Scope(only=stage.name))
+
+    signature = inspect.signature(train)
+    kept = [p for p in signature.parameters.values() if p.name not in ("from_stage", "until")]
+    command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    command.__doc__ = f"{stage.work.__doc__} Options as those of `train`."
+    return command
+
+
+for _stage in STAGES:
+    if _stage.name != "evaluation":
+        app.command(_stage.command, rich_help_panel=_BY_STAGE)(_stage_command(_stage))
+
+
+@app.command(rich_help_panel=_BY_STAGE)
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="Run folder, or a set of synthetic images.")],
+    test: options.Test = None,
+    public: options.Public = None,
+    classes: options.Classes = None,
+    image_size: options.ImageSize = None,
+    channels: options.Channels = None,
+    features: Annotated[
+        str | None, typer.Option(help="efficientnet-lite0, inception or torchvision:NETWORK.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="File of their weights; default torch's hub cache.")
+    ] = None,
+    classifiers: Annotated[
+        str | None, typer.Option(help="Of cnn, resnet9, wrn40_4, mlp, logistic: a,b,c.")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="Trainings of each classifier.")] = None,
+    ceiling: Annotated[
+        bool | None,
+        typer.Option("--ceiling", help="Also train on a run's sensitive images: OUTSIDE ε."),
+    ] = None,
+    sensitive_duplicates: Annotated[
+        bool | None,
+        typer.Option("--sensitive-duplicates", help="Near duplicates of them: OUTSIDE ε."),
+    ] = None,
+    seed: options.Seed = None,
+    set_: options.Set = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file for the figures; lets a stopped call go on.")
+    ] = None,
+    max_minutes: options.MaxMinutes = None,
+    threads: options.Threads = None,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measures synthetic images on real ones: accuracies, FID and its kin, near duplicates."""
+    values = options.recipe_values(locals(), set_)
+    machine = pipeline.Machine(device=device, threads=threads)
+    assessment.assess(target, values, machine, options.reporter(quiet, max_minutes), out)
+
+
+@app.command("export")
+def export_images(
+    run: options.Run,
+    to: Annotated[
+        str, typer.Option(help="folder, zip, parquet or npz; diffusers for the network.")
+    ],
+    out: Annotated[Path, typer.Option(help="File (zip) or folder to make.")],
+    count: Annotated[int | None, typer.Option(help="The first so many; default all.")] = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Writes a run's synthetic images, or its network, with a card that says what is promised."""
+    export.export(run, to, out, Reporter(quiet), count)
+
+
+@app.command("report")
+def make_report(run: options.Run) -> None:
+    """Writes a run's report.html anew: what was done and what is promised, for any reader."""
+    typer.echo(write_report(run))
