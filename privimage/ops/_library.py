@@ -21,9 +21,7 @@ _SCHEMAS = {
     "private_update": (
         "private_update(Tensor clipped_sum, Tensor key, Tensor(a!) step, int first_index, "
         "Tensor(b!) parameters, Tensor(c!) momentum, Tensor(d!)? second_moment, "
-        "Tensor(e!)? average, float noise_std, float scale, float keep, float momentum_decay, "
-        "float gradient_weight, float second_decay, float second_correction, float epsilon, "
-        "float step_size, float average_weight) -> ()"
+        "Tensor(e!)? average, Tensor numbers, float noise_std, float scale) -> ()"
     ),
     "example_weight_grad": (
         "example_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "

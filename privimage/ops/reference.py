@@ -90,18 +90,13 @@ def private_update(
     momentum: torch.Tensor,
     second_moment: torch.Tensor | None,
     average: torch.Tensor | None,
+    numbers: torch.Tensor,
     noise_std: float,
     scale: float,
-    keep: float,
-    momentum_decay: float,
-    gradient_weight: float,
-    second_decay: float,
-    second_correction: float,
-    epsilon: float,
-    step_size: float,
-    average_weight: float,
 ) -> None:
-    """Changes all but the sum and the key in place; see `privimage.ops.private_update`."""
+    """Changes all but sum, key and numbers in place; see `privimage.ops.private_update`."""
+    keep, momentum_decay, gradient_weight, second_decay, *others = numbers.tolist()
+    second_correction, epsilon, step_size, average_weight = others
     noise = gaussian_integers(key, int(step), first_index, len(parameters), noise_std)
     released = clipped_sum + noise.to(clipped_sum.device)
     gradient = (released.double() * scale).to(parameters.dtype)

@@ -264,6 +264,12 @@ BUGS = [
         "job_.sum[place] = grid_coordinate(sum, scale)",
     ),
     update("noise of one step for ever", "static_cast<uint64_t>(*job.step)", "uint64_t{77}"),
+    update(
+        "numbers of a capture for ever",
+        "scale, job.numbers)",
+        "scale, [&] { static const std::vector<double> kept(job.numbers, job.numbers + 8); "
+        "return kept.data(); }())",
+    ),
     update("step never counted", "++*job.step", "*job.step"),
     update("every thread counts the step", "if (block.thread() == 0) ++", "++"),
     update("a shard draws the first one's noise", "job.update.first_index / kTile * kLanes", "0"),
