@@ -46,7 +46,7 @@ TESTS='-P -m pytest tests/ops/test_devices.py --noconftest -W default -q -p no:c
 step correctness 90 "$PYTHON" $TESTS
 
 # The smallest shapes under the sanitizer, which slows kernels down a hundredfold.
-SMALL='cuda and (update or sum or 2x20x9 or 1x2x0x1x1x8x20x11 or 3x2x1x1x1x16x64x15 or 5x1x2x1x1x4x6x9)'
+SMALL='cuda and (update or sum or embedding or 2x20x9 or 1x2x0x1x1x8x20x11 or 3x2x1x1x1x16x64x15 or 5x1x2x1x1x4x6x9)'
 if command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck initcheck; do
         step "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 1 \

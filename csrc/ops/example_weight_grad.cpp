@@ -1,4 +1,5 @@
-// torch.ops.privimage.example_weight_grad: checks, dispatches; writes into the caller's rows.
+// torch.ops.privimage.example_weight_grad and measured_weight_grad: check, dispatch; write into the
+// caller's rows.
 #include "cpu/example_weight_grad.h"
 
 #include <torch/csrc/stable/library.h>
@@ -8,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "cpu/scaled_sum.h"
 #include "ops/check.h"
 #include "ops/conv_arguments.h"
 
@@ -15,6 +17,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "kernels/example_weight_grad.h"
+#include "kernels/scaled_sum.h"
 #include "ops/cuda_stream.h"
 #endif
 
@@ -88,6 +91,14 @@ void dispatch(const Arguments& given, Run run) {
   }
 }
 
+// Calls run(begin, end) on all threads for ranges of the job's blocks, which write so many values.
+template <typename Run>
+void for_blocks(const ConvGeometry& shape, int64_t values, Run run) {
+  const int64_t blocks = cpu::example_weight_grad_blocks(shape);
+  const int64_t work = multiplications(shape) + kWriting * values;
+  torch::stable::parallel_for(0, blocks, kGrain / (work / (blocks + 1) + 1) + 1, run);
+}
+
 void example_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor weight,
                              const std::optional<Tensor> bias, const std::vector<int64_t> stride,
                              const std::vector<int64_t> padding,
@@ -95,21 +106,53 @@ void example_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor wei
   const Arguments given =
       check(x, grad, weight, bias, stride, padding, dilation, groups, accumulate);
   dispatch(given, [&](const auto& job) {
-    const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
-    const int64_t work = multiplications(job.geometry) + kWriting * given.weight.numel();
-    const int64_t grain = kGrain / (work / (blocks + 1) + 1) + 1;
-    torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-      cpu::example_weight_grad(job, begin, end);
-    });
+    for_blocks(job.geometry, given.weight.numel(),
+               [&](int64_t begin, int64_t end) { cpu::example_weight_grad(job, begin, end); });
   });
 }
 
+Tensor measured_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor weight,
+                                const std::optional<Tensor> bias, const std::vector<int64_t> stride,
+                                const std::vector<int64_t> padding,
+                                const std::vector<int64_t> dilation, int64_t groups) {
+  const Arguments given = check(x, grad, weight, bias, stride, padding, dilation, groups, false);
+  Tensor squares = torch::stable::new_empty(x, {weight.size(0)}, ScalarType::Double);
+  dispatch(given, [&](const auto& job) {
+    const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
+    std::vector<double> of_blocks(blocks);
+    for_blocks(job.geometry, weight.numel(), [&](int64_t begin, int64_t end) {
+      cpu::measured_weight_grad(job, of_blocks.data(), begin, end);
+    });
+    cpu::add_blocks(of_blocks.data(), blocks, weight.size(0),
+                    static_cast<double*>(squares.mutable_data_ptr()));
+  });
+  return squares;
+}
+
 #ifdef PRIVIMAGE_CUDA
+// The same with bfloat16, which the CPU's kernels do not have.
+template <typename Run>
+void dispatch_on_gpu(const Arguments& given, Run run) {
+  if (given.x.scalar_type() == ScalarType::BFloat16) {
+    run(in_one_row(describe<Bfloat16>(given)));
+  } else {
+    dispatch(given, run);
+  }
+}
+
+// Queues rows, and squares [examples] if they are asked for.
 template <typename Scalar>
-void write_rows(const ExampleWeightGrad<Scalar>& layer, void* stream) {
-  const WeightGradOnGpu<Scalar> job{layer,  layer.bias != nullptr, nullptr, nullptr, nullptr,
-                                    nullptr};
-  const int error = cuda::launch_example_weight_grad(job, stream);
+void write_rows(const ExampleWeightGrad<Scalar>& layer, const Tensor& x, double* squares) {
+  WeightGradOnGpu<Scalar> job{layer, layer.bias != nullptr, nullptr, nullptr, nullptr, nullptr};
+  void* stream = current_cuda_stream(x.get_device_index());
+  const int64_t examples = layer.geometry.examples;
+  const int64_t slots = squares != nullptr ? cuda::weight_grad_slots(job) : 0;
+  const Tensor partial = torch::stable::new_empty(x, {examples, slots}, ScalarType::Double);
+  if (squares != nullptr) job.squares = static_cast<double*>(partial.mutable_data_ptr());
+  int error = cuda::launch_example_weight_grad(job, stream);
+  if (error == 0 && squares != nullptr) {
+    error = cuda::launch_row_sums(job.squares, examples, slots, squares, stream);
+  }
   STD_TORCH_CHECK(error == 0, "example_weight_grad: CUDA error ", error);
 }
 
@@ -121,13 +164,20 @@ void example_weight_grad_cuda(const Tensor x, const Tensor grad, const Tensor we
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Arguments given =
       check(x, grad, weight, bias, stride, padding, dilation, groups, accumulate);
-  void* stream = current_cuda_stream(x.get_device_index());
-  const auto run = [stream](const auto& layer) { write_rows(layer, stream); };
-  if (x.scalar_type() == ScalarType::BFloat16) {
-    run(in_one_row(describe<Bfloat16>(given)));
-  } else {
-    dispatch(given, run);
-  }
+  dispatch_on_gpu(given, [&](const auto& layer) { write_rows(layer, x, nullptr); });
+}
+
+Tensor measured_weight_grad_cuda(const Tensor x, const Tensor grad, const Tensor weight,
+                                 const std::optional<Tensor> bias,
+                                 const std::vector<int64_t> stride,
+                                 const std::vector<int64_t> padding,
+                                 const std::vector<int64_t> dilation, int64_t groups) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const Arguments given = check(x, grad, weight, bias, stride, padding, dilation, groups, false);
+  const Tensor squares = torch::stable::new_empty(x, {weight.size(0)}, ScalarType::Double);
+  auto* out = static_cast<double*>(squares.mutable_data_ptr());
+  dispatch_on_gpu(given, [&](const auto& layer) { write_rows(layer, x, out); });
+  return squares;
 }
 #endif
 
@@ -137,15 +187,20 @@ STABLE_TORCH_LIBRARY_FRAGMENT(privimage, library) {
   library.def(
       "example_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
       "int[] stride, int[] padding, int[] dilation, int groups, bool accumulate) -> ()");
+  library.def(
+      "measured_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
+      "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(privimage, CPU, library) {
   library.impl("example_weight_grad", TORCH_BOX(&example_weight_grad_cpu));
+  library.impl("measured_weight_grad", TORCH_BOX(&measured_weight_grad_cpu));
 }
 
 #ifdef PRIVIMAGE_CUDA
 STABLE_TORCH_LIBRARY_IMPL(privimage, CUDA, library) {
   library.impl("example_weight_grad", TORCH_BOX(&example_weight_grad_cuda));
+  library.impl("measured_weight_grad", TORCH_BOX(&measured_weight_grad_cuda));
 }
 #endif
 

@@ -1,6 +1,6 @@
 """Watches every PyTorch call of a thread and sends each use of a parameter to its rule."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -51,11 +51,12 @@ class Exchange(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        if (fused := self._stand_ins.fused(func, args, kwargs)) is not None:
-            return fused
-        args, kwargs = self._stand_ins.resolve(args), self._stand_ins.resolve(kwargs)
-        name = next(self._used((args, kwargs)), None)
+        kwargs = kwargs or {}
+        name, waits = self._look((args, kwargs) if kwargs else args)
+        if waits:
+            if (fused := self._stand_ins.fused(func, args, kwargs)) is not None:
+                return fused
+            args, kwargs = self._stand_ins.resolve(args), self._stand_ins.resolve(kwargs)
         if name is None or func in _METADATA:
             return func(*args, **kwargs)
         if func not in REGISTERED:
@@ -65,7 +66,11 @@ class Exchange(TorchFunctionMode):
                 f"gradient here; use {known}, give it one by privimage.dp.register_rule, "
                 "or freeze it with requires_grad_(False)"
             )
-        x, *rest = args if args else (kwargs.pop("input"),)
+        if args:
+            x, *rest = args
+        else:
+            kwargs = dict(kwargs)
+            x, rest = kwargs.pop("input"), []
         rule = REGISTERED[func]
         try:
             self._check_use(x, rule.rows_dimension)
@@ -74,16 +79,21 @@ class Exchange(TorchFunctionMode):
             raise UserError(f"{name} in {_called(func)}: {error}") from None
         return self._stand_ins.put(output, x.dtype) if isinstance(output, Pending) else output
 
-    def _used(self, value: Any) -> Iterator[str]:
-        """What the trainable parameters in a structure of arguments are."""
-        if isinstance(value, torch.Tensor):
+    def _look(self, values: Iterable[Any]) -> tuple[str | None, bool]:
+        """What a parameter among nested arguments is, and whether a stand-in is among them.
+
+        Sees every argument of every call, most of which are neither: it has to be fast.
+        """
+        name, waits = None, False
+        for value in values:
             if id(value) in self._names:
-                yield self._names[id(value)]
-        elif isinstance(value, tuple | list):
-            for item in value:
-                yield from self._used(item)
-        elif isinstance(value, dict):
-            yield from self._used(list(value.values()))
+                name = name or self._names[id(value)]
+            elif id(value) in self._stand_ins:
+                waits = True
+            elif isinstance(value, tuple | list | dict):
+                inner = self._look(value.values() if isinstance(value, dict) else value)
+                name, waits = name or inner[0], waits or inner[1]
+        return name, waits
 
     def _check_use(self, x: torch.Tensor, dimension: int) -> None:
         if not torch.is_grad_enabled():

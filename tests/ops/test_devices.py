@@ -81,8 +81,9 @@ def test_what_is_recomputed_is_what_was_kept(device, dtype, layer, layout):
         size_of_weight = torch.Size(shape).numel()
         rows = torch.empty(3, size_of_weight + outputs * with_bias, device=device)
         weight, bias = rows[:, :size_of_weight].view(3, *shape), rows[:, size_of_weight:]
-        ops.example_weight_grad(x, grad, weight, bias if with_bias else None, geometry)
+        measured = ops.measured_weight_grad(x, grad, weight, bias if with_bias else None, geometry)
         squares = ops.squared_norms(rows)
+        _close(measured, squares, 1e-13)
         _close(squares, rows.double().square().sum(1), 1e-13)
         again = ops.example_weight_norms(x, grad, 3, (taps, taps), with_bias, geometry)
         _close(again, squares, 1e-13)
