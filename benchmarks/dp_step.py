@@ -301,7 +301,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.device != "cpu":  # a default device, even the CPU, costs every call some time
         torch.set_default_device(options.device)
-    chosen = settings(options.models.split(","), [int(k) for k in options.draws.split(",")])
+    draws = [int(k) for k in options.draws.split(",")]
+    chosen = settings(options.models.split(","), draws, 16 if options.device == "cuda" else 1)
     limits = [int(mb) for mb in options.max_memory.split(",") if mb]
     if options.peak_of:
         print_peak(chosen[0], options.peak_of, limits)

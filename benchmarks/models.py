@@ -57,20 +57,22 @@ class Setting:
         return images, torch.rand(len(images)) + 0.2, torch.randn(images.shape), labels
 
     def losses(self, network: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
-        """One a row."""
-        if self.denoises:
-            return losses(Denoiser(network), *batch)
-        images, labels = batch
-        return F.cross_entropy(network(images), labels, reduction="none")
+        """One a row; on a GPU activations are bfloat16, whoever asks."""
+        on_gpu = batch[0].is_cuda
+        with torch.autocast("cuda" if on_gpu else "cpu", torch.bfloat16, enabled=on_gpu):
+            if self.denoises:
+                return losses(Denoiser(network), *batch).float()
+            images, labels = batch
+            return F.cross_entropy(network(images), labels, reduction="none")
 
 
-def settings(names: list[str], draws: list[int]) -> list[Setting]:
-    """Those of these names, with micro-batches that suit two cores."""
+def settings(names: list[str], draws: list[int], times: int = 1) -> list[Setting]:
+    """Those of these names, with `times` the micro-batches that suit two cores."""
     found = []
     for name in names:
         build, image, denoises, rows = MODELS[name]
         for count in draws:
-            examples = max(min(rows // count, rows // 2), 2)
+            examples = times * max(min(rows // count, rows // 2), 2)
             found.append(Setting(name, build, image, denoises, examples, count))
     return found
 

@@ -7,7 +7,7 @@ namespace privimage::cuda {
 namespace {
 
 template <bool kAdam, bool kAverage>
-__global__ void __launch_bounds__(kUpdateThreads) update_kernel(UpdateOnGpu job) {
+__global__ void __launch_bounds__(kUpdateThreads, 3) update_kernel(UpdateOnGpu job) {
   update_parameters<kAdam, kAverage>(Block{}, job);
 }
 

@@ -1,9 +1,9 @@
 // The kernels of the last pass of a private step, as functions of a block: one thread a ChaCha20
 // block, which is the noise of eight parameters.
 //
-// The number of the step is read from memory when the kernel runs, and the second kernel counts it
-// up: a CUDA graph that is replayed holds the same arguments each time and still never draws the
-// same noise twice.
+// The number of the step and those of the optimiser are read from memory when the kernel runs, and
+// the second kernel counts the step up: a CUDA graph that is replayed holds the same arguments each
+// time and still never draws the same noise twice.
 #pragma once
 
 #include "kernels/block.h"
@@ -23,7 +23,9 @@ inline LaunchShape update_launch(const PrivateUpdate& update) {
 template <bool kAdam, bool kAverage>
 PRIVIMAGE_DEVICE void update_parameters(const Block& block, const UpdateOnGpu& job) {
   const int64_t first = job.update.first_index / kTile * kLanes;
-  update_block<kAdam, kAverage>(job.update, job.key, static_cast<uint64_t>(*job.step),
+  PrivateUpdate update = job.update;
+  update.rule = read_rule(update.rule.noise_std, update.rule.scale, job.numbers);
+  update_block<kAdam, kAverage>(update, job.key, static_cast<uint64_t>(*job.step),
                                 first + block.x() * kUpdateThreads + block.thread());
 }
 

@@ -7,18 +7,19 @@
 
 namespace privimage::cuda {
 
+// A captured graph keeps its arguments. So what differs from step to step is in device memory: the
+// step, or every replay would draw the same noise; and the numbers of the optimiser, or all would
+// have the first one's learning rate and bias correction.
 struct UpdateOnGpu {
-  PrivateUpdate update;
+  PrivateUpdate update;  // of its rule noise_std and scale alone are read
   uint32_t key[8];
-  int64_t* step;  // in device memory, so that a captured graph draws fresh noise in every replay
+  int64_t* step;
+  const double* numbers;  // [kStepNumbers]
 };
 
 // Queues the pass, and then the addition of 1 to the step, on `stream` (a cudaStream_t); returns
 // the CUDA error code, 0 for none. All pointers of `job` are device memory. Allocates, synchronises
 // and throws nothing.
-//
-// A captured graph keeps the numbers of `update.rule` as they were: whoever captures Adam's step
-// freezes its bias correction and its learning rate.
 int launch_private_update(const UpdateOnGpu& job, void* stream);
 
 }  // namespace privimage::cuda

@@ -94,18 +94,23 @@ PRIVIMAGE_DEVICE void write_sums(const Block& block, const ScaledSum<Scalar>& jo
   const int64_t i = block.x() * kSumThreads + block.thread();
   if (i >= kept.parameters) return;
   int64_t sum = 0;
-  for (int64_t first = 0; first < kept.examples; first += kAhead) {
+  const int64_t last = kept.examples - 1;
+  for (int64_t first = 0; first <= last; first += kAhead) {
+    // Beyond the last example the last again, with scale 0: loads without conditions, all of which
+    // the compiler then sends off together.
     Scalar values[kAhead];
+    double scales[kAhead];
 #pragma unroll
     for (int ahead = 0; ahead < kAhead; ++ahead) {
-      const int64_t example = first + ahead;
-      values[ahead] = example < kept.examples ? kept.parts[example * kept.stride + i] : Scalar{};
+      const int64_t example = first + ahead < last ? first + ahead : last;
+      values[ahead] = kept.parts[example * kept.stride + i];
+      scales[ahead] = job.scales[example];
     }
 #pragma unroll
     for (int ahead = 0; ahead < kAhead; ++ahead) {
-      const int64_t example = first + ahead;
-      const double scale = example < kept.examples ? job.scales[example] : 0.0;
-      if (scale != 0.0) sum += grid_coordinate(widen(values[ahead]), scale);
+      const double scale = first + ahead <= last ? scales[ahead] : 0.0;
+      const double value = scale != 0.0 ? double(widen(values[ahead])) : 0.0;
+      sum += grid_coordinate(value, scale);
     }
   }
   job.sum[i] = sum;

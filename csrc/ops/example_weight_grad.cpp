@@ -17,6 +17,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "kernels/example_weight_grad.h"
+#include "kernels/scaled_sum.h"
 #include "ops/cuda_stream.h"
 #endif
 
@@ -129,11 +130,29 @@ Tensor measured_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor 
 }
 
 #ifdef PRIVIMAGE_CUDA
+// The same with bfloat16, which the CPU's kernels do not have.
+template <typename Run>
+void dispatch_on_gpu(const Arguments& given, Run run) {
+  if (given.x.scalar_type() == ScalarType::BFloat16) {
+    run(in_one_row(describe<Bfloat16>(given)));
+  } else {
+    dispatch(given, run);
+  }
+}
+
+// Queues rows, and squares [examples] if they are asked for.
 template <typename Scalar>
-void write_rows(const ExampleWeightGrad<Scalar>& layer, void* stream) {
-  const WeightGradOnGpu<Scalar> job{layer,  layer.bias != nullptr, nullptr, nullptr, nullptr,
-                                    nullptr};
-  const int error = cuda::launch_example_weight_grad(job, stream);
+void write_rows(const ExampleWeightGrad<Scalar>& layer, const Tensor& x, double* squares) {
+  WeightGradOnGpu<Scalar> job{layer, layer.bias != nullptr, nullptr, nullptr, nullptr, nullptr};
+  void* stream = current_cuda_stream(x.get_device_index());
+  const int64_t examples = layer.geometry.examples;
+  const int64_t slots = squares != nullptr ? cuda::weight_grad_slots(job) : 0;
+  const Tensor partial = torch::stable::new_empty(x, {examples, slots}, ScalarType::Double);
+  if (squares != nullptr) job.squares = static_cast<double*>(partial.mutable_data_ptr());
+  int error = cuda::launch_example_weight_grad(job, stream);
+  if (error == 0 && squares != nullptr) {
+    error = cuda::launch_row_sums(job.squares, examples, slots, squares, stream);
+  }
   STD_TORCH_CHECK(error == 0, "example_weight_grad: CUDA error ", error);
 }
 
@@ -145,13 +164,20 @@ void example_weight_grad_cuda(const Tensor x, const Tensor grad, const Tensor we
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Arguments given =
       check(x, grad, weight, bias, stride, padding, dilation, groups, accumulate);
-  void* stream = current_cuda_stream(x.get_device_index());
-  const auto run = [stream](const auto& layer) { write_rows(layer, stream); };
-  if (x.scalar_type() == ScalarType::BFloat16) {
-    run(in_one_row(describe<Bfloat16>(given)));
-  } else {
-    dispatch(given, run);
-  }
+  dispatch_on_gpu(given, [&](const auto& layer) { write_rows(layer, x, nullptr); });
+}
+
+Tensor measured_weight_grad_cuda(const Tensor x, const Tensor grad, const Tensor weight,
+                                 const std::optional<Tensor> bias,
+                                 const std::vector<int64_t> stride,
+                                 const std::vector<int64_t> padding,
+                                 const std::vector<int64_t> dilation, int64_t groups) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const Arguments given = check(x, grad, weight, bias, stride, padding, dilation, groups, false);
+  const Tensor squares = torch::stable::new_empty(x, {weight.size(0)}, ScalarType::Double);
+  auto* out = static_cast<double*>(squares.mutable_data_ptr());
+  dispatch_on_gpu(given, [&](const auto& layer) { write_rows(layer, x, out); });
+  return squares;
 }
 #endif
 
@@ -174,6 +200,7 @@ STABLE_TORCH_LIBRARY_IMPL(privimage, CPU, library) {
 #ifdef PRIVIMAGE_CUDA
 STABLE_TORCH_LIBRARY_IMPL(privimage, CUDA, library) {
   library.impl("example_weight_grad", TORCH_BOX(&example_weight_grad_cuda));
+  library.impl("measured_weight_grad", TORCH_BOX(&measured_weight_grad_cuda));
 }
 #endif
 

@@ -64,18 +64,20 @@ PrivateUpdate describe(const Tensor& clipped_sum, const Tensor& step, int64_t fi
           rule};
 }
 
+const double* read_numbers(const Tensor& numbers, const Tensor& parameters) {
+  check_vector(numbers, ScalarType::Double, kStepNumbers, parameters, "numbers");
+  return static_cast<const double*>(numbers.const_data_ptr());
+}
+
 void private_update_cpu(const Tensor& clipped_sum, const Tensor& key, const Tensor& step,
                         int64_t first_index, const Tensor& parameters, const Tensor& momentum,
                         const std::optional<Tensor>& second_moment,
-                        const std::optional<Tensor>& average, double noise_std, double scale,
-                        double keep, double momentum_decay, double gradient_weight,
-                        double second_decay, double second_correction, double epsilon,
-                        double step_size, double average_weight) {
+                        const std::optional<Tensor>& average, const Tensor& numbers,
+                        double noise_std, double scale) {
   auto* counter = static_cast<int64_t*>(step.mutable_data_ptr());
   cpu::UpdateOnCpu job{
       describe(clipped_sum, step, first_index, parameters, momentum, second_moment, average,
-               {noise_std, scale, keep, momentum_decay, gradient_weight, second_decay,
-                second_correction, epsilon, step_size, average_weight}),
+               read_rule(noise_std, scale, read_numbers(numbers, parameters))),
       {{}, static_cast<uint64_t>(*counter)}};
   read_key(key, job.stream.key);
   const auto set = cpu::chosen_instruction_set();
@@ -89,17 +91,15 @@ void private_update_cpu(const Tensor& clipped_sum, const Tensor& key, const Tens
 void private_update_cuda(const Tensor& clipped_sum, const Tensor& key, const Tensor& step,
                          int64_t first_index, const Tensor& parameters, const Tensor& momentum,
                          const std::optional<Tensor>& second_moment,
-                         const std::optional<Tensor>& average, double noise_std, double scale,
-                         double keep, double momentum_decay, double gradient_weight,
-                         double second_decay, double second_correction, double epsilon,
-                         double step_size, double average_weight) {
+                         const std::optional<Tensor>& average, const Tensor& numbers,
+                         double noise_std, double scale) {
   const torch::stable::accelerator::DeviceGuard guard(parameters.get_device_index());
   cuda::UpdateOnGpu job{
       describe(clipped_sum, step, first_index, parameters, momentum, second_moment, average,
-               {noise_std, scale, keep, momentum_decay, gradient_weight, second_decay,
-                second_correction, epsilon, step_size, average_weight}),
+               {noise_std, scale, 0, 0, 0, 0, 0, 0, 0, 0}),
       {},
-      static_cast<int64_t*>(step.mutable_data_ptr())};
+      static_cast<int64_t*>(step.mutable_data_ptr()),
+      read_numbers(numbers, parameters)};
   read_key(key, job.key);
   void* stream = current_cuda_stream(parameters.get_device_index());
   const int error = cuda::launch_private_update(job, stream);
@@ -113,9 +113,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(privimage, library) {
   library.def(
       "private_update(Tensor clipped_sum, Tensor key, Tensor(a!) step, int first_index, "
       "Tensor(b!) parameters, Tensor(c!) momentum, Tensor(d!)? second_moment, "
-      "Tensor(e!)? average, float noise_std, float scale, float keep, float momentum_decay, "
-      "float gradient_weight, float second_decay, float second_correction, float epsilon, "
-      "float step_size, float average_weight) -> ()");
+      "Tensor(e!)? average, Tensor numbers, float noise_std, float scale) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(privimage, CPU, library) {

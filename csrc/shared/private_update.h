@@ -31,6 +31,14 @@ struct UpdateRule {
   double average_weight;
 };
 
+// Those after the scale may differ from step to step. They lie in memory in this order, and are
+// read when the pass runs.
+constexpr int kStepNumbers = 8;
+PRIVIMAGE_HOST_DEVICE UpdateRule read_rule(double noise_std, double scale, const double* numbers) {
+  return {noise_std,  scale,      numbers[0], numbers[1], numbers[2],
+          numbers[3], numbers[4], numbers[5], numbers[6], numbers[7]};
+}
+
 struct PrivateUpdate {
   const int64_t* clipped_sum;  // [parameters], in grid steps
   int64_t first_index;         // global index of parameters[0]

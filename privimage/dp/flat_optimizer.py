@@ -98,6 +98,10 @@ class DPOptimizer(torch.optim.Optimizer):
         for group, piece in zip(groups, pieces, strict=True):
             group["params"] = [piece]
         super().__init__(groups, defaults)
+        # What `apply` reads and `advance` writes, one a group, always in the same place.
+        self._step_numbers = [
+            torch.zeros(8, dtype=torch.float64, device=piece.device) for piece in self._pieces()
+        ]
         self._noise: GradientNoise | None = None
         self._ema_decay = ema_decay
         for piece in self._pieces():
@@ -137,7 +141,7 @@ class DPOptimizer(torch.optim.Optimizer):
         self._noise = noise
 
     def step(self, clipped_sum: torch.Tensor) -> None:  # type: ignore[override]
-        """Takes one step from the integer sum of one logical batch.
+        """Takes one step from the integer sum of one logical batch: `advance`, then `apply`.
 
         Args:
             clipped_sum: int64 [parameters], in the order of `flat`.
@@ -145,26 +149,47 @@ class DPOptimizer(torch.optim.Optimizer):
         Raises:
             UserError: there is no noise yet, or the model was moved or converted since.
         """
-        noise = self._noise
-        if noise is None:
-            raise UserError(
-                "a private optimiser takes its steps through PrivateEngine.step, or needs "
-                "noise_multiplier and expected_batch_size"
-            )
-        self._check_views()
-        first = 0
-        for group, piece in zip(self.param_groups, self._pieces(), strict=True):
-            state, last = self.state[piece], first + piece.numel()
-            state["step"] += 1
-            steps = int(state["step"])
+        self._checked_noise()
+        self.advance()
+        self.apply(clipped_sum)
+
+    def advance(self) -> None:
+        """Counts a step and writes its learning rate, bias correction and decay for `apply`.
+
+        The part of a step that a CUDA graph can't capture: call it before each replay.
+        """
+        for group, piece, numbers in zip(
+            self.param_groups, self._pieces(), self._step_numbers, strict=True
+        ):
+            self.state[piece]["step"] += 1
+            steps = int(self.state[piece]["step"])
             rule = ops.UpdateRule(
-                noise_std=noise.std,
-                scale=noise.scale,
+                noise_std=0.0,
+                scale=0.0,
                 average_weight=0.0 if self._ema_decay is None else 1.0 - self._ema_decay(steps),
                 **self._numbers(group, steps),
             )
+            numbers.copy_(rule.on(torch.device("cpu")).numbers)
+
+    def apply(self, clipped_sum: torch.Tensor) -> None:
+        """The step's arithmetic on the device, with noise of its own at every call or replay.
+
+        Formal guarantee: as `DPOptimizer`
+        (tests/dp/test_optimizers.py::test_what_a_graph_would_replay_is_the_step).
+
+        Args:
+            clipped_sum: as for `step`.
+
+        Raises:
+            UserError: as `step`.
+        """
+        noise = self._checked_noise()
+        first = 0
+        for piece, numbers in zip(self._pieces(), self._step_numbers, strict=True):
+            state, last = self.state[piece], first + piece.numel()
             moments = state["exp_avg"], state.get("exp_avg_sq"), state.get("ema")
             tensors = ops.UpdateState(piece, *moments)
+            rule = ops.DeviceRule(noise.std, noise.scale, numbers)
             noise.stream.private_update(clipped_sum[first:last], tensors, rule, first)
             first = last
 
@@ -197,6 +222,17 @@ class DPOptimizer(torch.optim.Optimizer):
         """The part of `flat` that is each group's."""
         for group in self.param_groups:
             yield from group["params"]
+
+    def _checked_noise(self) -> GradientNoise:
+        """The noise; raises UserError where a step can't be taken."""
+        noise = self._noise
+        if noise is None:
+            raise UserError(
+                "a private optimiser takes its steps through PrivateEngine.step, or needs "
+                "noise_multiplier and expected_batch_size"
+            )
+        self._check_views()
+        return noise
 
     def _check_views(self) -> None:
         """Raises UserError unless every parameter still is where `flat` is updated."""

@@ -176,9 +176,18 @@ def _apply(
 ) -> torch.Tensor:
     """A layer of weight and bias that writes their gradients into their slots."""
     slots = examples.slots_of(weight, bias)
-    hidden = examples.hide(weight), examples.hide(bias)
-    output: torch.Tensor = function.apply(examples.anchor, x, *hidden, slots, *others)
+    cast = _as_autocast(x, examples.hide(weight), examples.hide(bias))
+    output: torch.Tensor = function.apply(examples.anchor, *cast, slots, *others)
     return output
+
+
+def _as_autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """In the type in which autocast would compute, so that the backward pass meets one type."""
+    kind = next(tensor.device.type for tensor in tensors if tensor is not None)
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
 class _ExampleLinear(Function):

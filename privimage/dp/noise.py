@@ -130,7 +130,7 @@ class SecretStream:
         self,
         clipped_sum: torch.Tensor,
         state: ops.UpdateState,
-        rule: ops.UpdateRule,
+        rule: ops.UpdateRule | ops.DeviceRule,
         first_index: int = 0,
     ) -> None:
         """`ops.private_update` with the next step's noise; the step is counted on the device.

@@ -14,6 +14,7 @@ from privimage.ops.layers import (
 from privimage.ops.reference import GRID_BITS
 from privimage.ops.release import (
     LARGEST_STD,
+    DeviceRule,
     UpdateRule,
     UpdateState,
     clipped_sum,
@@ -34,6 +35,7 @@ __all__ = [
     "LARGEST_STD",
     "Check",
     "ConvGeometry",
+    "DeviceRule",
     "UpdateRule",
     "UpdateState",
     "as_taken",

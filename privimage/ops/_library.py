@@ -21,21 +21,19 @@ _SCHEMAS = {
     "private_update": (
         "private_update(Tensor clipped_sum, Tensor key, Tensor(a!) step, int first_index, "
         "Tensor(b!) parameters, Tensor(c!) momentum, Tensor(d!)? second_moment, "
-        "Tensor(e!)? average, float noise_std, float scale, float keep, float momentum_decay, "
-        "float gradient_weight, float second_decay, float second_correction, float epsilon, "
-        "float step_size, float average_weight) -> ()"
+        "Tensor(e!)? average, Tensor numbers, float noise_std, float scale) -> ()"
     ),
     "example_weight_grad": (
         "example_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
         "int[] stride, int[] padding, int[] dilation, int groups, bool accumulate) -> ()"
     ),
-    "measured_weight_grad": (
-        "measured_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
-        "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
-    ),
     "example_embedding_grad": (
         "example_embedding_grad(Tensor indices, Tensor grad, Tensor(a!) weight, int padding_idx, "
         "bool accumulate) -> ()"
+    ),
+    "measured_weight_grad": (
+        "measured_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
+        "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
     ),
     "squared_norms": "squared_norms(Tensor parts) -> Tensor",
     "scaled_sum": "scaled_sum(Tensor parts, Tensor scales) -> Tensor",
@@ -57,7 +55,6 @@ _SCHEMAS = {
         "-> Tensor"
     ),
 }
-_ON_CPU_ALONE = ("measured_weight_grad",)
 _NAMESPACE = "privimage"
 
 _native = importlib.util.find_spec("privimage.ops._native")

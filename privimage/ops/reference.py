@@ -90,18 +90,13 @@ def private_update(
     momentum: torch.Tensor,
     second_moment: torch.Tensor | None,
     average: torch.Tensor | None,
+    numbers: torch.Tensor,
     noise_std: float,
     scale: float,
-    keep: float,
-    momentum_decay: float,
-    gradient_weight: float,
-    second_decay: float,
-    second_correction: float,
-    epsilon: float,
-    step_size: float,
-    average_weight: float,
 ) -> None:
-    """Changes all but the sum and the key in place; see `privimage.ops.private_update`."""
+    """Changes all but sum, key and numbers in place; see `privimage.ops.private_update`."""
+    keep, momentum_decay, gradient_weight, second_decay, *others = numbers.tolist()
+    second_correction, epsilon, step_size, average_weight = others
     noise = gaussian_integers(key, int(step), first_index, len(parameters), noise_std)
     released = clipped_sum + noise.to(clipped_sum.device)
     gradient = (released.double() * scale).to(parameters.dtype)
@@ -205,6 +200,20 @@ def example_weight_grad(
         bias.copy_(bias + sums if accumulate else sums)
 
 
+def example_embedding_grad(
+    indices: torch.Tensor,
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    padding_idx: int,
+    accumulate: bool,
+) -> None:
+    """Writes weight [examples, entries, width]; see `privimage.ops.example_embedding_grad`."""
+    entries = torch.arange(weight.shape[1], device=weight.device)
+    is_read = (indices[..., None] == entries) & (entries != padding_idx)
+    sums = is_read.to(weight.dtype).mT @ grad.to(weight.dtype)
+    weight.copy_(weight + sums if accumulate else sums)
+
+
 def measured_weight_grad(
     x: torch.Tensor,
     grad: torch.Tensor,
@@ -221,20 +230,6 @@ def measured_weight_grad(
     )
     squares = squared_norms(weight.flatten(1))
     return squares if bias is None else squares + squared_norms(bias)
-
-
-def example_embedding_grad(
-    indices: torch.Tensor,
-    grad: torch.Tensor,
-    weight: torch.Tensor,
-    padding_idx: int,
-    accumulate: bool,
-) -> None:
-    """Writes weight [examples, entries, width]; see `privimage.ops.example_embedding_grad`."""
-    entries = torch.arange(weight.shape[1], device=weight.device)
-    is_read = (indices[..., None] == entries) & (entries != padding_idx)
-    sums = is_read.to(weight.dtype).mT @ grad.to(weight.dtype)
-    weight.copy_(weight + sums if accumulate else sums)
 
 
 def squared_norms(parts: torch.Tensor) -> torch.Tensor:

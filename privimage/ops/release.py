@@ -59,6 +59,30 @@ class UpdateRule:
     step_size: float = 0.0
     average_weight: float = 0.0
 
+    def on(self, device: torch.device) -> "DeviceRule":
+        """The same with its numbers in the memory of a device."""
+        _, _, *numbers = astuple(self)
+        there = torch.tensor(numbers, dtype=torch.float64, device=device)
+        return DeviceRule(self.noise_std, self.scale, there)
+
+
+@dataclass(frozen=True)
+class DeviceRule:
+    """An `UpdateRule` whose other numbers are read when the operator runs.
+
+    A captured CUDA graph keeps numbers and reads tensors anew in every replay: so it has this
+    step's learning rate and bias correction, and never another noise than the one it was made for.
+
+    Attributes:
+        noise_std: as there.
+        scale: as there.
+        numbers: float64 [8] on the device of the parameters: the others, in their order there.
+    """
+
+    noise_std: float
+    scale: float
+    numbers: torch.Tensor
+
 
 def clipped_sum(
     parts: torch.Tensor, max_grad_norm: float, share: float = 1.0, stability: float | None = None
@@ -155,7 +179,7 @@ def private_update(
     key: torch.Tensor,
     step: torch.Tensor,
     state: UpdateState,
-    rule: UpdateRule,
+    rule: UpdateRule | DeviceRule,
     first_index: int = 0,
 ) -> None:
     """One pass over flat vectors: noise on a clipped sum, optimiser, average; then the next step.
@@ -188,6 +212,9 @@ def private_update(
             _check_vector(f"state.{name}", tensor, torch.float32, count, parameters.device)
     if first_index < 0:
         raise ValueError(f"first_index: expected no negative number, got {first_index}")
+    if isinstance(rule, UpdateRule):
+        rule = rule.on(parameters.device)
+    _check_vector("rule.numbers", rule.numbers, torch.float64, 8, parameters.device)
     tensors = (parameters, state.momentum, state.second_moment, state.average)
     torch.ops.privimage.private_update(
         clipped_sum,
@@ -195,7 +222,9 @@ def private_update(
         step,
         first_index,
         *(_detached(tensor) for tensor in tensors),
-        *astuple(rule),
+        rule.numbers,
+        rule.noise_std,
+        rule.scale,
     )
 
 

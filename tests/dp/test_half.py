@@ -50,6 +50,7 @@ def seen(monkeypatch):
             types.setdefault(name, set()).update(first[: 1 if name == "group_norm_silu" else 2])
             return operator(*arguments)
 
+        call.default = call
         return call
 
     monkeypatch.setattr(layers, "_has_half", lambda x: True)
@@ -78,3 +79,33 @@ def test_it_stays_so_up_to_the_operators(seen, recompute):
     assert set(seen) == set(OPERATORS) - ({"example_weight_grad"} if recompute else twice)
     assert set.union(*seen.values()) == {torch.bfloat16}, seen
     assert (found - expected).abs().max() <= 0.05 * expected.abs().max()
+
+
+def autocast_losses(model, x, labels):
+    with torch.autocast("cpu", torch.bfloat16):
+        return losses(model, x, labels).float()
+
+
+def test_autocast_reaches_the_operators(seen):
+    torch.manual_seed(0)
+    gradients = ExampleGradients(Small())
+    x, labels = torch.randn(6, 2, 5, 5), torch.tensor([0, 1, 2, 2, 2, 1])
+    expected = gradients(losses, x, labels, draws=2)
+    seen.clear()
+    found = gradients(autocast_losses, x, labels, draws=2)
+    assert seen["example_weight_grad"] == {torch.bfloat16}
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() <= 0.05 * expected.abs().max()
+
+
+def test_autocast_changes_no_example_on_the_cpu_but_by_rounding():
+    torch.manual_seed(0)
+    model = Small()
+    gradients = ExampleGradients(model)
+    x, labels = torch.randn(4, 2, 5, 5), torch.tensor([0, 1, 2, 2])
+    found = gradients(autocast_losses, x, labels)
+    for i, row in enumerate(found):
+        loss = autocast_losses(model, x[i : i + 1], labels[i : i + 1]).sum()
+        parts = torch.autograd.grad(loss, list(model.parameters()))
+        expected = torch.cat([part.flatten() for part in parts])
+        assert (row - expected).abs().max() <= 0.02 * expected.abs().max()

@@ -153,6 +153,31 @@ def test_one_key_serves_one_optimizer():
         _optimizer(key=key)
 
 
+def test_what_a_graph_would_replay_is_the_step(monkeypatch):
+    """A graph keeps the arguments of the first `apply`: its numbers, and where its tensors are."""
+    monkeypatch.setenv(TEST_KEY, "any")
+    average = {"noise_multiplier": 1.0, "ema_decay": lambda step: step / (step + 10)}
+    (parameters, captured), (twins, eager) = _optimizer(**average), _optimizer(**average)
+    operator, kept = torch.ops.privimage.private_update, []
+    total = torch.zeros(10, dtype=torch.int64)
+    monkeypatch.setattr(torch.ops.privimage, "private_update", lambda *given: kept.append(given))
+    captured.apply(total)
+    monkeypatch.undo()
+    tensors = [value for value in kept[0] if torch.is_tensor(value)]
+    places = [tensor.data_ptr() for tensor in tensors]
+    for step in range(4):
+        for optimizer in (captured, eager):
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+        total.copy_(torch.randint(-(2**32), 2**32, (10,)))
+        captured.advance()
+        assert [tensor.data_ptr() for tensor in tensors] == places
+        operator(*kept[0])
+        eager.step(total.clone())
+        assert all(map(torch.equal, parameters, twins))
+        assert torch.equal(captured.average, eager.average)
+    assert captured.tensors()["step"] == 4
+
+
 def _grouped(key=None, **changes):
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(size)) for size in ((3, 2), (4,), (2, 130))]
@@ -204,6 +229,7 @@ def test_without_noise_of_its_own_it_takes_no_step():
     assert not optimizer.is_secret
     with pytest.raises(UserError, match=r"PrivateEngine\.step"):
         optimizer.step(torch.zeros(3, dtype=torch.int64))
+    assert optimizer.tensors()["step"] == 0
     with pytest.raises(UserError, match="belong together"):
         DPAdam(parameters, 0.1, noise_multiplier=1.0)
 

@@ -81,8 +81,9 @@ def test_what_is_recomputed_is_what_was_kept(device, dtype, layer, layout):
         size_of_weight = torch.Size(shape).numel()
         rows = torch.empty(3, size_of_weight + outputs * with_bias, device=device)
         weight, bias = rows[:, :size_of_weight].view(3, *shape), rows[:, size_of_weight:]
-        ops.example_weight_grad(x, grad, weight, bias if with_bias else None, geometry)
+        measured = ops.measured_weight_grad(x, grad, weight, bias if with_bias else None, geometry)
         squares = ops.squared_norms(rows)
+        _close(measured, squares, 1e-13)
         _close(squares, rows.double().square().sum(1), 1e-13)
         again = ops.example_weight_norms(x, grad, 3, (taps, taps), with_bias, geometry)
         _close(again, squares, 1e-13)
@@ -177,22 +178,21 @@ def _state(device):
     return [_random(1000, device=device).abs() for _ in range(4)]
 
 
-def _update(state, step, key=bytes(range(32)), std=2.0**31):
-    """One step of Adam with noise, as the operator takes it."""
-    total = torch.arange(1000, device=step.device)
-    numbers = std, 2.0**-33, 0.999, 0.9, 0.1, 0.999, 1.7, 1e-8, 1e-3, 0.01
-    secret = torch.tensor(list(key), dtype=torch.uint8)
-    torch.ops.privimage.private_update(total, secret, step, 37, *state, *numbers)
+NUMBERS = torch.tensor([0.999, 0.9, 0.1, 0.999, 1.7, 1e-8, 1e-3, 0.01], dtype=torch.float64)
+
+
+def _update(state, step, numbers, operator=torch.ops.privimage.private_update):
+    """One step of Adam with noise."""
+    total, key = torch.arange(1000, device=step.device), torch.arange(32, dtype=torch.uint8)
+    operator(total, key, step, 37, *state, numbers, 2.0**31, 2.0**-33)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_private_update_draws_the_integers_of_the_reference(device):
     there, here = _state(device), _state("cpu")
     step = torch.tensor([5], device=device)
-    _update(there, step)
-    total, key = torch.arange(1000), torch.arange(32, dtype=torch.uint8)
-    numbers = 2.0**31, 2.0**-33, 0.999, 0.9, 0.1, 0.999, 1.7, 1e-8, 1e-3, 0.01
-    reference.private_update(total, key, torch.tensor([5]), 37, *here, *numbers)
+    _update(there, step, NUMBERS.to(device))
+    _update(here, torch.tensor([5]), NUMBERS, reference.private_update)
     assert step.item() == 6
     for found, expected in zip(there, here, strict=True):
         assert torch.equal(found.cpu(), expected)
@@ -201,16 +201,23 @@ def test_private_update_draws_the_integers_of_the_reference(device):
 @pytest.mark.parametrize("device", [CUDA])
 def test_a_replayed_graph_never_draws_the_same_noise(device):
     state, step = _state(device), torch.tensor([5], device=device)
-    _update(state, step.clone())  # loads the kernels, which a capture may not
+    numbers = NUMBERS.to(device)
+    _update(state, step.clone(), numbers)  # loads the kernels, which a capture may not
     for tensor in state:
         tensor.zero_()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        _update(state, step)
+        _update(state, step, numbers)
     seen = []
     for _ in range(3):
         state[1].zero_()
         graph.replay()
         seen.append(state[1].clone())
     assert step.item() == 8
+    # The optimiser's numbers are those of the replay, too.
+    expected = [tensor.cpu() for tensor in state]
+    numbers[6] = 0.5
+    graph.replay()
+    _update(expected, torch.tensor([8]), numbers.cpu())
+    assert all(torch.equal(one.cpu(), other) for one, other in zip(state, expected, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(seen, seen[1:] + seen[:1], strict=True))

@@ -26,11 +26,20 @@ STEP = torch.tensor([3])
 
 
 def _update(parameters, adam=True):
-    """Arguments of `private_update`: sum, key, step, first index, four vectors, ten numbers."""
+    """Arguments of `private_update`: sum, key, step, first index, four vectors, numbers."""
     vectors = [_random(parameters), _random(parameters), _random(parameters) ** 2, None]
     if not adam:
         vectors[2:] = [None, _random(parameters)]
-    return (torch.arange(parameters), KEY, STEP, 0, *vectors, *[0.5] * 10)
+    return (
+        torch.arange(parameters),
+        KEY,
+        STEP,
+        0,
+        *vectors,
+        torch.full((8,), 0.5).double(),
+        0.5,
+        0.5,
+    )
 
 
 def _norm(rows, affine=True):

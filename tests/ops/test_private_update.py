@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privimage import ops
-from privimage.ops import UpdateRule, UpdateState, reference
+from privimage.ops import DeviceRule, UpdateRule, UpdateState, reference
 
 KEY = torch.arange(32, dtype=torch.uint8)
 RULE = UpdateRule(
@@ -45,7 +46,8 @@ def _tensors(state):
 
 
 def _by_reference(total, step, state, first_index):
-    numbers = [getattr(RULE, name) for name in RULE.__dataclass_fields__]
+    there = RULE.on(torch.device("cpu"))
+    numbers = there.numbers, there.noise_std, there.scale
     reference.private_update(
         total,
         KEY,
@@ -106,6 +108,17 @@ def test_the_noise_is_what_gaussian_integers_draws():
     assert int(step) == 10
 
 
+def test_numbers_in_memory_are_read_when_it_runs():
+    total, step, state = _case(1000)
+    _, other_step, expected = _case(1000)
+    there = replace(RULE, keep=0.5, step_size=7.0).on(torch.device("cpu"))
+    there.numbers.copy_(RULE.on(torch.device("cpu")).numbers)
+    ops.private_update(total, KEY, step, state, there)
+    ops.private_update(total, KEY, other_step, expected, RULE)
+    for found, wanted in zip(_tensors(state), _tensors(expected), strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_shards_are_the_whole():
     total, step, whole = _case(1000)
     _, _, sharded = _case(1000)
@@ -137,6 +150,8 @@ def test_threads_change_nothing():
         ({"step": torch.tensor(3)}, ValueError, "step"),
         ({"key": KEY[:3]}, TypeError, "key"),
         ({"first_index": -1}, ValueError, "first_index"),
+        ({"rule": DeviceRule(1.0, 1.0, torch.zeros(7).double())}, ValueError, "rule.numbers: .*8"),
+        ({"rule": DeviceRule(1.0, 1.0, torch.zeros(8))}, TypeError, "rule.numbers: .*float64"),
         ({"rule": UpdateRule(noise_std=math.nan, scale=1.0)}, ValueError, "noise_std"),
         ({"state": UpdateState(torch.zeros(5), torch.zeros(5).double())}, TypeError, "momentum"),
         (
@@ -172,7 +187,8 @@ def test_the_registered_operator_is_sound():
     for adam in (True, False):
         total, step, state = _case(300, adam)
         tensors = (state.parameters, state.momentum, state.second_moment, state.average)
-        numbers = [getattr(RULE, name) for name in RULE.__dataclass_fields__]
+        there = RULE.on(torch.device("cpu"))
+        numbers = there.numbers, there.noise_std, there.scale
         torch.library.opcheck(
             torch.ops.privimage.private_update, (total, KEY, step, 0, *tensors, *numbers)
         )

@@ -173,7 +173,8 @@ BUGS = [
         "const int64_t end = kept.parameters;",
     ),
     scaled("values beyond the row", "place < end ? row[place] : Scalar{}", "row[place]"),
-    scaled("rows beyond the last", "example < kept.examples ? kept.parts", "true ? kept.parts"),
+    scaled("rows beyond the last", "first + ahead < last ? first + ahead : last", "first + ahead"),
+    scaled("the last row again", "first + ahead <= last ? scales", "true ? scales"),
     bias("pixels of the next example", "at >= pixels || channel", "channel"),
     bias("channels that don't exist read", "if (channel + i < job.channels) values", "values"),
     # Fragments and taps
@@ -264,6 +265,12 @@ BUGS = [
         "job_.sum[place] = grid_coordinate(sum, scale)",
     ),
     update("noise of one step for ever", "static_cast<uint64_t>(*job.step)", "uint64_t{77}"),
+    update(
+        "numbers of a capture for ever",
+        "scale, job.numbers)",
+        "scale, [&] { static const std::vector<double> kept(job.numbers, job.numbers + 8); "
+        "return kept.data(); }())",
+    ),
     update("step never counted", "++*job.step", "*job.step"),
     update("every thread counts the step", "if (block.thread() == 0) ++", "++"),
     update("a shard draws the first one's noise", "job.update.first_index / kTile * kLanes", "0"),
@@ -318,7 +325,7 @@ BUGS = [
     conv("a bias's blocks as tiles", "if (block.y() < tiles)", "if (block.y() <= tiles)"),
     conv("squares without the bias's slots", " + bias_blocks(job_.bias.channels);", ";"),
     tree("a quarter of the threads added", "half = 512", "half = 64"),
-    scaled("examples of scale 0 added", "if (scale != 0.0) sum", "sum"),
+    scaled("examples of scale 0 added", "scale != 0.0 ? double", "true ? double"),
     scaled("norms over the gap", "block.x() * kept.stride", "block.x() * kept.parameters"),
     scaled("sums over the gap", "[example * kept.stride", "[example * kept.parameters"),
     scaled(
@@ -338,8 +345,8 @@ BUGS = [
     ),
     scaled(
         "rounded to nearest",
-        "grid_coordinate(widen(values[ahead]), scale)",
-        "static_cast<int64_t>(std::nearbyint(widen(values[ahead]) * scale))",
+        "grid_coordinate(value, scale)",
+        "static_cast<int64_t>(std::nearbyint(value * scale))",
     ),
     slab(
         "lanes that the tree leaves out",

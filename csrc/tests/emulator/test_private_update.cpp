@@ -1,5 +1,6 @@
 // The CUDA kernels of the last pass of a private step, emulated: bit by bit what the CPU does, and
 // fresh noise whenever the same launch is repeated.
+#include <cmath>
 #include <set>
 #include <vector>
 
@@ -39,6 +40,7 @@ struct Device {
   Guarded<int64_t> sum;
   Guarded<float> parameters, momentum, second, average;
   Guarded<int64_t> step;
+  Guarded<double> numbers;
   cuda::UpdateOnGpu job;
 
   Device(const State& from, int64_t first, bool adam, bool averaged, const UpdateRule& rule)
@@ -47,7 +49,9 @@ struct Device {
         momentum(from.momentum),
         second(from.second),
         average(from.average),
-        step(std::vector<int64_t>{int64_t(kStream.step)}) {
+        step(std::vector<int64_t>{int64_t(kStream.step)}),
+        numbers(kStepNumbers) {
+    set_numbers(rule);
     job.update = {sum.data(),
                   first,
                   sum.size(),
@@ -55,9 +59,18 @@ struct Device {
                   momentum.data(),
                   adam ? second.data() : nullptr,
                   averaged ? average.data() : nullptr,
-                  rule};
+                  {rule.noise_std, rule.scale, 0, 0, 0, 0, 0, 0, 0, 0}};
     for (int i = 0; i < 8; ++i) job.key[i] = kStream.key[i];
     job.step = step.data();
+    job.numbers = numbers.data();
+  }
+
+  // What the host does before a step.
+  void set_numbers(const UpdateRule& rule) {
+    const double all[] = {rule.keep,         rule.momentum_decay,    rule.gradient_weight,
+                          rule.second_decay, rule.second_correction, rule.epsilon,
+                          rule.step_size,    rule.average_weight};
+    for (int i = 0; i < kStepNumbers; ++i) numbers.data()[i] = all[i];
   }
 
   // What the launcher queues, and so what a captured graph replays.
@@ -128,6 +141,30 @@ void replays_draw_fresh_noise() {
   CHECK(seen.size() == 3);
 }
 
+// Adam's bias correction, a learning rate that falls, an average that warms up: the same launch
+// takes each step's own.
+void replays_take_the_step_s_numbers() {
+  constexpr int64_t kCount = 300;
+  State state(kCount);
+  Device device(state, 5, true, true, kRule);
+  for (int replay = 0; replay < 3; ++replay) {
+    UpdateRule rule = kRule;
+    rule.second_correction = 1.0 / std::sqrt(1.0 - std::pow(0.999, replay + 1));
+    rule.step_size = 1e-3 / (replay + 1);
+    rule.average_weight = 1.0 / (replay + 2);
+    device.set_numbers(rule);
+    device.replay<true, true>(replay);
+    const cpu::UpdateOnCpu job{
+        {state.sum.data(), 5, kCount, state.parameters.data(), state.momentum.data(),
+         state.second.data(), state.average.data(), rule},
+        {{1, 2, 3, 4, 5, 6, 7, 8}, kStream.step + replay}};
+    cpu::private_update(InstructionSet::kBaseline, job, 0, cpu::end_tile(5, kCount));
+    for (int64_t i = 0; i < kCount; ++i) {
+      CHECK(device.parameters[i] == state.parameters[i] && device.average[i] == state.average[i]);
+    }
+  }
+}
+
 void grids_of_many_parameters() {
   const auto blocks = [](int64_t first, int64_t count) {
     return cuda::update_launch({nullptr, first, count, nullptr, nullptr, nullptr, nullptr, kRule})
@@ -144,5 +181,6 @@ void grids_of_many_parameters() {
 int main() {
   privimage::every_range_equals_the_cpu();
   privimage::replays_draw_fresh_noise();
+  privimage::replays_take_the_step_s_numbers();
   privimage::grids_of_many_parameters();
 }
