@@ -75,7 +75,8 @@ if _native is not None and _native.origin is not None:
     from privimage import _host
 
     build: str = _host.build
-    _register_reference(_ON_CPU_ALONE if build == "cuda" else _SCHEMAS, ("CUDA",))
+    if build != "cuda":
+        _register_reference(_SCHEMAS, ("CUDA",))
 else:
     build = "none"
     for _schema in _SCHEMAS.values():
