@@ -198,12 +198,9 @@ class Examples:
         if tensor.dim() == dimensions and len(tensor) == 1:
             part = part.squeeze(1)
         elif tensor.dim() == dimensions:
-            return (
-                part.unflatten(1, (self.count, draws))
-                .diagonal(0, 0, 1)
-                .movedim(-1, 0)
-                .flatten(0, 1)
-            )
+            own = part.unflatten(1, (self.count, draws)).diagonal(0, 0, 1)
+            by_example: torch.Tensor = own.movedim(-1, 0)
+            return by_example.flatten(0, 1)
         shape = part.shape[1:]
         by_draw = part[:, None].expand(-1, draws, *shape)
         return by_draw.reshape(rows, *[1] * (dimensions - 1 - len(shape)), *shape)

@@ -1,7 +1,5 @@
 """Parameters without a layer, and what is computed from them alone, against autograd."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -10,6 +8,7 @@ from torch.nn.utils import parametrizations, prune
 from truth import one_at_a_time
 
 from privimage.dp import ExampleGradients
+from privimage.dp.slots import DerivedSlot
 from privimage.errors import UserError
 
 
@@ -27,7 +26,7 @@ class Own(nn.Module):
 
 
 def losses(model, x):
-    return model(x).flatten(1).sin().sum(1)
+    return model(x).flatten(1).cumsum(1).sin().sum(1)
 
 
 def assert_exact(model, x, draws):
@@ -202,16 +201,24 @@ def test_a_parameter_without_gradient_is_a_constant():
     assert_exact(model, torch.randn(6, 4, 3), 2)
 
 
-def test_repeated_tokens_take_no_table_of_examples_by_examples():
+def test_rows_of_their_own_go_to_their_examples():
+    def placed(model, x):
+        places = torch.arange(1.0, 1 + len(x)).double()[:, None, None]
+        return torch.cat([x, places * model.w], dim=1).flatten(1).cumsum(1).sin().sum(1)
+
+    model, x = Own(None, (3,)).double(), torch.randn(6, 4, 3).double()
+    found = ExampleGradients(model)(placed, x, draws=2)
+    means = placed(model, x).view(3, 2).mean(1)
+    expected = [torch.autograd.grad(mean, model.w, retain_graph=True)[0] for mean in means]
+    torch.testing.assert_close(found[:, :3], torch.stack(expected))
+
+
+@pytest.mark.parametrize(("name", "largest"), [("class token", 50 * 3), ("masked", 50 * 15)])
+def test_repeated_tokens_take_no_table_of_examples_by_examples(monkeypatch, name, largest):
     # The token of each row belongs to its example: [rows, ...] and not [examples, rows, ...].
-    model = Own(USES["class token"][0], (1, 1, 3), (1, 5, 3))
-    kept = []
-
-    def watch(tensor):
-        kept.append(tensor.untyped_storage().nbytes())
-        return tensor
-
-    rows = 50
-    with torch.autograd.graph.saved_tensors_hooks(watch, lambda tensor: tensor):
-        ExampleGradients(model)(losses, torch.randn(rows, 4, 3))
-    assert max(kept) <= 4 * math.prod((rows, 5, 3))
+    seen, rows = [0], DerivedSlot.rows.fget
+    noting = property(lambda slot: (seen.append(rows(slot).numel()), rows(slot))[1])
+    monkeypatch.setattr(DerivedSlot, "rows", noting)
+    use, *shapes = USES[name]
+    ExampleGradients(Own(use, *shapes))(losses, torch.randn(50, 4, 3))
+    assert max(seen) == largest
