@@ -67,7 +67,7 @@ def _blocks(page):
 
 def _layers():
     """Every layer that the page's table names, with the shape of an input, by its row."""
-    tokens = torch.randint(0, 5, (4, 3))
+    tokens, transformer = torch.randint(0, 5, (4, 3)), (4, 2, 8, 0.0)
     return {
         "Linear": (nn.Linear(3, 4), (6, 3)),
         "Conv1d": (nn.Conv1d(3, 4, 2), (3, 5)),
@@ -93,8 +93,14 @@ def _layers():
         "GRUCell": (nn.GRUCell(4, 3), (4,)),
         "RNNCell": (nn.RNNCell(4, 3), (4,)),
         "MultiheadAttention": (nn.MultiheadAttention(4, 2, batch_first=True), (3, 4)),
-        "TransformerEncoderLayer": (nn.TransformerEncoderLayer(4, 2, 8, 0.0), (3, 4)),
-        "TransformerDecoderLayer": (nn.TransformerDecoderLayer(4, 2, 8, 0.0), (3, 4)),
+        "TransformerEncoderLayer": (
+            nn.TransformerEncoderLayer(*transformer, batch_first=True),
+            (3, 4),
+        ),
+        "TransformerDecoderLayer": (
+            nn.TransformerDecoderLayer(*transformer, batch_first=True),
+            (3, 4),
+        ),
         "Transformer": (nn.Transformer(4, 2, 1, 1, 8, 0.0, batch_first=True), (3, 4)),
         "weight_norm": (parametrizations.weight_norm(nn.Linear(3, 4)), (3,)),
         "orthogonal": (parametrizations.orthogonal(nn.Linear(3, 4)), (3,)),
@@ -108,7 +114,7 @@ REFUSED = {
     "SyncBatchNorm": lambda: nn.SyncBatchNorm(3),
     "spectral_norm": lambda: parametrizations.spectral_norm(nn.Linear(3, 4)),
 }
-TWICE = {"Bilinear", "MultiheadAttention", "TransformerDecoderLayer", "Transformer"}
+INPUTS = {"Bilinear": 2, "MultiheadAttention": 3, "TransformerDecoderLayer": 2, "Transformer": 2}
 
 
 def _named_layers():
@@ -130,14 +136,10 @@ def test_a_layer_of_the_table_is_exact(name):
     layer, shape = _layers()[name]
     layer = layer.double()
     x = shape if isinstance(shape, torch.Tensor) else torch.randn(4, *shape).double()
-    rows_second = name in ("TransformerEncoderLayer", "TransformerDecoderLayer")
 
     def losses(model, x):
-        given = x.transpose(0, 1) if rows_second else x
-        inputs = {"Bilinear": 2, "MultiheadAttention": 3}.get(name, 2 if name in TWICE else 1)
-        output = model(*[given] * inputs)
+        output = model(*[x] * INPUTS.get(name, 1))
         output = output[0] if isinstance(output, tuple) else output
-        output = output.transpose(0, 1) if rows_second else output
         return output.flatten(1).cumsum(1).sin().sum(1)
 
     expected = one_at_a_time(layer, losses, (x,), 2)
