@@ -83,6 +83,25 @@ struct AddSquares {
   }
 };
 
+// As `WriteRows`, and adds up the squares of what it writes.
+template <typename Scalar>
+struct MeasureRows {
+  WriteRows<Scalar> rows;
+  AddSquares<Scalar> sum{};
+
+  void expect(int64_t example, int64_t place, int64_t count) const {
+    rows.expect(example, place, count);
+  }
+  void weight(int64_t example, int64_t place, const Scalar* values, int64_t count) {
+    rows.weight(example, place, values, count);
+    sum.weight(example, place, values, count);
+  }
+  void bias(int64_t example, int64_t place, const Scalar* values, int64_t count) {
+    rows.bias(example, place, values, count);
+    sum.bias(example, place, values, count);
+  }
+};
+
 // As `WriteRows`: adds scaled values to the sums over examples.
 template <typename Scalar>
 struct AddScaled {
@@ -106,10 +125,31 @@ inline void example_weight_norms(const ExampleWeightGrad<Scalar>& job, double* s
                                  int64_t begin, int64_t end) {
   AddSquares<Scalar> sink;
   ExampleWeightGradBlocks<Scalar, AddSquares<Scalar>> blocks(job, *tile_sets<Scalar>(), sink);
-  for (int64_t i = begin; i < end; ++i) {
-    sink.squares = 0.0;
-    blocks.run(i);
+  blocks.run(begin, end, [&](int64_t i) {
     squares[i] = sink.squares;
+    sink.squares = 0.0;
+  });
+}
+
+// `example_weight_grad` and `example_weight_norms` in one go, while the values are in the
+// first-level cache.
+template <typename Scalar>
+inline void measured_weight_grad(const ExampleWeightGrad<Scalar>& job, double* squares,
+                                 int64_t begin, int64_t end) {
+  MeasureRows<Scalar> sink{WriteRows<Scalar>(job)};
+  ExampleWeightGradBlocks<Scalar, MeasureRows<Scalar>> blocks(job, *tile_sets<Scalar>(), sink);
+  blocks.run(begin, end, [&](int64_t i) {
+    squares[i] = sink.sum.squares;
+    sink.sum.squares = 0.0;
+  });
+}
+
+// The squares of blocks, added up for each example in their order.
+inline void add_blocks(const double* of_blocks, int64_t blocks, int64_t examples, double* squares) {
+  const int64_t each = examples > 0 ? blocks / examples : 0;
+  for (int64_t i = 0; i < examples; ++i) {
+    squares[i] = 0.0;
+    for (int64_t block = 0; block < each; ++block) squares[i] += of_blocks[i * each + block];
   }
 }
 
@@ -123,7 +163,7 @@ inline void recomputed_sum(const ExampleWeightGrad<Scalar>& job, AddScaled<Scala
   ExampleWeightGradBlocks<Scalar, AddScaled<Scalar>> worker(job, *tile_sets<Scalar>(), sums);
   for (int64_t example = 0; example < shape.examples; ++example) {
     if (sums.scales[example] == 0.0) continue;
-    for (int64_t i = begin; i < end; ++i) worker.run(example * blocks + i);
+    worker.run(example * blocks + begin, example * blocks + end);
   }
 }
 

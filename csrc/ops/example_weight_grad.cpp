@@ -1,4 +1,5 @@
-// torch.ops.privimage.example_weight_grad: checks, dispatches; writes into the caller's rows.
+// torch.ops.privimage.example_weight_grad and measured_weight_grad: check, dispatch; write into the
+// caller's rows.
 #include "cpu/example_weight_grad.h"
 
 #include <torch/csrc/stable/library.h>
@@ -8,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "cpu/scaled_sum.h"
 #include "ops/check.h"
 #include "ops/conv_arguments.h"
 
@@ -101,6 +103,14 @@ void dispatch(const Arguments& given, Run run) {
   }
 }
 
+// Calls run(begin, end) on all threads for ranges of the job's blocks, which write so many values.
+template <typename Run>
+void for_blocks(const ConvGeometry& shape, int64_t values, Run run) {
+  const int64_t blocks = cpu::example_weight_grad_blocks(shape);
+  const int64_t work = multiplications(shape) + kWriting * values;
+  torch::stable::parallel_for(0, blocks, kGrain / (work / (blocks + 1) + 1) + 1, run);
+}
+
 void example_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor weight,
                              const std::optional<Tensor> bias, const std::vector<int64_t> stride,
                              const std::vector<int64_t> padding,
@@ -108,13 +118,27 @@ void example_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor wei
   const Arguments given =
       check(x, grad, weight, bias, stride, padding, dilation, groups, accumulate);
   dispatch(given, [&](const auto& job) {
-    const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
-    const int64_t work = multiplications(job.geometry) + kWriting * given.weight.numel();
-    const int64_t grain = kGrain / (work / (blocks + 1) + 1) + 1;
-    torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-      cpu::example_weight_grad(job, begin, end);
-    });
+    for_blocks(job.geometry, given.weight.numel(),
+               [&](int64_t begin, int64_t end) { cpu::example_weight_grad(job, begin, end); });
   });
+}
+
+Tensor measured_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor weight,
+                                const std::optional<Tensor> bias, const std::vector<int64_t> stride,
+                                const std::vector<int64_t> padding,
+                                const std::vector<int64_t> dilation, int64_t groups) {
+  const Arguments given = check(x, grad, weight, bias, stride, padding, dilation, groups, false);
+  Tensor squares = torch::stable::new_empty(x, {weight.size(0)}, ScalarType::Double);
+  dispatch(given, [&](const auto& job) {
+    const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
+    std::vector<double> of_blocks(blocks);
+    for_blocks(job.geometry, weight.numel(), [&](int64_t begin, int64_t end) {
+      cpu::measured_weight_grad(job, of_blocks.data(), begin, end);
+    });
+    cpu::add_blocks(of_blocks.data(), blocks, weight.size(0),
+                    static_cast<double*>(squares.mutable_data_ptr()));
+  });
+  return squares;
 }
 
 #ifdef PRIVIMAGE_CUDA
@@ -145,10 +169,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(privimage, library) {
   library.def(
       "example_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
       "int[] stride, int[] padding, int[] dilation, int groups, bool accumulate) -> ()");
+  library.def(
+      "measured_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
+      "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(privimage, CPU, library) {
   library.impl("example_weight_grad", TORCH_BOX(&example_weight_grad_cpu));
+  library.impl("measured_weight_grad", TORCH_BOX(&measured_weight_grad_cpu));
 }
 
 #ifdef PRIVIMAGE_CUDA

@@ -117,11 +117,7 @@ Tensor example_weight_norms_cpu(const Tensor x, const Tensor grad, int64_t examp
                                 [&](int64_t begin, int64_t end) {
                                   cpu::example_weight_norms(job, partial.data(), begin, end);
                                 });
-    const int64_t each = examples > 0 ? blocks / examples : 0;
-    for (int64_t i = 0; i < examples; ++i) {
-      out[i] = 0.0;
-      for (int64_t block = 0; block < each; ++block) out[i] += partial[i * each + block];
-    }
+    cpu::add_blocks(partial.data(), blocks, examples, out);
   });
   return squares;
 }

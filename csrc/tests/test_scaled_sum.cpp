@@ -52,11 +52,18 @@ void recomputed_is_kept(std::mt19937_64& random) {
   std::vector<double> squares(shape.examples), scales(shape.examples), partial(blocks);
   cpu::squared_norms(parts, squares.data(), 0, shape.examples);
   cpu::example_weight_norms(job, partial.data(), 0, blocks);
+  std::vector<double> again_measured(shape.examples), measured(shape.examples);
+  cpu::add_blocks(partial.data(), blocks, shape.examples, again_measured.data());
+  const std::vector<Scalar> written = kept;
+  std::fill(kept.begin(), kept.end(), Scalar(-1));
+  for (int64_t begin = 0; begin < blocks; begin += 3) {
+    cpu::measured_weight_grad(job, partial.data(), begin, std::min(begin + 3, blocks));
+  }
+  CHECK(kept == written);
+  cpu::add_blocks(partial.data(), blocks, shape.examples, measured.data());
   for (int64_t i = 0; i < shape.examples; ++i) {
-    double sum = 0.0;
-    const int64_t each = blocks / shape.examples;
-    for (int64_t b = 0; b < each; ++b) sum += partial[i * each + b];
-    CHECK(std::abs(sum - squares[i]) <= 1e-12 * squares[i]);
+    CHECK(std::abs(again_measured[i] - squares[i]) <= 1e-12 * squares[i]);
+    CHECK(measured[i] == again_measured[i]);
     scales[i] = i == 1 ? 0.0 : 0x1p30 / std::sqrt(squares[i]) * 0.99;
   }
 

@@ -33,6 +33,9 @@ class ExampleConv2d(Function):
         geometry: Geometry,
     ) -> torch.Tensor:
         """[rows, outputs, height', width'], as `torch.conv2d`."""
+        if x.is_contiguous(memory_format=torch.channels_last):
+            # Both passes need it so, and would each make a copy of their own.
+            weight = weight.contiguous(memory_format=torch.channels_last)
         ctx.save_for_backward(x, weight)
         ctx.slots = slots
         ctx.geometry = geometry
@@ -65,7 +68,7 @@ def _ordinary_gradients(
     stride, padding, dilation, groups = geometry
     outputs = [grad.shape[1]]
     return list(
-        torch.ops.aten.convolution_backward(
+        torch.ops.aten.convolution_backward.default(
             grad, x, weight, outputs, stride, padding, dilation, False, [0, 0], groups, list(wanted)
         )
     )

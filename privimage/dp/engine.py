@@ -179,13 +179,14 @@ class ExampleGradients:
         self, arena: torch.Tensor, names: Collection[str] | None = None
     ) -> dict[str, Slot]:
         """The columns of `arena(len(arena), names)` of each parameter."""
-        slots, first = {}, 0
-        for name, shape in self.shapes.items():
-            if names is None or name in names:
-                columns = arena[:, first : first + shape.numel()]
-                slots[name] = Slot(columns.view(len(arena), *shape))
-                first += shape.numel()
-        return slots
+        shapes = {
+            name: shape for name, shape in self.shapes.items() if names is None or name in names
+        }
+        parts = arena.split([shape.numel() for shape in shapes.values()], dim=1)
+        return {
+            name: Slot(columns.view(len(arena), *shape))
+            for (name, shape), columns in zip(shapes.items(), parts, strict=True)
+        }
 
     def _observe(
         self, losses: Losses, batch: Sequence[torch.Tensor], draws: int

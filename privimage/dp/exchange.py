@@ -1,7 +1,7 @@
 """Watches every PyTorch call of a thread and sends each use of a parameter to its rule."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -69,18 +69,20 @@ class Exchange(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        if (fused := self._stand_ins.fused(func, args, kwargs)) is not None:
-            return fused
-        args, kwargs = self._stand_ins.resolve(args), self._stand_ins.resolve(kwargs)
-        tensors = list(tensors_in((args, kwargs)))
-        name = next((self._names[id(t)] for t in tensors if id(t) in self._names), None)
+        kwargs = kwargs or {}
+        name, waits = self._look((args, kwargs) if kwargs else args)
+        if waits:
+            if (fused := self._stand_ins.fused(func, args, kwargs)) is not None:
+                return fused
+            args, kwargs = self._stand_ins.resolve(args), self._stand_ins.resolve(kwargs)
         if name is None or func in _METADATA:
             output = func(*args, **kwargs)
-            self._follow(func, tensors, output)
+            # What has a gradient is known to be data.
+            if not (isinstance(output, torch.Tensor) and output.requires_grad):
+                self._follow(func, (args, kwargs), output)
             return output
         try:
-            return self._use(func, name, tensors, args, kwargs)
+            return self._use(func, name, args, dict(kwargs))
         except UserError as error:
             raise UserError(f"{name} in {_called(func)}: {error}") from None
         except RuntimeError as error:
@@ -91,11 +93,26 @@ class Exchange(TorchFunctionMode):
                 "gradients; call the model without it"
             ) from error
 
+    def _look(self, values: Iterable[Any]) -> tuple[str | None, bool]:
+        """What a parameter among nested arguments is, and whether a stand-in is among them.
+
+        Sees every argument of every call, most of which are neither: it has to be fast.
+        """
+        name, waits = None, False
+        for value in values:
+            if id(value) in self._names:
+                name = name or self._names[id(value)]
+            elif id(value) in self._stand_ins:
+                waits = True
+            elif isinstance(value, tuple | list | dict):
+                inner = self._look(value.values() if isinstance(value, dict) else value)
+                name, waits = name or inner[0], waits or inner[1]
+        return name, waits
+
     def _use(
         self,
         func: Callable[..., Any],
         name: str,
-        tensors: Sequence[torch.Tensor],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
@@ -110,7 +127,8 @@ class Exchange(TorchFunctionMode):
             raise UserError("torch.compile hides calls; give the engine what is not compiled")
         rule = REGISTERED.get(func)
         takes_rows = rule is not None and rule.rows_dimension is not None
-        first = next(iter(tensors))
+        tensors = list(tensors_in((args, kwargs)))
+        first = tensors[0]
         if not any(map(self._is_data, tensors)) and (not takes_rows or self._examples.owns(first)):
             output = derive(self._examples, func, args, kwargs)
             for tensor in filter(self._examples.owns, tensors_in(output)):
@@ -134,16 +152,16 @@ class Exchange(TorchFunctionMode):
         output = rule.apply(self._examples, x, *rest, **kwargs)
         return self._stand_ins.put(output, x.dtype) if isinstance(output, Pending) else output
 
-    def _follow(
-        self, func: Callable[..., Any], tensors: Sequence[torch.Tensor], output: Any
-    ) -> None:
-        """Notes what was computed from data; that which has a gradient is data anyway."""
+    def _follow(self, func: Callable[..., Any], arguments: Any, output: Any) -> None:
+        """Notes which results were computed from data."""
         results = [result for result in tensors_in(output) if not result.requires_grad]
         if func is torch.Tensor.__setitem__:
-            results = [tensors[0]]
+            results = [next(tensors_in(arguments))]
         if not results:
             return
-        if getattr(func, "__name__", "") in _RANDOM or any(map(self._is_data, tensors)):
+        if getattr(func, "__name__", "") in _RANDOM or any(
+            map(self._is_data, tensors_in(arguments))
+        ):
             for result in results:
                 self._data[result] = True
 

@@ -43,6 +43,10 @@ class StandIns:
         self._nan = like.new_full((), float("nan"))
         self._pending: dict[int, tuple[torch.Tensor, Pending]] = {}
 
+    def __contains__(self, identity: int) -> bool:
+        """Whether a stand-in has this `id`."""
+        return identity in self._pending
+
     @property
     def leaves(self) -> list[torch.Tensor]:
         """All stand-ins."""

@@ -223,7 +223,8 @@ def write_weight_grad(
     rows = weight.rows if weight.rows.dim() == 5 else weight.rows[..., None, None]
     x, grad = (tensor.to(rows.dtype) for tensor in (x, grad))
     bias_rows = None if bias is None else bias.rows
-    ops.example_weight_grad(x, grad, rows, bias_rows, geometry, accumulate)
+    # Straight to the operator, whose shapes are those of a layer that ran.
+    torch.ops.privimage.example_weight_grad.default(x, grad, rows, bias_rows, *geometry, accumulate)
 
 
 class _Expand(Function):

@@ -7,6 +7,7 @@ from privimage.ops.layers import (
     example_weight_grad,
     group_norm_silu,
     group_norm_silu_backward,
+    measured_weight_grad,
 )
 from privimage.ops.reference import GRID_BITS
 from privimage.ops.release import (
@@ -40,6 +41,7 @@ __all__ = [
     "gaussian_integers",
     "group_norm_silu",
     "group_norm_silu_backward",
+    "measured_weight_grad",
     "private_update",
     "random_words",
     "recomputed_sum",

@@ -29,6 +29,10 @@ _SCHEMAS = {
         "example_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
         "int[] stride, int[] padding, int[] dilation, int groups, bool accumulate) -> ()"
     ),
+    "measured_weight_grad": (
+        "measured_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
+        "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
+    ),
     "squared_norms": "squared_norms(Tensor parts) -> Tensor",
     "scaled_sum": "scaled_sum(Tensor parts, Tensor scales) -> Tensor",
     "example_weight_norms": (
@@ -50,6 +54,7 @@ _SCHEMAS = {
     ),
 }
 _NATIVE_ON_CPU_ALONE = (
+    "measured_weight_grad",
     "squared_norms",
     "scaled_sum",
     "example_weight_norms",

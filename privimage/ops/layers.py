@@ -50,6 +50,36 @@ def example_weight_grad(
     )
 
 
+def measured_weight_grad(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: ConvGeometry,
+) -> torch.Tensor:
+    """`example_weight_grad`, and the squared norm of what it wrote for each example.
+
+    Args:
+        x: as there.
+        grad: as there.
+        weight: as there.
+        bias: as there; counts in the norm.
+        geometry: as there.
+
+    Returns:
+        float64 [examples].
+
+    Raises:
+        TypeError, ValueError: as there.
+    """
+    _check_weight_grad(x, grad, weight, bias, geometry)
+    stride, padding, dilation, groups = geometry
+    result: torch.Tensor = torch.ops.privimage.measured_weight_grad(
+        x, grad, weight, bias, stride, padding, dilation, groups
+    )
+    return result
+
+
 def _check_weight_grad(
     x: torch.Tensor,
     grad: torch.Tensor,

@@ -205,6 +205,24 @@ def example_weight_grad(
         bias.copy_(bias + sums if accumulate else sums)
 
 
+def measured_weight_grad(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> torch.Tensor:
+    """`example_weight_grad`, and float64 [examples]; see `privimage.ops`."""
+    torch.ops.privimage.example_weight_grad(
+        x, grad, weight, bias, stride, padding, dilation, groups, False
+    )
+    squares = squared_norms(weight.flatten(1))
+    return squares if bias is None else squares + squared_norms(bias)
+
+
 def squared_norms(parts: torch.Tensor) -> torch.Tensor:
     """[examples, parameters] → float64 [examples]."""
     return parts.double().square().sum(dim=1)

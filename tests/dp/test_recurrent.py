@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from truth import one_at_a_time
 
-from privimage.dp import ExampleGradients
+from privimage.dp import ExampleGradients, layers
 from privimage.errors import UserError
 
 small = st.integers(1, 3)
@@ -31,7 +31,8 @@ def losses(model, x):
 
 def assert_exact(model, x, draws, losses=losses):
     expected = one_at_a_time(model, losses, (x,), draws)
-    assert expected.abs().max() > 0
+    # All of a small ReLU layer may be off.
+    assert expected.abs().max() > 0 or getattr(model, "nonlinearity", "") == "relu"
     found = ExampleGradients(model)(losses, x, draws=draws)
     # Both are float64 sums of at most some hundred terms, in another order.
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
@@ -126,11 +127,8 @@ def test_dropout_between_layers_draws_for_each_row():
 
 def test_all_steps_are_one_product(monkeypatch):
     # Two a layer and direction, whatever the number of steps.
-    calls = []
-    from privimage import ops
-
-    once = ops.example_weight_grad
-    monkeypatch.setattr(ops, "example_weight_grad", lambda *a: (calls.append(a), once(*a)))
+    calls, once = [], layers.write_weight_grad
+    monkeypatch.setattr(layers, "write_weight_grad", lambda *a: (calls.append(a), once(*a)))
     ExampleGradients(nn.LSTM(3, 4, 2, batch_first=True))(losses, torch.randn(2, 9, 3))
     assert len(calls) == 4
 

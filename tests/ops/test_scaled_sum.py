@@ -40,7 +40,14 @@ def test_what_is_recomputed_is_what_was_kept(
     ops.example_weight_grad(x, grad, weight, bias if with_bias else None, geometry)
     kept = kept if with_bias else kept[:, :size]
 
+    rows = kept.clone().fill_(float("nan"))
+    weight = rows[:, :size].view(examples, *shape)
+    bias = rows[:, size:] if with_bias else None
+    measured = ops.measured_weight_grad(x, grad, weight, bias, geometry)
+    assert torch.equal(rows, kept)
+
     squares = ops.squared_norms(kept)
+    torch.testing.assert_close(measured, squares, rtol=1e-13, atol=0)
     torch.testing.assert_close(squares, kept.double().square().sum(1), rtol=1e-13, atol=0)
     again = ops.example_weight_norms(x, grad, examples, taps, with_bias, geometry)
     torch.testing.assert_close(again, squares, rtol=1e-13, atol=0)
@@ -54,6 +61,8 @@ def test_what_is_recomputed_is_what_was_kept(
     assert torch.equal(found - 7, expected)
 
     # The reference computes parts in another order.
+    measured = reference.measured_weight_grad(x, grad, weight, bias, *geometry)
+    torch.testing.assert_close(measured, squares, rtol=1e-13, atol=0)
     norms = reference.example_weight_norms(x, grad, examples, taps, with_bias, *geometry)
     torch.testing.assert_close(norms, squares, rtol=1e-4, atol=0)
     for total in totals:
