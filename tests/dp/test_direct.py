@@ -12,6 +12,11 @@ from privimage.dp.slots import DerivedSlot
 from privimage.errors import UserError
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(1)
+
+
 class Own(nn.Module):
     """Two parameters, a buffer and what a test does with them."""
 
