@@ -226,7 +226,8 @@ def test_with_plain_autograd_epsilon_ledger_and_noise_are_the_same(
     tmp_path, workers, monkeypatch, is_noise_alone
 ):
     monkeypatch.setenv(TEST_KEY, "any")
-    settings, sums, released, ledgers, epsilons = _settings(max_grad_norm=0.1), [], [], [], []
+    settings, sums = _settings(steps=2, max_grad_norm=0.1), []
+    released, ledgers, epsilons = [], [], []
     step = module.DPAdam.step
 
     def noted(optimizer, total):
@@ -239,7 +240,7 @@ def test_with_plain_autograd_epsilon_ledger_and_noise_are_the_same(
         folder = tmp_path / gradients.__name__
         folder.mkdir()
         with _ledger(folder, settings, noise_multiplier=2.0) as ledger:
-            run = (ledger, _images(9), _network(), settings, 10, folder / "checkpoints", workers)
+            run = (ledger, _images(6), _network(), settings, 10, folder / "checkpoints", workers)
             released.append(finetune(*run, Reporter(quiet=True)))
             ledgers.append((ledger.spent(), ledger.plan, ledger.not_private_because))
             epsilons.append(ledger.epsilon(1e-3))
@@ -251,7 +252,7 @@ def test_with_plain_autograd_epsilon_ledger_and_noise_are_the_same(
         assert torch.equal(ours[0], plain[0])
     else:
         # Float32 gradients, summed in another order; noise would move this by 2.
-        for one, other in zip(sums[:6], sums[6:], strict=True):
+        for one, other in zip(sums[:2], sums[2:], strict=True):
             assert (one - other).double().norm() <= 1e-3 * GRID_UNITS
         assert one.double().norm() > 0.5 * GRID_UNITS
     changed = (ours[0] - plain[0]).norm() / ours[0].norm()
