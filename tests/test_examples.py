@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
+from truth import one_at_a_time
 
 from privimage import dp
 from privimage.dp import rules
+from privimage.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -34,6 +37,19 @@ def test_the_digits_are_trained(capsys):
     assert re.search(r"accuracy .*% at ε = [23]\.\d\d", capsys.readouterr().out)
 
 
+def test_sentences_are_classified():
+    torch.manual_seed(0)
+    assert 0.0 <= _module("text").main(epochs=2) <= 1.0
+
+
+def test_adapters_are_trained_and_nothing_else():
+    model = _module("lora").main(steps=3)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        *("0.down", "0.up", "2.down", "2.up")
+    }
+    assert model[2].up.abs().max() > 0
+
+
 # Its imports warn of other packages' future.
 @pytest.mark.filterwarnings("ignore")
 def test_a_unet_of_diffusers_is_trained(capsys):
@@ -47,6 +63,97 @@ def _blocks(page):
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     examples = [path.read_text() for path in EXAMPLES]
     return [block for block in blocks if block not in examples]
+
+
+def _layers():
+    """Every layer that the page's table names, with the shape of an input, by its row."""
+    tokens, transformer = torch.randint(0, 5, (4, 3)), (4, 2, 8, 0.0)
+    return {
+        "Linear": (nn.Linear(3, 4), (6, 3)),
+        "Conv1d": (nn.Conv1d(3, 4, 2), (3, 5)),
+        "Conv2d": (nn.Conv2d(3, 4, 2), (3, 5, 4)),
+        "Conv3d": (nn.Conv3d(3, 4, 2), (3, 3, 4, 3)),
+        "ConvTranspose1d": (nn.ConvTranspose1d(3, 4, 2), (3, 5)),
+        "ConvTranspose2d": (nn.ConvTranspose2d(3, 4, 2), (3, 5, 4)),
+        "ConvTranspose3d": (nn.ConvTranspose3d(3, 4, 2), (3, 3, 4, 3)),
+        "Embedding": (nn.Embedding(5, 4, padding_idx=0), tokens),
+        "EmbeddingBag": (nn.EmbeddingBag(5, 4, padding_idx=0), tokens),
+        "GroupNorm": (nn.GroupNorm(2, 4), (4, 5)),
+        "InstanceNorm1d": (nn.InstanceNorm1d(4, affine=True), (4, 5)),
+        "InstanceNorm2d": (nn.InstanceNorm2d(4, affine=True), (4, 5, 3)),
+        "InstanceNorm3d": (nn.InstanceNorm3d(4, affine=True), (4, 5, 3, 2)),
+        "LayerNorm": (nn.LayerNorm(4), (3, 4)),
+        "RMSNorm": (nn.RMSNorm(4), (3, 4)),
+        "PReLU": (nn.PReLU(4), (4, 3)),
+        "Bilinear": (nn.Bilinear(4, 4, 2), (4,)),
+        "LSTM": (nn.LSTM(4, 3, batch_first=True), (5, 4)),
+        "GRU": (nn.GRU(4, 3, batch_first=True), (5, 4)),
+        "RNN": (nn.RNN(4, 3, batch_first=True), (5, 4)),
+        "LSTMCell": (nn.LSTMCell(4, 3), (4,)),
+        "GRUCell": (nn.GRUCell(4, 3), (4,)),
+        "RNNCell": (nn.RNNCell(4, 3), (4,)),
+        "MultiheadAttention": (nn.MultiheadAttention(4, 2, batch_first=True), (3, 4)),
+        "TransformerEncoderLayer": (
+            nn.TransformerEncoderLayer(*transformer, batch_first=True),
+            (3, 4),
+        ),
+        "TransformerDecoderLayer": (
+            nn.TransformerDecoderLayer(*transformer, batch_first=True),
+            (3, 4),
+        ),
+        "Transformer": (nn.Transformer(4, 2, 1, 1, 8, 0.0, batch_first=True), (3, 4)),
+        "weight_norm": (parametrizations.weight_norm(nn.Linear(3, 4)), (3,)),
+        "orthogonal": (parametrizations.orthogonal(nn.Linear(3, 4)), (3,)),
+    }
+
+
+REFUSED = {
+    "BatchNorm1d": lambda: nn.BatchNorm1d(3),
+    "BatchNorm2d": lambda: nn.BatchNorm2d(3),
+    "BatchNorm3d": lambda: nn.BatchNorm3d(3),
+    "SyncBatchNorm": lambda: nn.SyncBatchNorm(3),
+    "spectral_norm": lambda: parametrizations.spectral_norm(nn.Linear(3, 4)),
+}
+INPUTS = {"Bilinear": 2, "MultiheadAttention": 3, "TransformerDecoderLayer": 2, "Transformer": 2}
+
+
+def _named_layers():
+    """The names in the first column of the page's table, those of refused rows apart."""
+    table = re.findall(r"^\| (`.*?) \| (.*?) \|$", PAGES[0].read_text(), re.MULTILINE)
+    rows = [(set(re.findall(r"`(\w+)`", names)), text) for names, text in table]
+    taken = set().union(*(names for names, text in rows if not text.startswith("refused")))
+    refused = set().union(*(names for names, text in rows if text.startswith("refused")))
+    return taken, refused
+
+
+def test_the_table_names_the_layers_that_are_tried():
+    assert _named_layers() == (set(_layers()), set(REFUSED))
+
+
+@pytest.mark.parametrize("name", _layers())
+def test_a_layer_of_the_table_is_exact(name):
+    torch.manual_seed(0)
+    layer, shape = _layers()[name]
+    layer = layer.double()
+    x = shape if isinstance(shape, torch.Tensor) else torch.randn(4, *shape).double()
+
+    def losses(model, x):
+        output = model(*[x] * INPUTS.get(name, 1))
+        output = output[0] if isinstance(output, tuple) else output
+        return output.flatten(1).cumsum(1).sin().sum(1)
+
+    expected = one_at_a_time(layer, losses, (x,), 2)
+    engine = dp.ExampleGradients(layer)
+    torch.testing.assert_close(engine(losses, x, draws=2), expected, rtol=1e-9, atol=1e-10)
+    assert expected.abs().max() > 1e-6
+    engine.check_independence(losses, x, draws=2)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_layer_that_the_table_refuses_is_refused(name):
+    model = nn.Sequential(REFUSED[name]())
+    with pytest.raises(UserError, match=r"'0|module '0"):
+        dp.ExampleGradients(model)(lambda m, x: m(x).sum(1), torch.randn(2, 3))
 
 
 def test_the_page_runs_from_top_to_bottom(monkeypatch):

@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from privimage.dp.slots import Slots, write_weight_grad
+from privimage.dp.slots import Slots, once_differentiable, opened, write_weight_grad
 
 Pair = int | Sequence[int]
 
@@ -47,7 +46,7 @@ class ExampleConv2d(Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of what is no trainable parameter, as ever."""
         x, weight = ctx.saved_tensors
-        weight_slot, bias_slot = ctx.slots
+        weight_slot, bias_slot = opened(*ctx.slots)
         if weight_slot is not None:
             write_weight_grad(x, grad, weight_slot, bias_slot, ctx.geometry)
         elif bias_slot is not None:

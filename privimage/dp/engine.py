@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointError
 
-from privimage.dp.exchange import Exchange
+from privimage.dp.derived import hand_back
+from privimage.dp.exchange import exchange
 from privimage.dp.layers import check_layers
 from privimage.dp.slots import Examples, Slot
 from privimage.errors import UserError, check_count
@@ -118,16 +120,17 @@ class ExampleGradients:
         by_id = {id(p): slots[name] for p, name in zip(self._parameters, self.names, strict=True)}
         with torch.enable_grad():
             anchor = torch.zeros((), device=self._parameters[0].device, requires_grad=True)
-            examples = Examples(count, anchor, by_id, self._memory_format)
+            examples = Examples(count, count * draws, anchor, by_id, self._memory_format)
             described = dict(zip(map(id, self._parameters), self._described, strict=True))
-            with Exchange(examples, described, count * draws) as exchange:
-                values = losses(self._model, *batch)
+            with exchange(examples, described, batch) as watching:
+                values = _computed(losses, self._model, batch)
             total = _mean_over_draws(values, count, draws).sum()
         if not total.requires_grad:
             raise UserError("the losses don't depend on any trainable parameter")
-        watched = [anchor, *exchange.stand_ins, *self._parameters]
+        examples.open()
+        watched = [anchor, *watching.stand_ins, *self._parameters]
         _, *unseen = _gradients(total, watched)
-        results = ["a normalised result"] * len(exchange.stand_ins)
+        results = ["a normalised result"] * len(watching.stand_ins)
         for name, gradient in zip(results + self._described, unseen, strict=True):
             if gradient is not None:
                 raise UserError(
@@ -136,6 +139,7 @@ class ExampleGradients:
                     "use it through plain PyTorch calls, register_rule for an own function, "
                     "or freeze it with requires_grad_(False)"
                 )
+        hand_back(examples, self._parameters)
         for slot in slots.values():
             slot.finish()
 
@@ -200,12 +204,30 @@ class ExampleGradients:
         return _mean_over_draws(seen[0].detach(), len(gradients), draws), gradients
 
 
+def _computed(losses: Losses, model: nn.Module, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The losses, with a sentence for what can't be watched."""
+    try:
+        return losses(model, *batch)
+    except RuntimeError as error:
+        if type(error).__name__ != "Unsupported":
+            raise
+        raise UserError(
+            "torch.compile with fullgraph=True can't be watched; give the engine the model that is "
+            "not compiled"
+        ) from error
+
+
 def _gradients(
     total: torch.Tensor, watched: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor | None, ...]:
-    """`torch.autograd.grad`, with a sentence for what was overwritten."""
+    """`torch.autograd.grad`, with a sentence for what was overwritten or is computed again."""
     try:
         return torch.autograd.grad(total, watched, allow_unused=True)
+    except CheckpointError as error:
+        raise UserError(
+            "torch.utils.checkpoint computes layers again where they can't be watched; leave it "
+            "out, and save memory by smaller micro-batches"
+        ) from error
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise

@@ -14,14 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from privimage import ops
 from privimage.dp.convolution import ExampleConv2d, Pair, pad_by_name, pair
+from privimage.dp.embeddings import embedding, embedding_bag
 from privimage.dp.normalisation import ExampleGroupNorm
 from privimage.dp.pending import Pending
-from privimage.dp.slots import Examples, Slot, Slots, claim, write_weight_grad
+from privimage.dp.slots import (
+    Examples,
+    Slots,
+    once_differentiable,
+    opened,
+    write_weight_grad,
+)
 from privimage.errors import UserError
 
 
@@ -90,9 +96,9 @@ def layer_norm(
     _check_dimensions(x, 1 + len(normalized_shape))
     output = F.layer_norm(x, normalized_shape, eps=eps)
     if weight is not None:
-        output = output * _by_row(examples.expand(weight), len(x), x.dim())
+        output = output * examples.by_row(weight, len(x), x.dim())
     if bias is not None:
-        output = output + _by_row(examples.expand(bias), len(x), x.dim())
+        output = output + examples.by_row(bias, len(x), x.dim())
     return output
 
 
@@ -106,32 +112,32 @@ def rms_norm(
     """`F.rms_norm` on [rows, ..., *normalized_shape]."""
     _check_dimensions(x, 1 + len(normalized_shape))
     output = F.rms_norm(x, normalized_shape, eps=eps)
-    return output * _by_row(examples.expand(weight), len(x), x.dim())
+    return output * examples.by_row(weight, len(x), x.dim())
 
 
-def embedding(
+def instance_norm(
     examples: Examples,
     x: torch.Tensor,
-    weight: torch.Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> torch.Tensor:
-    """`F.embedding` of indices [rows, ...]; entry `padding_idx` has gradient 0, as there."""
-    _check_dimensions(x, 1)
-    if max_norm is not None:
-        raise UserError("max_norm changes the table while it is read; leave it out")
-    if scale_grad_by_freq:
-        raise UserError("scale_grad_by_freq counts over all examples; leave it out")
-    if sparse:
-        raise UserError("sparse gradients are not supported; leave sparse out")
-    slot, hidden = examples.slots.get(id(weight)), examples.hide(weight)
-    output: torch.Tensor = _ExampleEmbedding.apply(  # type: ignore[no-untyped-call]
-        examples.anchor, x, hidden, slot, padding_idx
-    )
-    return output
+    running_mean: torch.Tensor | None = None,
+    running_var: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Pending:
+    """`F.instance_norm` on [rows, channels, ...]: group normalisation with a group a channel."""
+    if running_mean is not None or not use_input_stats:
+        raise UserError("statistics of the data are kept; set track_running_stats=False")
+    _check_dimensions(x, 3)
+    return group_norm(examples, x, x.shape[1], weight, bias, eps)
+
+
+def prelu(examples: Examples, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`torch.prelu` on [rows, channels, ...]."""
+    slope = examples.by_row(weight, len(x), 2)
+    slope = slope.reshape(*slope.shape, *[1] * (x.dim() - 2)) if x.dim() > 1 else slope[:, 0]
+    return torch.where(x > 0, x, slope.to(x.dtype) * x)
 
 
 Rule = Callable[..., torch.Tensor | Pending]
@@ -143,6 +149,9 @@ RULES: dict[Callable[..., Any], Rule] = {
     F.layer_norm: layer_norm,
     F.rms_norm: rms_norm,
     F.embedding: embedding,
+    F.embedding_bag: embedding_bag,
+    F.instance_norm: instance_norm,
+    torch.prelu: prelu,
 }
 """Operation -> its rule: the operation's own arguments after `examples` and `x`, its input.
 
@@ -176,18 +185,29 @@ def _apply(
 ) -> torch.Tensor:
     """A layer of weight and bias that writes their gradients into their slots."""
     slots = examples.slots_of(weight, bias)
-    cast = _as_autocast(x, examples.hide(weight), examples.hide(bias))
-    output: torch.Tensor = function.apply(examples.anchor, *cast, slots, *others)
+    inputs = map(_autocast, (x, examples.hide(weight), examples.hide(bias)))
+    output: torch.Tensor = function.apply(examples.anchor, *inputs, slots, *others)
     return output
 
 
-def _as_autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    """In the type in which autocast would compute, so that the backward pass meets one type."""
-    kind = next(tensor.device.type for tensor in tensors if tensor is not None)
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return tensors
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+def _autocast(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """In the type that `torch.autocast` has layers compute in; here, since it ends before backward.
+
+    Float64 keeps its own, as there.
+    """
+    if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
+        return tensor
+    is_eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type)) if is_eligible else tensor
+
+
+def write_linear_grad(x: torch.Tensor, grad: torch.Tensor, slots: Slots) -> None:
+    """Writes the gradients of a linear layer from [rows, ..., inputs] to [rows, ..., outputs]."""
+    weight_slot, bias_slot = opened(*slots)
+    if weight_slot is not None:
+        write_weight_grad(_as_pixels(x), _as_pixels(grad), weight_slot, bias_slot, _ONE_TAP)
+    elif bias_slot is not None:
+        bias_slot.add(grad.reshape(len(bias_slot.rows), -1, grad.shape[-1]).sum(1))
 
 
 class _ExampleLinear(Function):
@@ -210,11 +230,7 @@ class _ExampleLinear(Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        weight_slot, bias_slot = ctx.slots
-        if weight_slot is not None:
-            write_weight_grad(_as_pixels(x), _as_pixels(grad), weight_slot, bias_slot, _ONE_TAP)
-        elif bias_slot is not None:
-            bias_slot.add(grad.reshape(len(bias_slot.rows), -1, grad.shape[-1]).sum(1))
+        write_linear_grad(x, grad, ctx.slots)
         _, wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         for_x = grad @ weight if wants_x else None
         flat = grad.flatten(0, -2)
@@ -223,55 +239,9 @@ class _ExampleLinear(Function):
         return None, for_x, for_weight, for_bias, None
 
 
-class _ExampleEmbedding(Function):
-    """F.embedding of indices [rows, ...] in a table [entries, width]."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchor: torch.Tensor,
-        indices: torch.Tensor,
-        weight: torch.Tensor,
-        slot: Slot | None,
-        padding_idx: int | None,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(indices)
-        ctx.slot, ctx.entries = slot, len(weight)
-        # From the end or from the start: the gradient's rule counts from the start.
-        ctx.padding_idx = None if padding_idx is None else padding_idx % len(weight)
-        return F.embedding(indices, weight, padding_idx)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (indices,) = ctx.saved_tensors
-        slot, padding = ctx.slot, ctx.padding_idx
-        for_weight = None
-        if slot is not None:
-            accumulate = claim(slot)
-            count = len(slot.rows)
-            (taken,) = ops.as_taken(slot.rows.dtype, grad)
-            slopes = taken.reshape(count, -1, grad.shape[-1])
-            read = indices.reshape(count, -1)
-            ops.example_embedding_grad(read, slopes, slot.rows, padding, accumulate)
-        if ctx.needs_input_grad[2]:
-            for_weight = torch.ops.aten.embedding_dense_backward(
-                grad, indices, ctx.entries, -1 if padding is None else padding, False
-            )
-        return None, None, for_weight, None, None
-
-
 def _as_pixels(x: torch.Tensor) -> torch.Tensor:
     """[rows, ..., channels] -> [rows, channels, 1, pixels]: a linear layer is a 1x1 convolution."""
     return x.reshape(len(x), 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
-
-
-def _by_row(part: torch.Tensor, rows: int, dimensions: int = 0) -> torch.Tensor:
-    """[examples, *shape] -> [rows, 1, ..., *shape] with at least so many dimensions."""
-    shape = part.shape[1:]
-    ones = [1] * (dimensions - 1 - len(shape))
-    by_draw = part[:, None].expand(-1, rows // len(part), *shape)
-    return by_draw.reshape(rows, *ones, *shape)
 
 
 def _check_dimensions(x: torch.Tensor, least: int) -> None:

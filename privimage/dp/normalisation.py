@@ -4,10 +4,9 @@ from typing import Any
 
 import torch
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from privimage import ops
-from privimage.dp.slots import Slots, claim
+from privimage.dp.slots import Slots, claim, once_differentiable, opened
 
 
 class ExampleGroupNorm(Function):
@@ -41,8 +40,9 @@ class ExampleGroupNorm(Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of what is no trainable parameter, as ever."""
         x, moments, weight, bias = ctx.saved_tensors
-        accumulate = claim(*ctx.slots)
-        rows = [None if slot is None else slot.rows for slot in ctx.slots]
+        slots = opened(*ctx.slots)
+        accumulate = claim(*slots)
+        rows = [None if slot is None else slot.rows for slot in slots]
         count = next((len(r) for r in rows if r is not None), len(x))
         ordinary: list[torch.Tensor | None] = [None, None]
         for i, wanted in enumerate(ctx.needs_input_grad[2:4]):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from privimage.dp import direct, recurrent
 from privimage.dp.attention import multi_head_attention
 from privimage.dp.layers import RULES
 from privimage.dp.slots import Examples
@@ -23,10 +24,16 @@ Operation = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Rule:
-    """How an operation is done, and which dimension of its input holds the rows."""
+    """How an operation is done.
+
+    Attributes:
+        apply: `apply(examples, *args, **kwargs)` with the operation's own arguments.
+        rows_dimension: which dimension of the first one holds the rows; None if the rule finds out
+            by itself where data and parameters are.
+    """
 
     apply: Callable[..., Any]
-    rows_dimension: int = 0
+    rows_dimension: int | None = 0
 
 
 def vmapped(operation: Operation, inputs: int = 1) -> Rule:
@@ -70,11 +77,16 @@ def _bilinear(
 REGISTERED: dict[Operation, Rule] = {
     **{operation: Rule(rule) for operation, rule in RULES.items()},
     F.multi_head_attention_forward: Rule(multi_head_attention, rows_dimension=1),
-    **{operation: vmapped(operation) for operation in (torch.conv1d, torch.conv3d, torch.prelu)},
+    torch.conv1d: vmapped(torch.conv1d),
+    torch.conv3d: vmapped(torch.conv3d),
     torch.conv_transpose1d: vmapped(torch.conv_transpose1d),
     torch.conv_transpose2d: vmapped(torch.conv_transpose2d),
     torch.conv_transpose3d: vmapped(torch.conv_transpose3d),
     torch.bilinear: vmapped(_bilinear, inputs=2),
+    **{
+        operation: Rule(rule, None)
+        for operation, rule in (direct.OPERATIONS | recurrent.OPERATIONS).items()
+    },
 }
 
 

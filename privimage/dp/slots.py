@@ -1,14 +1,15 @@
 """Where the gradients of a micro-batch's examples go: rows of one tensor, written in place."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, overload
 
 import torch
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from privimage import ops
+from privimage.errors import UserError
 
 
 class Slot:
@@ -16,11 +17,14 @@ class Slot:
 
     Attributes:
         used: whether a gradient was written.
+        is_open: False while losses are computed. Whoever differentiates in there, as adversarial
+            training does, wants other gradients than those of the losses.
     """
 
     def __init__(self, rows: torch.Tensor) -> None:
         self._rows = rows
         self.used = False
+        self.is_open = False
 
     @property
     def rows(self) -> torch.Tensor:
@@ -48,8 +52,49 @@ class Slot:
             self.used = True
 
 
+class DerivedSlot(Slot):
+    """The gradients of a tensor that was computed from parameters; takes memory once it is used."""
+
+    def __init__(self, value: torch.Tensor, count: int) -> None:
+        super().__init__(torch.empty(0))
+        self.value = value
+        self._count = count
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """[examples, *shape], in float32 or better."""
+        if self._rows.dim() == 1:
+            dtype = torch.promote_types(self.value.dtype, torch.float32)
+            self._rows = self.value.new_empty(self._count, *self.value.shape, dtype=dtype)
+        return self._rows
+
+
 Slots = tuple[Slot | None, Slot | None]
 """Those of a layer's weight and bias; None for what is no trainable parameter."""
+
+
+def opened(*slots: Slot | None) -> tuple[Slot | None, ...]:
+    """The slots that are open, None for the others."""
+    return tuple(slot if slot is not None and slot.is_open else None for slot in slots)
+
+
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator for the backward pass of a function that has no second derivative.
+
+    PyTorch's own would let it be lost without a word where nothing but the anchor needs it.
+    """
+
+    @wraps(backward)
+    def checked(ctx: Any, *gradients: torch.Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise UserError(
+                "the losses differentiate a layer and then what comes out (create_graph=True), "
+                "but per-example gradients have no second derivative; take such a penalty by "
+                "finite differences, or leave it out"
+            )
+        return backward(ctx, *gradients)
+
+    return checked
 
 
 def claim(*slots: Slot | None) -> bool:
@@ -69,15 +114,25 @@ class Examples:
 
     Attributes:
         count: number of examples.
+        rows: examples x draws.
         anchor: an input that makes autograd visit whoever writes into a slot; has no gradient.
-        slots: by the `id` of the trainable parameter.
+        slots: by the `id` of the trainable parameter, or of what was computed from such alone.
         memory_format: that of images between convolutions.
+        repeated: by the `id` of a tensor that repeats a parameter along its first dimension, the
+            same with a first dimension of 1.
     """
 
     count: int
+    rows: int
     anchor: torch.Tensor
-    slots: Mapping[int, Slot]
+    slots: MutableMapping[int, Slot]
     memory_format: torch.memory_format = torch.preserve_format
+    repeated: MutableMapping[int, torch.Tensor] = field(default_factory=dict)
+
+    def open(self) -> None:
+        """The losses are computed: from now on gradients are written."""
+        for slot in self.slots.values():
+            slot.is_open = True
 
     def in_format(self, images: torch.Tensor) -> torch.Tensor:
         """[rows, channels, height, width] in the wanted memory format."""
@@ -89,15 +144,38 @@ class Examples:
         """The slots of a layer's parameters."""
         return self.slots.get(id(weight)), self.slots.get(id(bias))
 
+    def derive(self, value: torch.Tensor) -> torch.Tensor:
+        """The tensor, computed from parameters alone, ready to be used as a parameter is."""
+        self.slots[id(value)] = DerivedSlot(value, self.count)
+        return value
+
+    def owns(self, value: Any) -> bool:
+        """Whether it is a trainable parameter, or was computed from such alone."""
+        return isinstance(value, torch.Tensor) and id(value) in self.slots
+
     def own(self, value: Any) -> tuple[Any, int | None]:
         """A trainable parameter as `expand` gives it, and 0; anything else as it is, and None."""
-        if isinstance(value, torch.Tensor) and id(value) in self.slots:
-            return self.expand(value), 0
-        return value, None
+        return (self.expand(value), 0) if self.owns(value) else (value, None)
+
+    @overload
+    def hide(self, tensor: torch.Tensor) -> torch.Tensor: ...
+
+    @overload
+    def hide(self, tensor: torch.Tensor | None) -> torch.Tensor | None: ...
 
     def hide(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
         """A trainable parameter without its own gradient; any other tensor as it is."""
-        return tensor.detach() if tensor is not None and id(tensor) in self.slots else tensor
+        return tensor.detach() if tensor is not None and self.owns(tensor) else tensor
+
+    def check_rows(self, x: torch.Tensor, dimension: int = 0) -> None:
+        """Raises UserError unless this dimension is as long as the batch has rows or examples."""
+        found = x.shape[dimension] if x.dim() > dimension else None
+        if found not in (self.rows, self.count):
+            which = ("first", "second")[dimension]
+            raise UserError(
+                f"the {which} dimension of its input {list(x.shape)} must be that of the "
+                f"{self.rows} rows (or {self.count} examples) of the batch"
+            )
 
     def expand(self, tensor: torch.Tensor) -> torch.Tensor:
         """[*shape] -> [count, *shape] without a copy; a parameter's gradient goes into its slot."""
@@ -108,6 +186,24 @@ class Examples:
             self.anchor, tensor.detach(), slot
         )
         return expanded
+
+    def by_row(self, tensor: torch.Tensor, rows: int, dimensions: int) -> torch.Tensor:
+        """A parameter for each of `rows` rows, with so many dimensions as PyTorch broadcasts it.
+
+        Of one that has a first dimension for the rows already, each row gets its own part.
+        """
+        tensor = self.repeated.get(id(tensor), tensor)
+        part: torch.Tensor = self.expand(tensor)
+        draws = rows // self.count
+        if tensor.dim() == dimensions and len(tensor) == 1:
+            part = part.squeeze(1)
+        elif tensor.dim() == dimensions:
+            own = part.unflatten(1, (self.count, draws)).diagonal(0, 0, 1)
+            by_example: torch.Tensor = own.movedim(-1, 0)
+            return by_example.flatten(0, 1)
+        shape = part.shape[1:]
+        by_draw = part[:, None].expand(-1, draws, *shape)
+        return by_draw.reshape(rows, *[1] * (dimensions - 1 - len(shape)), *shape)
 
 
 def write_weight_grad(
@@ -142,5 +238,6 @@ class _Expand(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None]:
-        ctx.slot.add(gradient)
+        if ctx.slot.is_open:
+            ctx.slot.add(gradient)
         return None, None, None

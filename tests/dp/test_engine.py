@@ -269,6 +269,135 @@ def test_a_use_without_gradients_is_refused(use):
         engine(lambda m, x: (m(x) + use(m, x)).sum(1), torch.randn(2, 3))
 
 
+def _attacked(model, x, direction):
+    return model(x + 0.1 * direction.sign()).square().sum(1)
+
+
+def adversarial(model, x):
+    nearby = x.clone().requires_grad_()
+    return _attacked(model, x, torch.autograd.grad(model(nearby).square().sum(), nearby)[0])
+
+
+def adversarial_by_backward(model, x):
+    nearby = x.clone().requires_grad_()
+    model(nearby).square().sum().backward()
+    return _attacked(model, x, nearby.grad)
+
+
+@pytest.mark.parametrize("losses", [adversarial, adversarial_by_backward])
+@pytest.mark.parametrize("draws", [1, 2])
+def test_losses_may_differentiate_by_their_input(losses, draws):
+    # What is differentiated on the way is no part of an example's gradient.
+    class Net(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(16, 3))
+            self.scale = nn.Parameter(torch.rand(3))
+
+        def forward(self, x):
+            return super().forward(x) * self.scale
+
+    model, x = Net().double(), torch.randn(4, 1, 4, 4, dtype=torch.float64)
+    found = ExampleGradients(model)(losses, x, draws=draws)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    torch.testing.assert_close(found, one_at_a_time(model, losses, (x,), draws))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)),
+        nn.Sequential(nn.Conv1d(1, 2, 1), nn.GroupNorm(1, 2), nn.Flatten(), nn.Linear(8, 1)),
+        nn.LSTM(4, 2, batch_first=True),
+    ],
+)
+def test_a_second_derivative_is_right_or_refused(model):
+    def penalty(model, x):
+        nearby = x[:, None].clone().requires_grad_()
+        output = model(nearby)
+        output = output[0] if isinstance(output, tuple) else output
+        slope = torch.autograd.grad(output.square().sum(), nearby, create_graph=True)[0]
+        return slope.square().flatten(1).sum(1)
+
+    with pytest.raises(UserError, match=r"create_graph=True.*no second derivative"):
+        ExampleGradients(model)(penalty, torch.randn(3, 4))
+
+
+def test_a_second_derivative_of_plain_arithmetic():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.rand(3).double())
+
+        def forward(self, x):
+            return (x * self.scale).tanh()
+
+    def penalty(model, x):
+        nearby = x.clone().requires_grad_()
+        slope = torch.autograd.grad(model(nearby).sum(), nearby, create_graph=True)[0]
+        return slope.square().sum(1)
+
+    model, x = Scale(), torch.randn(4, 3).double()
+    found = ExampleGradients(model)(penalty, x, draws=2)
+    torch.testing.assert_close(found, one_at_a_time(model, penalty, (x,), 2))
+
+
+def test_a_layer_that_is_computed_again_is_refused():
+    model = nn.Sequential(nn.Linear(3, 3), nn.GroupNorm(1, 3), nn.SiLU(), nn.Linear(3, 1))
+    losses = lambda m, x: checkpoint(m, x, use_reentrant=False)[:, 0]  # noqa: E731
+    with pytest.raises(UserError, match=r"torch\.utils\.checkpoint .* smaller micro-batches"):
+        ExampleGradients(model)(losses, torch.randn(2, 3))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("use", "problem"),
+    [
+        (lambda m, x: torch.func.vmap(m)(x), "first dimension of its input"),
+        (lambda m, x: torch.func.jvp(m, (x,), (x,))[1], r"torch\.func can't transform"),
+        (
+            lambda m, x: torch.func.grad(lambda x: m(x).square().sum())(x),
+            r"torch\.func can't transform",
+        ),
+    ],
+)
+def test_transformations_of_functions_are_refused(use, problem):
+    engine = ExampleGradients(nn.Linear(3, 3))
+    with pytest.raises(UserError, match=rf"parameter 'weight' in torch\..*{problem}"):
+        engine(lambda m, x: use(m, x).square().sum(1), torch.randn(2, 3))
+
+
+def test_a_functional_call_is_a_call():
+    model, x = nn.Linear(3, 3).double(), torch.randn(4, 3).double()
+
+    def losses(model, x):
+        weights = dict(model.named_parameters())
+        return torch.func.functional_call(model, weights, (x,)).square().sum(1)
+
+    found = ExampleGradients(model)(losses, x)
+    torch.testing.assert_close(found, one_at_a_time(model, losses, (x,)))
+
+
+# What dynamo does to find its way around has warnings of its own.
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_code_runs_as_it_was_written():
+    # Compiled, a rule would not write into its slot, and the gradient would silently be zero.
+    model = nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(2, 4), nn.SiLU(), nn.Linear(4, 2)).double()
+    x = torch.randn(4, 3).double()
+    expected = one_at_a_time(model, row_sums, (x,))
+    for compile_first in (True, False):
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend="aot_eager")
+        if compile_first:
+            compiled(x)
+        torch.testing.assert_close(ExampleGradients(compiled)(row_sums, x), expected)
+    losses = torch.compile(row_sums, backend="eager")
+    torch.testing.assert_close(ExampleGradients(model)(losses, x), expected)
+    whole = torch.compile(model, backend="eager", fullgraph=True)
+    with pytest.raises(UserError, match="fullgraph=True can't be watched; give the engine"):
+        ExampleGradients(whole)(row_sums, x)
+    torch.compiler.reset()
+
+
 def test_an_activation_that_is_changed_in_place_is_refused():
     def overwriting(model, x):
         h = model[0](x)
@@ -296,8 +425,8 @@ def test_a_parameter_that_is_changed_in_place_is_refused_with_its_module():
 def test_a_refused_call_leaves_nothing_behind():
     model, x = nn.Linear(3, 3), torch.randn(2, 3)
     engine = ExampleGradients(model)
-    with pytest.raises(UserError, match="parameter 'weight' is used by"):
-        engine(lambda m, x: (x @ m.weight).sum(1), x)
+    with pytest.raises(UserError, match="parameter 'weight' in torch"):
+        engine(lambda m, x: torch.cdist(x, m.weight).sum(1), x)
     assert torch.equal(x @ model.weight, x.matmul(model.weight))
     assert engine(row_sums, x).shape == (2, 12)
 

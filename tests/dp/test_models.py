@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 from truth import one_at_a_time
 
 from privimage.diffusion.unet import UNet, UNetShape
-from privimage.dp import ExampleGradients
+from privimage.dp import GRID_UNITS, ExampleGradients, clipped_sum
 
 CLASSES = 3
 
@@ -50,6 +51,61 @@ class TextClassifier(nn.Module):
         h = self.convolution(self.words(tokens).mT).relu().mT
         weights = self.query(h).masked_fill((tokens == 0)[..., None], -1e4).softmax(1)
         return self.head((weights * h).sum(1))
+
+
+class TokenViT(nn.Module):
+    """A ViT whose class token and positions are parameters of its own; weight-normed patches."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.patches = parametrizations.weight_norm(nn.Conv2d(1, width, 4, stride=4))
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.zeros(1, 5, width))
+        self.layer = nn.TransformerEncoderLayer(width, 2, 16, 0.0, batch_first=True)
+        self.scale = nn.Parameter(torch.ones(width))
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x):
+        h = self.patches(x).flatten(2).mT
+        h = torch.cat([self.token.expand(len(h), -1, -1), h], dim=1) + self.positions
+        return self.head(self.layer(h)[:, 0] * self.scale)
+
+
+class RecurrentTagger(nn.Module):
+    """Words that repeat, padding, an LSTM both ways, a bag of the same words."""
+
+    def __init__(self, words=7, width=4):
+        super().__init__()
+        self.words = nn.Embedding(words, width, padding_idx=0)
+        self.bag = nn.EmbeddingBag(words, width, padding_idx=0)
+        self.lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(3 * width, CLASSES)
+
+    def forward(self, tokens):
+        states, _ = self.lstm(self.words(tokens))
+        return self.head(torch.cat([states.mean(1), self.bag(tokens)], dim=1))
+
+
+class Residual(nn.Module):
+    """A residual block with group norms; a 1x1 convolution where the size changes."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList([nn.GroupNorm(2, outputs) for _ in range(2)])
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x):
+        h = F.relu(self.norms[0](self.first(x)))
+        return F.relu(self.norms[1](self.second(h)) + self.shortcut(x))
+
+
+def resnet():
+    blocks = Residual(4, 4, 1), Residual(4, 8, 2)
+    stem = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.GroupNorm(2, 4), nn.ReLU()
+    pool = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
+    return nn.Sequential(*stem, *blocks, *pool)
 
 
 class Shared(nn.Module):
@@ -114,6 +170,9 @@ MODELS = {
     "UNet": (unet, denoising, images),
     "ViT": (ViT, cross_entropy, images),
     "text classifier": (TextClassifier, cross_entropy, texts),
+    "ViT of tokens": (TokenViT, cross_entropy, images),
+    "recurrent tagger": (RecurrentTagger, cross_entropy, texts),
+    "ResNet": (resnet, cross_entropy, images),
     "shared weights": (Shared, cross_entropy, texts),
     "LoRA": (vit_with_lora, cross_entropy, images),
 }
@@ -152,6 +211,22 @@ def test_norms_in_float32_are_close(name):
     x = x.double() if x.is_floating_point() else x
     expected = one_at_a_time(exact, losses, (x, labels), 2).norm(dim=1)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_micro_batches_of_any_size_give_one_clipped_sum_nearly(name):
+    # Forward passes of other sizes differ by some 1e-7 of the largest activation.
+    model, losses, batch = case(name, 8)
+    engine = ExampleGradients(model)
+    clip = float(engine(losses, *batch).double().norm(dim=1).median())
+    sums = []
+    for size in (1, 3, 8):
+        pieces = zip(*(tensor.split(size) for tensor in batch), strict=True)
+        parts = [clipped_sum(engine(losses, *piece), clip) for piece in pieces]
+        sums.append(torch.stack(parts).sum(0) / GRID_UNITS)
+    assert sums[0].norm() > 1
+    for other in sums[1:]:
+        assert (other - sums[0]).norm() <= 1e-5
 
 
 @pytest.mark.parametrize("name", MODELS)

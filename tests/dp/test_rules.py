@@ -199,32 +199,6 @@ def test_a_wrong_rule_is_found_by_the_check(registry):
         )
 
 
-@pytest.mark.parametrize(
-    ("layer", "operation"),
-    [
-        (nn.LSTM(4, 4, batch_first=True), "lstm"),
-        (nn.GRUCell(4, 4), "gru_cell"),
-        (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "norm"),
-    ],
-)
-def test_a_module_without_a_rule_is_named_with_the_way_out(layer, operation):
-    model = nn.ModuleDict({"body": nn.ModuleList([layer])})
-
-    def losses(model, x):
-        output = model["body"][0](x)
-        return (output[0] if isinstance(output, tuple) else output).flatten(1).sum(1)
-
-    x = torch.randn(2, 4) if isinstance(layer, nn.GRUCell) else torch.randn(2, 3, 4)
-    with pytest.raises(UserError, match=rf"module 'body\.0.*{operation}.*register_rule.*freeze"):
-        ExampleGradients(model)(losses, x)
-
-
-def test_embedding_bag_is_refused():
-    model = nn.EmbeddingBag(5, 3)
-    with pytest.raises(UserError, match=r"the model \(EmbeddingBag\): parameter 'weight'"):
-        ExampleGradients(model)(lambda m, x: m(x).sum(1), torch.ones(2, 3, dtype=torch.long))
-
-
 def test_a_function_that_vmap_runs_may_have_frozen_tensors(registry):
     # A frozen tensor whose first dimension happens to be that of the rows belongs to all.
     frozen = torch.rand(4, 4).double()

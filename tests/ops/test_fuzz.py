@@ -1,5 +1,5 @@
 """Wrong arguments of every operator, past the checks in Python: an exception that names one of
-them, or a result; never a crash or a write beyond what was given."""
+them, or a result; never a crash, a write beyond what was given or a result that depends on it."""
 
 import re
 
@@ -19,12 +19,21 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def _guarded(tensor):
-    """A copy in the middle of a longer buffer that holds a pattern, and the buffer."""
-    buffer = torch.full((tensor.numel() + 2 * GUARD,), 3, dtype=torch.int64).to(tensor.dtype)
-    inside = buffer[GUARD : GUARD + tensor.numel()].view(tensor.shape)
-    inside.copy_(tensor)
+def _guarded(tensor, around):
+    """The tensor with its strides in the middle of a longer buffer of `around`, and that buffer."""
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    length = 1 + reach if tensor.numel() else 0
+    buffer = torch.full((length + 2 * GUARD,), around).to(tensor.dtype)
+    inside = buffer.as_strided(tensor.shape, tensor.stride(), GUARD)
+    # What is expanded holds one value in several places.
+    if length:
+        torch.as_strided(buffer, (length,), (1,), GUARD).copy_(_storage(tensor, length))
     return inside, buffer
+
+
+def _storage(tensor, length):
+    """All values from the first of a tensor to its last, those between included."""
+    return torch.as_strided(tensor, (length,), (1,), tensor.storage_offset())
 
 
 def _strange(data, tensor):
@@ -58,13 +67,29 @@ def _changed(data, value):
     return value
 
 
-def _refusal(overload, arguments):
-    """What an operator says to its arguments; None if it took them."""
+def _called(overload, arguments, around):
+    """What an operator says to its arguments or returns, their guards and tensors afterwards."""
+    given, buffers = [], []
+    for value in arguments:
+        if isinstance(value, torch.Tensor) and not value.is_meta:
+            value, buffer = _guarded(value, around)
+            buffers.append(buffer)
+        given.append(value)
     try:
-        overload(*arguments)
+        result = overload(*given)
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        return str(error)
-    return None
+        return str(error), buffers, []
+    results = [] if result is None else [result] if torch.is_tensor(result) else list(result)
+    written = [value for value in given if torch.is_tensor(value)]
+    # One argument without values, and there are none in the result.
+    has_values = not any(value.is_meta for value in written)
+    return None, buffers, results + written if has_values else []
+
+
+def _same(one, other):
+    """Bitwise, NaN for NaN."""
+    same = (one == other) | (one != one) & (other != other)
+    return bool(same.all())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -73,14 +98,9 @@ def _refusal(overload, arguments):
 def test_a_wrong_argument_gives_a_sentence_or_a_result(name, data):
     overload = getattr(torch.ops.privimage, name).default
     arguments = list(data.draw(st.sampled_from(SAMPLES[name])))
-    buffers = []
-    for i, value in enumerate(arguments):
-        if isinstance(value, torch.Tensor):
-            arguments[i], buffer = _guarded(value)
-            buffers.append(buffer)
-    for i in data.draw(st.sets(st.integers(0, len(arguments) - 1), min_size=1, max_size=2)):
+    for i in data.draw(st.sets(st.integers(0, len(arguments) - 1), max_size=2)):
         arguments[i] = _changed(data, arguments[i])
-    message = _refusal(overload, arguments)
+    message, buffers, results = _called(overload, arguments, 3)
     # The dispatcher's own sentences name the operator or the device.
     words = [argument.name for argument in overload._schema.arguments]
     known = "|".join([*words, "geometry", "privimage::", "meta", "device"])
@@ -88,3 +108,21 @@ def test_a_wrong_argument_gives_a_sentence_or_a_result(name, data):
     for buffer in buffers:
         assert buffer[:GUARD].eq(buffer[0]).all()
         assert buffer[-GUARD:].eq(buffer[0]).all()
+    # Whoever read beyond what was given would find something else there now.
+    again, _, others = _called(overload, arguments, -7)
+    assert (again is None) == (message is None)
+    assert all(map(_same, results, others))
+
+
+def test_a_read_or_write_beyond_what_was_given_would_be_seen():
+    def reading(x):
+        return torch.as_strided(x, (len(x) + 1,), (1,)).clone()
+
+    def writing(x):
+        torch.as_strided(x, (len(x) + 1,), (1,)).zero_()
+
+    x = torch.ones(3)
+    (_, _, one), (_, _, other) = (_called(reading, [x], around) for around in (3, -7))
+    assert not all(map(_same, one, other))
+    _, (buffer,), _ = _called(writing, [x], 3)
+    assert not buffer[-GUARD:].eq(buffer[0]).all()

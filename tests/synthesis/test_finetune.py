@@ -4,6 +4,7 @@ import weakref
 
 import pytest
 import torch
+from truth import one_at_a_time
 
 from privimage.data import ImageSet, to_bytes
 from privimage.diffusion.unet import UNet, UNetShape
@@ -262,6 +263,55 @@ def _with_count(run, alive, most):
         return run(each, pieces)
 
     return counting
+
+
+class OneAtATime:
+    """In the place of `ExampleGradients`: ordinary autograd, an example at a time."""
+
+    def __init__(self, network, _memory_format):
+        self._network = network
+        self.size = sum(parameter.numel() for parameter in network.parameters())
+
+    def __call__(self, losses, *batch, draws):
+        return one_at_a_time(self._network, losses, batch, draws)
+
+
+@pytest.mark.parametrize("is_noise_alone", [True, False])
+def test_with_plain_autograd_epsilon_ledger_and_noise_are_the_same(
+    tmp_path, workers, monkeypatch, is_noise_alone
+):
+    monkeypatch.setenv(TEST_KEY, "any")
+    settings, sums = _settings(steps=2, max_grad_norm=0.1), []
+    released, ledgers, epsilons = [], [], []
+    step = module.DPAdam.step
+
+    def noted(optimizer, total):
+        sums.append(total)
+        step(optimizer, torch.zeros_like(total) if is_noise_alone else total)
+
+    monkeypatch.setattr(module.DPAdam, "step", noted)
+    for gradients in (module.ExampleGradients, OneAtATime):
+        monkeypatch.setattr(module, "ExampleGradients", gradients)
+        folder = tmp_path / gradients.__name__
+        folder.mkdir()
+        with _ledger(folder, settings, noise_multiplier=2.0) as ledger:
+            run = (ledger, _images(6), _network(), settings, 10, folder / "checkpoints", workers)
+            released.append(finetune(*run, Reporter(quiet=True)))
+            ledgers.append((ledger.spent(), ledger.plan, ledger.not_private_because))
+            epsilons.append(ledger.epsilon(1e-3))
+    assert epsilons[0] == epsilons[1]
+    assert ledgers[0] == ledgers[1]
+    ours, plain = released
+    assert ours[1] == plain[1] == settings.steps
+    if is_noise_alone:
+        assert torch.equal(ours[0], plain[0])
+    else:
+        # Float32 gradients, summed in another order; noise would move this by 2.
+        for one, other in zip(sums[:2], sums[2:], strict=True):
+            assert (one - other).double().norm() <= 1e-3 * GRID_UNITS
+        assert one.double().norm() > 0.5 * GRID_UNITS
+    changed = (ours[0] - plain[0]).norm() / ours[0].norm()
+    assert changed <= 1e-3
 
 
 def test_an_empty_batch_is_a_step(workers):

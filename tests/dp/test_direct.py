@@ -1,0 +1,229 @@
+"""Parameters without a layer, and what is computed from them alone, against autograd."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
+from truth import one_at_a_time
+
+from privimage.dp import ExampleGradients
+from privimage.dp.slots import DerivedSlot
+from privimage.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(1)
+
+
+class Own(nn.Module):
+    """Two parameters, a buffer and what a test does with them."""
+
+    def __init__(self, use, *shapes):
+        super().__init__()
+        self.w, self.v = (nn.Parameter(torch.rand(shape) + 0.1) for shape in (*shapes, (1,))[:2])
+        self.register_buffer("mask", torch.arange(3.0) % 2)
+        self.use = use
+
+    def forward(self, x):
+        return self.use(self, x)
+
+
+def losses(model, x):
+    return model(x).flatten(1).cumsum(1).sin().sum(1)
+
+
+def assert_exact(model, x, draws):
+    model, x = model.double(), x.double()
+    expected = one_at_a_time(model, losses, (x,), draws)
+    assert expected.abs().max() > 0
+    found = ExampleGradients(model)(losses, x, draws=draws)
+    # Both are float64 sums of at most some thousand terms, in another order.
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    if len(x) > draws:
+        ExampleGradients(model).check_independence(losses, x, draws=draws)
+
+
+# x has 6 rows [4, 3] each.
+USES = {
+    "scale": (lambda m, x: x * m.w, (3,)),
+    "scale from the left": (lambda m, x: m.w * x, (4, 3)),
+    "shift": (lambda m, x: x + m.w - 2 * m.v, (4, 1), (3,)),
+    "number": (lambda m, x: x / m.w, ()),
+    "reversed": (lambda m, x: m.w / (x.abs() + 1) - m.v, (1, 4, 3), (3,)),
+    "power": (lambda m, x: x.abs() ** m.w + m.v ** x.cos(), (3,), (3,)),
+    "two powers": (lambda m, x: (2**m.w) * x, (3,)),
+    "clamped": (lambda m, x: x.clamp(max=m.w) + torch.maximum(x, m.v), (3,), (3,)),
+    "chosen": (lambda m, x: torch.where(x > 0, m.w, x * m.v), (3,), (4, 3)),
+    "in place": (lambda m, x: x.exp().mul_(m.w).add_(m.v, alpha=2), (3,), (4, 3)),
+    "mixed": (lambda m, x: torch.lerp(x, x.sin(), m.w), (3,)),
+    "matrix": (lambda m, x: x @ m.w, (3, 5)),
+    "matrix before": (lambda m, x: m.w @ x, (5, 4)),
+    "transposed": (lambda m, x: F.linear(x, m.w.T), (3, 5)),
+    "vector": (lambda m, x: x @ m.w, (3,)),
+    "vector before": (lambda m, x: m.w @ x, (4,)),
+    "matrices": (lambda m, x: x.flatten(1) @ m.w @ m.v, (12, 5), (5, 2)),
+    "matrix of heads": (lambda m, x: x[:, None] @ m.w, (2, 3, 5)),
+    "heads before": (lambda m, x: m.w @ x[:, None], (2, 5, 4)),
+    "mm": (lambda m, x: torch.mm(x[:, 0], m.w), (3, 2)),
+    "addmm": (lambda m, x: torch.addmm(m.v, x[:, 0], m.w, beta=2, alpha=3), (3, 2), (2,)),
+    "addmm bias": (lambda m, x: torch.addmm(m.v, x[:, 0], m.mask.diag()), (1,), (3,)),
+    "baddbmm": (
+        lambda m, x: torch.baddbmm(m.v, x, m.w.expand(len(x), -1, -1)),
+        (3, 5),
+        (4, 5),
+    ),
+    "bmm": (lambda m, x: torch.bmm(x, m.w.expand(len(x), -1, -1)), (1, 3, 5)),
+    "einsum": (lambda m, x: torch.einsum("btd,de->bte", x, m.w), (3, 5)),
+    "einsum of two": (lambda m, x: torch.einsum("btd,hdk,t->bhk", x, m.w, m.v), (2, 3, 5), (4,)),
+    "einsum of any": (lambda m, x: torch.einsum("...d, de -> ...e", x, m.w), (3, 2)),
+    "attention": (
+        lambda m, x: F.scaled_dot_product_attention(m.w.expand(len(x), -1, -1), x, x),
+        (1, 2, 3),
+    ),
+    "attention bias": (
+        lambda m, x: F.scaled_dot_product_attention(x, x, x, attn_mask=m.w[None]),
+        (4, 4),
+    ),
+    "class token": (
+        lambda m, x: torch.cat([m.w.expand(x.shape[0], -1, -1), x], dim=1) + m.v,
+        (1, 1, 3),
+        (1, 5, 3),
+    ),
+    "class token repeated": (
+        lambda m, x: torch.cat([m.w.repeat(x.shape[0], 2, 1), x], dim=-2),
+        (1, 3),
+    ),
+    "class token from ones": (
+        lambda m, x: torch.cat([x, torch.ones(len(x), 1, 1) * m.w], dim=1),
+        (3,),
+    ),
+    "class token from zeros like the data": (
+        lambda m, x: torch.cat([x, torch.zeros_like(x[:, :1]) + m.w], dim=1),
+        (3,),
+    ),
+    "stacked": (lambda m, x: torch.stack([x[:, 0], m.w.expand(len(x), 3)], dim=1), (3,)),
+    "positions": (lambda m, x: x + m.w[: x.shape[1]], (9, 3)),
+    "position look-up": (lambda m, x: x + m.w[torch.arange(4)], (9, 3)),
+    "look-up": (lambda m, x: m.w[(x[:, :, 0] > 0).long()], (2, 5)),
+    "look-up from behind": (lambda m, x: m.w[-1 - (x[:, 0] > 0).long()], (2, 5, 2)),
+    "tokens": (lambda m, x: F.linear(x + m.w[:, None].unbind()[0], m.v), (2, 3), (2, 3)),
+    "normalised": (lambda m, x: F.linear(x, m.w / m.w.norm(dim=1, keepdim=True)), (5, 3)),
+    "standardised": (
+        lambda m, x: F.conv2d(x[:, None], F.layer_norm(m.w, (1, 2, 2))),
+        (5, 1, 2, 2),
+    ),
+    "masked": (lambda m, x: F.linear(x, m.w * m.mask), (5, 3)),
+    "low rank": (lambda m, x: F.linear(x, m.w @ m.v), (5, 2), (2, 3)),
+    "put together": (lambda m, x: F.linear(x, torch.cat([m.w, m.v.exp()])), (2, 3), (1, 3)),
+    "used in three ways": (lambda m, x: F.linear(x * m.w[0], m.w) @ (m.w + m.w.T), (3, 3)),
+    "softplus": (lambda m, x: x / F.softplus(m.w), (3,)),
+    "largest": (lambda m, x: x * m.w.max(dim=0).values, (4, 3)),
+    "group norm's": (lambda m, x: F.group_norm(x, 2, m.w.exp(), m.v * 2), (4,), (4,)),
+    "a condition": (lambda m, x: x * m.w if m.w.sum() > 0 else x, (3,)),
+    "made by a parameter": (lambda m, x: F.linear(x, F.linear(m.w, m.v)), (5, 2), (3, 2)),
+    "in a format": (lambda m, x: x * m.w.to(x.dtype).contiguous().view(1, 1, 3), (3,)),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+@pytest.mark.parametrize(("examples", "draws"), [(6, 1), (2, 3), (1, 1)])
+def test_a_parameter_without_a_layer(name, examples, draws):
+    use, *shapes = USES[name]
+    assert_exact(Own(use, *shapes), torch.randn(examples * draws, 4, 3), draws)
+
+
+def test_where_the_sizes_coincide():
+    # As many rows as tokens, as inputs and as entries of a parameter.
+    for name in ("scale", "matrix", "masked", "einsum", "positions", "class token"):
+        use, *shapes = USES[name]
+        for rows in (3, 4, 5):
+            assert_exact(Own(use, *shapes), torch.randn(rows, 4, 3), 1)
+    tall = lambda m, x: F.linear(x, m.w.expand(4, 3))  # noqa: E731
+    for rows in (2, 3, 4):
+        assert_exact(Own(tall, (3,)), torch.randn(rows, 4, 3), 1)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_parametrised_weights(draws):
+    weight_norm = parametrizations.weight_norm(nn.Linear(3, 5))
+    conv = parametrizations.weight_norm(nn.Conv1d(4, 2, 2))
+    orthogonal = parametrizations.orthogonal(nn.Linear(3, 3), orthogonal_map="cayley")
+    pruned = prune.random_unstructured(nn.Linear(3, 3), "weight", 0.5)
+    for model in (weight_norm, conv, orthogonal, nn.Sequential(pruned, nn.Tanh())):
+        assert_exact(model, torch.randn(6, 4, 3), draws)
+
+
+def test_a_learned_first_state():
+    def use(m, x):
+        return m.lstm(x, tuple((x.new_zeros(len(x), 1, 2) + m.w).transpose(0, 1) for _ in "hc"))[0]
+
+    model = Own(use, (2,))
+    model.lstm = nn.LSTM(3, 2, batch_first=True)
+    assert_exact(model, torch.randn(6, 4, 3), 2)
+
+
+@pytest.mark.parametrize(
+    ("use", "shape", "problem"),
+    [
+        (lambda m, x: x.exp().addcmul_(x, m.w), (3,), "addcmul_: no per-example gradient .* use"),
+        (lambda m, x: (2 * m.w).add_(x), (4, 3), "add_: a parameter is changed in place"),
+        (lambda m, x: torch.cdist(x, m.w), (4, 3), "cdist: no per-example gradient"),
+        (lambda m, x: x * m.w.detach(), (3,), "detach: its values would be used where"),
+        (lambda m, x: x * m.w.data, (3,), "data.*: its values would be used where"),
+        (lambda m, x: x * m.w.item(), (), "item: its values would be used"),
+        (lambda m, x: x * (2 * m.w).mul_(3), (3,), "mul_: it is changed in place"),
+        (lambda m, x: x * m.w.exp_(), (3,), "exp_: it is changed in place"),
+        (lambda m, x: F.linear(m.w, x[0]), (4, 3), "can't be the input.*new_zeros"),
+        (lambda m, x: m.w @ x[:, 0].mT, (4, 3), "no dimension for the examples"),
+        (lambda m, x: x.transpose(0, 1) * m.w, (3,), r"first dimension of its input \[4, 2, 3\]"),
+        (lambda m, x: x.mean() * m.w, (3,), "no dimension for the examples"),
+        (lambda m, x: x * m.w, (5, 1, 4, 3), r"\[5, 1, 4, 3\] does not belong to each row"),
+        (lambda m, x: torch.cat([m.w.expand(2, 4, 3), x]), (3,), "first dimension belongs to"),
+        (lambda m, x: torch.stack([m.w.expand(2, 4, 3), x]), (3,), "first dimension belongs to"),
+        (lambda m, x: torch.einsum("btd,d", x, m.w), (3,), "must say what comes out"),
+        (lambda m, x: torch.einsum("tbd,d->bt", x, m.w), (3,), "must have the rows first in 'tbd'"),
+        (lambda m, x: torch.einsum("btd,bd->bt", x, m.w), (2, 3), "takes a parameter by rows"),
+        (lambda m, x: m.w[(x[:, 0, 0] > 0)], (2, 3), "by one tensor of integers alone"),
+        (lambda m, x: m.w[x[:, 0, 0].long(), 0], (2, 3), "by one tensor of integers alone"),
+        (lambda m, x: torch.randn(3, 3) @ m.w + x, (3, 3), "has to be|must be that of the 2 rows"),
+        (lambda m, x: (x, x.new_zeros(2, 3).copy_(m.w))[0], (3,), "copy_: no per-example"),
+    ],
+)
+def test_what_has_no_rule_is_refused_by_name(use, shape, problem):
+    model = nn.ModuleDict({"head": Own(use, shape)})
+    before = model["head"].w.clone()
+    with pytest.raises(
+        UserError, match=rf"module 'head' \(Own\): parameter 'head.w' in .*{problem}"
+    ):
+        ExampleGradients(model)(lambda m, x: m["head"](x).flatten(1).sum(1), torch.randn(2, 4, 3))
+    assert torch.equal(model["head"].w, before)
+
+
+def test_a_parameter_without_gradient_is_a_constant():
+    model = Own(lambda m, x: x * m.w * (m.w > 0.5), (3,))
+    assert_exact(model, torch.randn(6, 4, 3), 2)
+
+
+def test_rows_of_their_own_go_to_their_examples():
+    def placed(model, x):
+        places = torch.arange(1.0, 1 + len(x)).double()[:, None, None]
+        return torch.cat([x, places * model.w], dim=1).flatten(1).cumsum(1).sin().sum(1)
+
+    model, x = Own(None, (3,)).double(), torch.randn(6, 4, 3).double()
+    found = ExampleGradients(model)(placed, x, draws=2)
+    means = placed(model, x).view(3, 2).mean(1)
+    expected = [torch.autograd.grad(mean, model.w, retain_graph=True)[0] for mean in means]
+    torch.testing.assert_close(found[:, :3], torch.stack(expected))
+
+
+@pytest.mark.parametrize(("name", "largest"), [("class token", 50 * 3), ("masked", 50 * 15)])
+def test_repeated_tokens_take_no_table_of_examples_by_examples(monkeypatch, name, largest):
+    # The token of each row belongs to its example: [rows, ...] and not [examples, rows, ...].
+    seen, rows = [0], DerivedSlot.rows.fget
+    noting = property(lambda slot: (seen.append(rows(slot).numel()), rows(slot))[1])
+    monkeypatch.setattr(DerivedSlot, "rows", noting)
+    use, *shapes = USES[name]
+    ExampleGradients(Own(use, *shapes))(losses, torch.randn(50, 4, 3))
+    assert max(seen) == largest
