@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "recipe": {"errors", "data", "dp", "semantics", "diffusion", "synthesis", "evaluate"},
     "run": {"errors", "durable", "recipe"},
     "release": {"errors", "durable", "data", "dp", "evaluate"},
-    "context": GROUND | {"run", "recipe", "data", "diffusion", "evaluate"},
+    "context": GROUND | {"run", "recipe", "data", "diffusion", "dp", "evaluate"},
     "measurement": {"context", "data", "dp", "errors", "evaluate"},
     "stages": GROUND
     | {"context", "measurement", "data", "dp", "semantics", "diffusion", "synthesis", "evaluate"}

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from privimage.dp import ExampleGradients, clipped_sum, plan, planned_clipped_sum
+from privimage.dp import ClipRule, ExampleGradients, clipped_sum, plan, planned_clipped_sum
 from privimage.dp.costs import Costs
 from privimage.ops import layers, reference
 
 OPERATORS = [
     "example_weight_grad",
+    "measured_weight_grad",
     "example_weight_norms",
     "recomputed_sum",
     "example_embedding_grad",
@@ -74,9 +75,10 @@ def test_it_stays_so_up_to_the_operators(seen, recompute):
     seen.clear()
     for name in ("first.weight", "last.weight"):
         chosen = chosen.choosing(name, "recompute" if recompute else "keep")
-    found = planned_clipped_sum(gradients, losses, half, labels, plan=chosen, max_grad_norm=1.0)
+    found = planned_clipped_sum(gradients, losses, half, labels, plan=chosen, rule=ClipRule(1.0))
     twice = {"example_weight_norms", "recomputed_sum"}
-    assert set(seen) == set(OPERATORS) - ({"example_weight_grad"} if recompute else twice)
+    once = {"measured_weight_grad"}
+    assert set(seen) == set(OPERATORS) - {"example_weight_grad"} - (once if recompute else twice)
     assert set.union(*seen.values()) == {torch.bfloat16}, seen
     assert (found - expected).abs().max() <= 0.05 * expected.abs().max()
 

@@ -265,15 +265,10 @@ def _with_count(run, alive, most):
     return counting
 
 
-class OneAtATime:
-    """In the place of `ExampleGradients`: ordinary autograd, an example at a time."""
-
-    def __init__(self, network, _memory_format):
-        self._network = network
-        self.size = sum(parameter.numel() for parameter in network.parameters())
-
-    def __call__(self, losses, *batch, draws):
-        return one_at_a_time(self._network, losses, batch, draws)
+def _plain_sum(gradients, losses, *batch, plan, rule, examples):
+    """`planned_clipped_sum` with ordinary autograd, an example at a time."""
+    parts = one_at_a_time(gradients._model, losses, batch, plan.draws)
+    return rule.sum(parts[:examples], gradients.module_sizes)
 
 
 @pytest.mark.parametrize("is_noise_alone", [True, False])
@@ -290,9 +285,9 @@ def test_with_plain_autograd_epsilon_ledger_and_noise_are_the_same(
         step(optimizer, torch.zeros_like(total) if is_noise_alone else total)
 
     monkeypatch.setattr(module.DPAdam, "step", noted)
-    for gradients in (module.ExampleGradients, OneAtATime):
-        monkeypatch.setattr(module, "ExampleGradients", gradients)
-        folder = tmp_path / gradients.__name__
+    for compute in (module.planned_clipped_sum, _plain_sum):
+        monkeypatch.setattr(module, "planned_clipped_sum", compute)
+        folder = tmp_path / compute.__name__
         folder.mkdir()
         with _ledger(folder, settings, noise_multiplier=2.0) as ledger:
             run = (ledger, _images(6), _network(), settings, 10, folder / "checkpoints", workers)
