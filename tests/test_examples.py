@@ -166,7 +166,7 @@ def test_the_page_runs_from_top_to_bottom(monkeypatch):
         "y": torch.randint(3, (600,)),
     }
     blocks = _blocks(PAGES[0])
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         # Loops are shortened, and each part has a model of its own; all else stands there.
         names["model"] = nn.Linear(4, 3)

@@ -45,6 +45,7 @@ class PrivateEngine:
 
     Attributes:
         privacy: as given.
+        max_memory: bytes by which a micro-batch may grow the process; to be set before `check`.
         plan: how many examples are in memory at a time, and whose gradients; None before `check`.
             It changes no result but for the rounding of the forward pass.
         steps_spent: steps that were begun, which is what `epsilon` counts.
@@ -61,7 +62,6 @@ class PrivateEngine:
         *,
         draws_per_example: int = 1,
         micro_batch: int = 64,
-        max_memory: float = DEFAULT_MEMORY,
         ledger: Ledger | None = None,
     ) -> None:
         """Binds everything together; touches no data but for the shape of an example.
@@ -79,9 +79,7 @@ class PrivateEngine:
             privacy: the public numbers.
             draws_per_example: rows of each example in a batch, one after the other; the gradient of
                 their mean loss is clipped once. For a loss with randomness of its own.
-            micro_batch: examples at a time, at most.
-            max_memory: bytes by which the process may grow for them (`privimage.dp.plan`); a
-                micro-batch is smaller where that takes more.
+            micro_batch: examples at a time, at most; fewer where `max_memory` asks for it.
             ledger: by the unit "image", which is one example, and with the plan
                 `privacy.plan(delta)`; every step is reserved in it.
 
@@ -97,7 +95,7 @@ class PrivateEngine:
         self._gradients = ExampleGradients(model)
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         check_count("micro_batch", micro_batch)
-        self._micro_batch, self._max_memory = micro_batch, max_memory
+        self._micro_batch, self.max_memory = micro_batch, DEFAULT_MEMORY
         self.plan: StepPlan | None = None
         self._loader = PoissonLoader(data, privacy.sample_rate)
         self._template: Rows = ()
@@ -136,7 +134,7 @@ class PrivateEngine:
             self._model,
             [tensor[: self._draws] for tensor in batch],
             draws=self._draws,
-            max_memory=self._max_memory,
+            max_memory=self.max_memory,
             examples=self._micro_batch,
             losses=self._losses,
         )
