@@ -101,7 +101,7 @@ def _divided(
 ) -> tuple[dict[str, "_Kept"], dict[str, "_Later"]]:
     """Where the gradients of a micro-batch go, by the parameter's name: those kept, and the others.
 
-    An arena holds neighbours in the model's order, of one module if that is asked for.
+    An arena holds neighbours in the model's order, whole modules, only one if that is asked for.
     """
     arena: _Arena | None = None
     kept: dict[str, _Kept] = {}
@@ -110,13 +110,15 @@ def _divided(
     limit, end, path, module = gradients.size // _ARENAS, -1, None, -1
     places = gradients.places
     for name, shape in gradients.shapes.items():
-        owner = name.rpartition(".")[0] if by_module else ""
-        module, path = module + (owner != path), owner
+        owner = name.rpartition(".")[0]
+        begins, path = owner != path, owner
+        module = module + begins if by_module else 0
         if name in recomputed:
             later[name] = _Later(name, places, count, shape, dtype, module)
             continue
         first = places[name].start
-        if arena is None or first != end or arena.module != module or arena.size >= limit:
+        is_full = arena is not None and begins and arena.size >= limit
+        if arena is None or first != end or arena.module != module or is_full:
             arena = _Arena(first, count, dtype, module)
         arena.hold(name, shape)
         kept[name], end = _Kept(name, arena), places[name].stop
