@@ -127,9 +127,9 @@ class Exchange(TorchFunctionMode):
             raise UserError("torch.compile hides calls; give the engine what is not compiled")
         rule = REGISTERED.get(func)
         takes_rows = rule is not None and rule.rows_dimension is not None
-        tensors = list(tensors_in((args, kwargs)))
-        first = tensors[0]
-        if not any(map(self._is_data, tensors)) and (not takes_rows or self._examples.owns(first)):
+        arguments = args, kwargs
+        is_weight = takes_rows and not self._examples.owns(next(tensors_in(arguments)))
+        if not is_weight and not any(map(self._is_data, tensors_in(arguments))):
             output = derive(self._examples, func, args, kwargs)
             for tensor in filter(self._examples.owns, tensors_in(output)):
                 self._names.setdefault(id(tensor), name)

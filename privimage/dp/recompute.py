@@ -218,7 +218,8 @@ class _Kept(Slot):
             return False
         if self.used:
             return False
-        rows = self.rows if self.rows.dim() == 5 else self.rows[..., None, None]
+        rows = self.rows
+        rows = rows if rows.dim() == 5 else rows[..., None, None]
         x, grad = ops.as_taken(rows.dtype, x, grad)
         bias_rows = None if bias is None else bias.rows
         squares = torch.ops.privimage.measured_weight_grad.default(

@@ -220,7 +220,8 @@ def write_weight_grad(
     if weight.take(x, grad, bias, geometry):
         return
     accumulate = claim(weight, bias)
-    rows = weight.rows if weight.rows.dim() == 5 else weight.rows[..., None, None]
+    rows = weight.rows
+    rows = rows if rows.dim() == 5 else rows[..., None, None]
     x, grad = ops.as_taken(rows.dtype, x, grad)
     bias_rows = None if bias is None else bias.rows
     # Straight to the operator, whose shapes are those of a layer that ran.
