@@ -168,13 +168,12 @@ def selected(folder, histogram):
     run = SimpleNamespace(
         recipe=SimpleNamespace(selection=SelectionSettings("semantic", 2)),
         names=probe.NAMES,
+        public_names=tuple(str(number) for number in range(histogram.shape[1])),
         folder=RunFolder(folder),
         reporter=Reporter(quiet=True),
     )
-    for stage in ("classifier", "query", "selection"):
+    for stage in ("query", "selection"):
         (folder / stage).mkdir(parents=True)
-    classes = [str(number) for number in range(histogram.shape[1])]
-    durable.write_json(folder / "classifier/classifier.json", {"classes": classes})
     durable.write_tensors(folder / "query/histogram.safetensors", {"histogram": histogram})
     durable.write_json(folder / "query/query.json", {"noise_std": 1.0})
     stages.select(run, folder / "selection", None)

@@ -37,8 +37,12 @@ GroupNormShape shape_of(const Tensor& x, int64_t examples, int64_t groups, bool 
   for (int64_t dim = 2; dim < x.dim(); ++dim) pixels *= x.size(dim);
   const bool channels_last = !x.is_contiguous();
   if (channels_last) {
-    STD_TORCH_CHECK(x.dim() == 4 && x.stride(1) == 1 && x.stride(3) == channels &&
-                        x.stride(2) == channels * x.size(3) && x.stride(0) == channels * pixels,
+    // Of a dimension of size 1 the stride may be anything.
+    const auto has = [&x](int64_t dim, int64_t stride) {
+      return x.size(dim) <= 1 || x.stride(dim) == stride;
+    };
+    STD_TORCH_CHECK(x.dim() == 4 && has(1, 1) && has(3, channels) && has(2, channels * x.size(3)) &&
+                        has(0, channels * pixels),
                     "x: expected a contiguous or channels-last tensor");
   }
   return {examples, examples == 0 ? 1 : rows / examples, channels, pixels, groups, channels_last,

@@ -1,4 +1,4 @@
-"""The folder for diffusers stands alone; its loader itself is tried by docs/howto/share.md."""
+"""The folder for diffusers stands alone, and its loader opens it."""
 
 import ast
 import importlib
@@ -115,3 +115,17 @@ def test_it_says_what_was_promised(finished, folder):
     statement = json.loads((folder / "model_index.json").read_text())["statement"]
     assert statement["epsilon"] == privimage.load(finished[1]).epsilon
     assert str(statement["epsilon"]) in (folder / "README.md").read_text()
+
+
+# Its imports warn of other packages' future.
+@pytest.mark.filterwarnings("ignore")
+def test_the_loader_of_diffusers_opens_it(folder, monkeypatch, tmp_path):
+    # It keeps a copy of the folder's source in its cache.
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path))
+    # Of no use here, and not every torchvision fits a CPU build of torch.
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    images = pipeline(label="3", batch_size=2, generator=torch.Generator().manual_seed(0)).images
+    assert len(images) == 2
+    assert images[0].size == (8, 8)

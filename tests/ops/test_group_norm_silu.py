@@ -97,6 +97,18 @@ def test_values_far_from_zero_keep_their_precision(last):
     assert (y.double().var(dim=(1, 2, 3)) - 1).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("silu", [True, False])
+def test_strides_of_dimensions_of_size_one_do_not_matter(silu):
+    x, grad = (torch.randn(5, 4, 6).permute(2, 0, 1)[None] for _ in range(2))
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert x.stride(0) != x.numel()
+    weight, bias = torch.randn(2, 6)
+    found = run(ops, x, grad, weight, bias, 2, silu, 1)
+    expected = autograd(x, grad, weight, bias, 2, silu, 1)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() <= CLOSE[x.dtype] * other.abs().max()
+
+
 def test_silu_at_its_ends():
     x = torch.tensor([[-1e4, -90.0, -20.0, -1e-3, 0.0, 1e-3, 20.0, 90.0, 1e4, 1.0]]).T.contiguous()
     weight, bias = torch.zeros(1), torch.zeros(1)
