@@ -7,19 +7,19 @@ def clipped_sum(
     parts: torch.Tensor, max_grad_norm: float, share: float = 1.0, stability: float | None = None
 ) -> torch.Tensor:
     """[examples, parameters] → int64 [parameters], without data. Integers have no gradient."""
-    return parts.new_empty(parts.shape[1], dtype=torch.int64)
+    return parts.new_empty(_columns(parts), dtype=torch.int64)
 
 
 def random_words(key: torch.Tensor, step: int, first: int, count: int) -> torch.Tensor:
     """uint8 [32] → int64 [count], without data."""
-    return key.new_empty(count, dtype=torch.int64)
+    return key.new_empty(_size("count", count), dtype=torch.int64)
 
 
 def gaussian_integers(
     key: torch.Tensor, step: int, first: int, count: int, std: float
 ) -> torch.Tensor:
     """uint8 [32] → int64 [count], without data."""
-    return key.new_empty(count, dtype=torch.int64)
+    return key.new_empty(_size("count", count), dtype=torch.int64)
 
 
 def private_update(*arguments: object) -> None:
@@ -48,14 +48,14 @@ def squared_norms(parts: torch.Tensor) -> torch.Tensor:
 
 def scaled_sum(parts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """[examples, parameters] → int64 [parameters], without data. Integers have no gradient."""
-    return parts.new_empty(parts.shape[1], dtype=torch.int64)
+    return parts.new_empty(_columns(parts), dtype=torch.int64)
 
 
 def example_weight_norms(
     x: torch.Tensor, grad: torch.Tensor, examples: int, *others: object
 ) -> torch.Tensor:
     """Float64 [examples], without data."""
-    return x.new_empty(examples, dtype=torch.float64)
+    return x.new_empty(_size("examples", examples), dtype=torch.float64)
 
 
 def recomputed_sum(*arguments: object) -> None:
@@ -72,12 +72,24 @@ def group_norm_silu(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As x, and its moments [2, rows, groups]; autograd is left to the caller."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    return torch.empty_like(x), x.new_empty(2, len(x), groups, dtype=wide)
+    return torch.empty_like(x), x.new_empty(2, len(x), _size("groups", groups), dtype=wide)
 
 
 def group_norm_silu_backward(grad: torch.Tensor, x: torch.Tensor, *others: object) -> torch.Tensor:
     """As x."""
     return torch.empty_like(x)
+
+
+def _columns(parts: torch.Tensor) -> int:
+    if parts.dim() != 2:
+        raise ValueError(f"parts: expected [examples, parameters], got shape {list(parts.shape)}")
+    return parts.shape[1]
+
+
+def _size(name: str, size: int) -> int:
+    if size < 0:
+        raise ValueError(f"{name}: expected no negative number, got {size}")
+    return size
 
 
 def register() -> None:
