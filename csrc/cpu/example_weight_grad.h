@@ -228,10 +228,11 @@ class ExampleWeightGradBlocks {
   void hand_out(int64_t example, int64_t group, int64_t index, const Scalar* sums) {
     const Tile now = tile(index);
     sink_.tile(sums, now.outputs * taps_ * pitch_);
-    if constexpr (!Sink::kWantsRows) return;
-    for (int64_t r = 0; r < now.outputs; ++r) {
-      const Scalar* values = in_order(sums + r * taps_ * pitch_, now.inputs);
-      sink_.weight(example, place(group, now, r), values, now.inputs * taps_);
+    if constexpr (Sink::kWantsRows) {
+      for (int64_t r = 0; r < now.outputs; ++r) {
+        const Scalar* values = in_order(sums + r * taps_ * pitch_, now.inputs);
+        sink_.weight(example, place(group, now, r), values, now.inputs * taps_);
+      }
     }
   }
 

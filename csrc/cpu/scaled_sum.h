@@ -69,7 +69,6 @@ struct AddSquares {
 
   void expect(int64_t, int64_t, int64_t) const {}
   void tile(const Scalar* values, int64_t count) { squares += sum_of_squares(values, count); }
-  void weight(int64_t, int64_t, const Scalar*, int64_t) const {}
   void bias(int64_t, int64_t, const Scalar* values, int64_t count) {
     squares += sum_of_squares(values, count);
   }

@@ -16,7 +16,7 @@ from privimage import ops
 from privimage.dp.clipping import ClipRule
 from privimage.dp.engine import ExampleGradients, Losses, count_examples
 from privimage.dp.plan import StepPlan
-from privimage.dp.slots import Slot
+from privimage.dp.slots import Slot, as_convolution
 from privimage.errors import UserError
 
 _ARENAS = 16
@@ -218,8 +218,7 @@ class _Kept(Slot):
             return False
         if self.used:
             return False
-        rows = self.rows
-        rows = rows if rows.dim() == 5 else rows[..., None, None]
+        rows = as_convolution(self.rows)
         x, grad = ops.as_taken(rows.dtype, x, grad)
         bias_rows = None if bias is None else bias.rows
         squares = torch.ops.privimage.measured_weight_grad.default(

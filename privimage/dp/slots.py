@@ -206,6 +206,11 @@ class Examples:
         return by_draw.reshape(rows, *[1] * (dimensions - 1 - len(shape)), *shape)
 
 
+def as_convolution(rows: torch.Tensor) -> torch.Tensor:
+    """[examples, outputs, inputs], a linear layer's rows, as those of the 1x1 convolution it is."""
+    return rows if rows.dim() == 5 else rows[..., None, None]
+
+
 def write_weight_grad(
     x: torch.Tensor,
     grad: torch.Tensor,
@@ -220,8 +225,7 @@ def write_weight_grad(
     if weight.take(x, grad, bias, geometry):
         return
     accumulate = claim(weight, bias)
-    rows = weight.rows
-    rows = rows if rows.dim() == 5 else rows[..., None, None]
+    rows = as_convolution(weight.rows)
     x, grad = ops.as_taken(rows.dtype, x, grad)
     bias_rows = None if bias is None else bias.rows
     # Straight to the operator, whose shapes are those of a layer that ran.
