@@ -7,13 +7,14 @@ average of the weights; the private ones also the norm of each image's gradient,
 and noise. All run in this process, in turns (turns.py says by what rules); a ratio is the median
 over the turns of a method's time to that of the faster ordinary step in the same turn. Peers run
 where they are installed, in the micro-batch that suits them; ours in the ordinary step's. Before
-it is timed a method's clipped sum is held against ours. Rows of an existing FILE stay, unless the
-same was measured again. --peak measures memory instead, stage by stage (memory.py says how).
+it is timed a method's clipped sum is held against ours. --quick leaves out what takes longest and
+is not ahead of others: compiling, and all modes of Opacus but its hooks. Rows of an existing FILE
+stay, unless the same was measured again. --peak measures memory instead, stage by stage (memory.py
+says how).
 """
 
 import argparse
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,8 +33,7 @@ def main() -> None:
     """Measures and prints a table."""
     options = parse()
     if not KEEPING.items() <= os.environ.items():
-        command = [sys.executable, *sys.argv]
-        sys.exit(subprocess.run(command, env=os.environ | KEEPING).returncode)
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEPING)  # noqa: S606
     torch.set_num_threads(options.threads)
     if options.device != "cpu":  # a default device, even the CPU, costs every call some time
         torch.set_default_device(options.device)
@@ -54,8 +54,8 @@ def main() -> None:
 def among(setting: Setting, options: argparse.Namespace, limits: list[int]) -> Mapping[str, Method]:
     """The methods whose names have a word of `--among` in them, and what times are ratios to."""
     words, found = options.among.split(","), methods(setting, limits)
-    if options.quick or options.peak:
-        del found[COMPILED]  # Compiling takes longer than all else; and memory of its own.
+    if options.peak:
+        del found[COMPILED]  # Compiling takes memory of its own.
     always = () if options.peak else ORDINARY
     return {
         name: method
@@ -105,6 +105,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.models, options.draws = "cifar10", "1,8"
+        options.among = options.among or "privimage,vmap,loop,hooks"
     options.times = 16 if options.device == "cuda" else 1  # the micro-batch that suits two cores
     return options
 
