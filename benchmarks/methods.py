@@ -12,7 +12,7 @@ from steps import Step, ordinary, ours
 
 ORDINARY = ("ordinary channels-first", "ordinary channels-last")
 OURS = "privimage"
-COMPILED = "ordinary compiled"
+COMPILED = "torch.compile"
 PIECES = (1, 2, 4)
 
 
