@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "privimage"
-GROUND = {"errors", "durable", "checkpoint", "progress", "loop", "seeds", "threads"}
+GROUND = {"errors", "durable", "checkpoint", "progress", "loop", "seeds", "threads", "acceleration"}
 MAY_IMPORT = {
     "errors": set(),
     "durable": {"errors"},
@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "loop": {"checkpoint", "progress"},
     "seeds": set(),
     "threads": set(),
+    "acceleration": set(),
     "networks": {"errors"},
     "_host": set(),
     "ops": {"errors", "_host"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "schedule": {"errors", "context", "stages", "run", "recipe", "dp"},
     "summary": {"durable", "progress", "dp", "evaluate", "release", "context"},
     "spending": {"errors", "durable", "dp", "recipe", "run", "context"},
-    "forecast": {"data", "diffusion", "semantics", "context"},
+    "forecast": {"acceleration", "data", "diffusion", "semantics", "context"},
     "preflight": {"errors", "durable", "data", "semantics", "context", "measurement"},
     "audit": {"durable", "dp", "evaluate", "run", "spending"},
     "report": {"errors", "durable", "data", "dp", "evaluate", "audit", "recipe", "release", "run"},
