@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "privimage"
 GROUND = {"errors", "durable", "checkpoint", "progress", "loop", "seeds", "threads", "pace"}
+GROUND |= {"acceleration"}
 MAY_IMPORT = {
     "errors": set(),
     "durable": {"errors"},
@@ -16,6 +17,7 @@ MAY_IMPORT = {
     "seeds": set(),
     "threads": set(),
     "pace": set(),
+    "acceleration": set(),
     "networks": {"errors"},
     "_host": set(),
     "ops": {"errors", "_host"},
