@@ -22,6 +22,9 @@ from privimage.errors import UserError
 _ARENAS = 16
 """Tensors for all that is kept: each takes some calls, and stands for all of it from the first."""
 
+_TOGETHER = 4
+"""Layers whose gradients are computed in one call: q, k, v and o of an attention block."""
+
 
 def planned_clipped_sum(
     gradients: ExampleGradients,
@@ -29,7 +32,7 @@ def planned_clipped_sum(
     *batch: torch.Tensor,
     plan: StepPlan,
     rule: ClipRule,
-    examples: int | None = None,
+    examples: int | torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`rule.sum` of the gradients of a batch, in the memory that `plan` allows.
 
@@ -44,7 +47,8 @@ def planned_clipped_sum(
         batch: as there, with `plan.draws` rows an example.
         plan: from `privimage.dp.plan`.
         rule: how gradients are clipped.
-        examples: the first so many are added up, the others only fill the batch; default all.
+        examples: the first so many are added up, the others only fill the batch; default all. A
+            tensor leaves the number open for `record`, and every example is computed.
 
     Returns:
         int64 [parameters], in units of C / `GRID_UNITS`.
@@ -55,18 +59,14 @@ def planned_clipped_sum(
     """
     count = count_examples(batch, plan.draws)
     wanted = count if examples is None else examples
-    if not 0 <= wanted <= count:
-        raise UserError(f"examples: expected at most the {count} of the batch, got {wanted}")
-    device = gradients.arena(0).device
-    total = torch.zeros(gradients.size, dtype=torch.int64, device=device)
-    for first in range(0, wanted, plan.examples):
+    computed = count if isinstance(wanted, torch.Tensor) else wanted
+    if not 0 <= computed <= count:
+        raise UserError(f"examples: expected at most the {count} of the batch, got {computed}")
+    total = gradients.arena(0).new_zeros(gradients.size, dtype=torch.int64)
+    for first in range(0, computed, plan.examples):
         rows = slice(first * plan.draws, (first + plan.examples) * plan.draws)
-        piece, added = [tensor[rows] for tensor in batch], min(plan.examples, wanted - first)
-        if device.type == "cpu":
-            _add(gradients, losses, piece, plan, rule, added, total)
-        else:  # There one kernel does it all, for what lies in one tensor.
-            parts = gradients(losses, *piece, draws=plan.draws)
-            total += rule.sum(parts[:added], gradients.module_sizes)
+        piece = [tensor[rows] for tensor in batch]
+        _add(gradients, losses, piece, plan, rule, wanted - first, total)
     return total
 
 
@@ -76,7 +76,7 @@ def _add(
     batch: list[torch.Tensor],
     plan: StepPlan,
     rule: ClipRule,
-    added: int,
+    added: int | torch.Tensor,
     total: torch.Tensor,
 ) -> None:
     """Adds the clipped sum of the first `added` examples of one micro-batch to `total`."""
@@ -86,12 +86,11 @@ def _add(
     arenas = dict.fromkeys(slot.arena for slot in kept.values())
     uses = [slot.use for slot in later.values() if slot.use is not None]
     modules = len(gradients.module_sizes) if by_module else 1
-    squares = torch.zeros(modules, count, dtype=torch.float64)
+    squares = total.new_zeros(modules, count, dtype=torch.float64)
     waiting: list[_Arena | _Use] = [*arenas, *uses]
     for part in waiting:
         squares[part.module] += part.squares()
-    scales = rule.scales(squares)
-    scales[:, added:] = 0
+    scales = rule.scales(squares) * (torch.arange(count, device=squares.device) < added)
     for part in waiting:
         part.add_to(total, scales[part.module])
 
@@ -106,40 +105,63 @@ def _divided(
     arena: _Arena | None = None
     kept: dict[str, _Kept] = {}
     later: dict[str, _Later] = {}
-    dtype = gradients.arena(0).dtype
-    limit, end, path, module = gradients.size // _ARENAS, -1, None, -1
+    like = gradients.arena(0)
+    # On a GPU one sum over all layers is one launch, and blocks that are free are taken again.
+    limit, end, path, module = gradients.size // (1 if like.is_cuda else _ARENAS), -1, None, -1
     places = gradients.places
     for name, shape in gradients.shapes.items():
         owner = name.rpartition(".")[0]
         begins, path = owner != path, owner
         module = module + begins if by_module else 0
         if name in recomputed:
-            later[name] = _Later(name, places, count, shape, dtype, module)
+            later[name] = _Later(name, places, count, shape, like.dtype, module)
             continue
         first = places[name].start
         is_full = arena is not None and begins and arena.size >= limit
         if arena is None or first != end or arena.module != module or is_full:
-            arena = _Arena(first, count, dtype, module)
+            arena = _Arena(first, count, like, module)
         arena.hold(name, shape)
         kept[name], end = _Kept(name, arena), places[name].stop
     return kept, later
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's tensors, from which its gradients are still to be computed.
+
+    Attributes:
+        names: of its weight, and of its bias if it has one.
+    """
+
+    x: torch.Tensor
+    grad: torch.Tensor
+    names: tuple[str, ...]
+    geometry: ops.ConvGeometry
+
+    def fits(self, other: "_Layer") -> bool:
+        """Whether one call can do both."""
+        return self.geometry == other.geometry and len(self.names) == len(other.names)
+
+
 class _Arena:
     """The kept gradients of parameters that follow each other in the flat sum.
+
+    Small layers wait for each other, so that one call does several; whoever wants to see what was
+    written gets all of it.
 
     Attributes:
         module: the row of the squared norms that they count in.
         size: scalars in the parameters.
     """
 
-    def __init__(self, first: int, count: int, dtype: torch.dtype, module: int) -> None:
+    def __init__(self, first: int, count: int, like: torch.Tensor, module: int) -> None:
         self.module, self.size = module, 0
-        self._first, self._count, self._dtype = first, count, dtype
+        self._first, self._count, self._like = first, count, like
         self._shapes: dict[str, torch.Size] = {}
         self._parts: torch.Tensor | None = None
         self._rows: dict[str, torch.Tensor] = {}
         self._measured: dict[tuple[str, ...], torch.Tensor] = {}
+        self._waiting: list[_Layer] = []
 
     def hold(self, name: str, shape: torch.Size) -> None:
         """Plans room for another parameter, which comes next in the flat sum."""
@@ -149,22 +171,26 @@ class _Arena:
     def rows(self, name: str) -> torch.Tensor:
         """[examples, *shape] of a parameter, to be written into: what was measured is no more."""
         self._written()
+        self._compute()
         if self._measured:
             self._measured = {k: v for k, v in self._measured.items() if name not in k}
         return self._rows[name]
 
-    def measured(self, names: tuple[str, ...], squares: torch.Tensor) -> None:
-        """Takes note of the squared norm of what was just written into the rows of `names`."""
-        self._measured[names] = squares
+    def add(self, layer: _Layer) -> None:
+        """Has a layer's gradients written and measured, the first ones of its parameters."""
+        if self._waiting and not layer.fits(self._waiting[-1]):
+            self._compute()
+        self._waiting.append(layer)
+        if len(self._waiting) == _TOGETHER or self._shapes[layer.names[0]][2:].numel() > 1:
+            self._compute()
 
     def squares(self) -> torch.Tensor:
         """The squared norm of each example's values, float64 [examples]."""
-        total = torch.zeros(self._count, dtype=torch.float64)
-        for squares in self._measured.values():
-            total += squares
-        for columns in self._unmeasured():
-            total += ops.squared_norms(self._written()[:, columns])
-        return total
+        self._compute()
+        found = list(self._measured.values())
+        if unmeasured := [self._written()[:, columns] for columns in self._unmeasured()]:
+            found.append(ops.squared_norms(torch.cat(unmeasured, dim=1)))
+        return torch.stack(found).sum(0)
 
     def add_to(self, total: torch.Tensor, scales: torch.Tensor) -> None:
         """Adds the scaled values to the flat sum."""
@@ -185,10 +211,23 @@ class _Arena:
             found.append(slice(start, stop))
         return found
 
+    def _compute(self) -> None:
+        """What layers wait for."""
+        if not self._waiting:
+            return
+        layers, self._waiting = self._waiting, []
+        dtype, names = self._written().dtype, tuple(n for layer in layers for n in layer.names)
+        rows = [as_convolution(self._rows[layer.names[0]]) for layer in layers]
+        bias = [self._rows[name] for layer in layers for name in layer.names[1:]]
+        taken = ops.as_taken(dtype, *(t for layer in layers for t in (layer.x, layer.grad)))
+        self._measured[names] = torch.ops.privimage.measured_weight_grads.default(
+            taken[::2], taken[1::2], rows, bias, *layers[0].geometry
+        )
+
     def _written(self) -> torch.Tensor:
         """All rows; the first call makes the room for them."""
         if self._parts is None:
-            self._parts = torch.empty(self._count, self.size, dtype=self._dtype)
+            self._parts = self._like.new_empty(self._count, self.size)
             parts = self._parts.split([shape.numel() for shape in self._shapes.values()], dim=1)
             for (each, shape), part in zip(self._shapes.items(), parts, strict=True):
                 self._rows[each] = part.view(self._count, *shape)
@@ -218,16 +257,10 @@ class _Kept(Slot):
             return False
         if self.used:
             return False
-        rows = as_convolution(self.rows)
-        x, grad = ops.as_taken(rows.dtype, x, grad)
-        bias_rows = None if bias is None else bias.rows
-        squares = torch.ops.privimage.measured_weight_grad.default(
-            x, grad, rows, bias_rows, *geometry
-        )
         self.used = True
         if bias is not None:
             bias.used = True
-        self.arena.measured(names, squares)
+        self.arena.add(_Layer(x.detach(), grad.detach(), names, geometry))
         return True
 
 

@@ -31,8 +31,8 @@ _SCHEMAS = {
         "example_embedding_grad(Tensor indices, Tensor grad, Tensor(a!) weight, int padding_idx, "
         "bool accumulate) -> ()"
     ),
-    "measured_weight_grad": (
-        "measured_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
+    "measured_weight_grads": (
+        "measured_weight_grads(Tensor[] x, Tensor[] grad, Tensor(a!)[] weight, Tensor(b!)[] bias, "
         "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
     ),
     "squared_norms": "squared_norms(Tensor parts) -> Tensor",
