@@ -35,6 +35,8 @@ def test_train_says_what_it_does_what_it_cost_and_what_to_do_next(finished):
     assert "1437 images, a number treated as public" in result.stdout
     assert "declared public" in result.stdout
     assert "ε ≤ 10 at δ = 0.0001" in result.stdout
+    assert "evaluation   about " in result.stdout
+    assert "s of it on random images, " in result.stdout
     for number, stage in enumerate(("classifier", "query", "selection", "pretrain"), start=1):
         assert f"{number}/7 {stage}" in result.stdout
     assert "privimage ledger verify" in result.stdout
@@ -196,7 +198,9 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(tmp_path):
     found = json.loads(result.stdout)
     assert found["plan"]["epsilon"] == 10.0
     assert found["plan"]["finetune"]["steps"] == 6
-    assert set(found["seconds"]) == {"classifier", "pretrain", "finetune", "synthetic"}
+    spending_time = {"classifier", "query", "pretrain", "finetune", "synthetic", "evaluation"}
+    assert set(found["seconds"]) == spending_time
+    assert 0 < found["measured"] < 60
     assert all(seconds > 0 for seconds in found["seconds"].values())
     assert not (tmp_path / "run").exists()
 
