@@ -25,15 +25,14 @@ Prediction: weight gradients of 32x32 and 16x16 images at 75 % of the peak and 0
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from records import cpu_name
+from records import commit, machine
 from torch.nn import functional as F
 
 from privimage import ops
@@ -147,18 +146,18 @@ def group_norm(channels: int, size: int, examples: int, draws: int, backward: bo
     )
 
 
-def embedding(entries: int, width: int, examples: int) -> Row:
-    """The gradient of a table of labels, a table an example against one for all."""
-    labels = torch.randint(0, entries, (examples,))
-    grad = torch.randn(examples, width)
-    shifted = labels + entries * torch.arange(examples)
+def embedding(entries: int, width: int, examples: int, positions: int) -> Row:
+    """The gradient of a table, a table an example against one for all."""
+    labels = torch.randint(0, entries, (examples, positions))
+    grad = torch.randn(examples, positions, width)
+    weight = torch.empty(examples, entries, width)
     back = torch.ops.aten.embedding_dense_backward
     return Row(
-        f"embedding {entries}x{width}, {examples} examples",
-        lambda: back(grad, shifted, examples * entries, -1, False),
+        f"embedding {entries}x{width}, {examples} examples of {positions}",
+        lambda: ops.example_embedding_grad(labels, grad, weight),
         lambda: back(grad, labels, entries, -1, False),
         float(grad.numel()),
-        4.0 * (grad.numel() + examples * entries * width),
+        4.0 * (grad.numel() + weight.numel()),
     )
 
 
@@ -216,20 +215,24 @@ def rows(times: int) -> list[Row]:
     found += [projections(64, 16, many, 1), projections(64, 16, few, 8)]
     for channels, size in ((32, 32), (64, 16)):
         found += [group_norm(channels, size, many, 1, backward) for backward in (False, True)]
-    found += [embedding(11, 32, many), clipped_sum(1_754_499, many), clipped_sum(1_754_499, few)]
+    found += [group_norm(32, 32, few, 8, backward) for backward in (False, True)]
+    found += [embedding(11, 32, many, 1), embedding(11, 32, few, 8), embedding(64, 192, 8, 64)]
+    found += [clipped_sum(1_754_499, many), clipped_sum(1_754_499, few)]
     return [*found, update(1_754_499)]
 
 
-def best(run: Callable[[], object], rounds: int) -> float:
-    """Seconds of the fastest of some calls; on a GPU between events, the median."""
+def best(runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Seconds of the fastest call of each, in turns; on a GPU between events, the median."""
     if torch.get_default_device().type == "cuda":
-        return statistics.median(on_gpu(run) for _ in range(rounds))
-    times = []
+        turns = [[on_gpu(run) for run in runs] for _ in range(rounds)]
+        return [statistics.median(times) for times in zip(*turns, strict=True)]
+    fastest = [float("inf")] * len(runs)
     for _ in range(rounds):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return min(times)
+        for i, run in enumerate(runs):
+            began = time.perf_counter()
+            run()
+            fastest[i] = min(fastest[i], time.perf_counter() - began)
+    return fastest
 
 
 def on_gpu(run: Callable[[], object]) -> float:
@@ -250,11 +253,11 @@ def peaks() -> tuple[float, float]:
     if torch.get_default_device().type == "cuda":
         square, long = torch.randn(8192, 8192, dtype=torch.bfloat16), torch.randn(2**28)
         there = torch.empty_like(long)
-        product = 2 * 8192**3 / best(lambda: square @ square, 7) / 1e9
-        return product, 8 * long.numel() / best(lambda: there.copy_(long), 7) / 1e9
+        product, copy = best([lambda: square @ square, lambda: there.copy_(long)], 7)
+        return 2 * 8192**3 / product / 1e9, 8 * long.numel() / copy / 1e9
     square, long = torch.randn(1536, 1536), torch.randn(2**26)
-    product = best(lambda: square @ square, 7)
-    return 2 * 1536**3 / product / 1e9, 4 * long.numel() / best(long.sum, 7) / 1e9
+    product, total = best([lambda: square @ square, long.sum], 7)
+    return 2 * 1536**3 / product / 1e9, 4 * long.numel() / total / 1e9
 
 
 def main() -> None:
@@ -275,7 +278,7 @@ def main() -> None:
     for row in rows(4 if options.device == "cuda" else 1):
         if options.only not in row.name:
             continue
-        ours, theirs = best(row.ours, options.rounds), best(row.theirs, options.rounds)
+        ours, theirs = best([row.ours, row.theirs], options.rounds)
         record = {
             "name": row.name,
             "us": round(1e6 * ours, 1),
@@ -294,10 +297,7 @@ def main() -> None:
             flush=True,
         )
     if options.json:
-        machine = f"{options.threads} cores of {cpu_name()}, {platform.machine()}"
-        if options.device == "cuda":
-            machine = torch.cuda.get_device_name()
-        figures = {"machine": machine, "build": ops.describe_build(), "torch": torch.__version__}
+        figures = {**machine(), "commit": commit(), "threads": options.threads}
         figures |= {"peak_gflops": round(flops), "peak_gbytes": round(bandwidth, 1)}
         options.json.write_text(json.dumps(figures | {"rows": records}, indent=1) + "\n")
 
