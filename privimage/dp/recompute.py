@@ -58,12 +58,15 @@ def planned_clipped_sum(
     if not 0 <= wanted <= count:
         raise UserError(f"examples: expected at most the {count} of the batch, got {wanted}")
     device = gradients.arena(0).device
-    total = torch.zeros(gradients.size, dtype=torch.int64, device=device)
+    on_cpu = device.type == "cpu"
+    # The first micro-batch on a CPU writes all of it.
+    allocate = torch.empty if on_cpu and wanted else torch.zeros
+    total = allocate(gradients.size, dtype=torch.int64, device=device)
     for first in range(0, wanted, plan.examples):
         rows = slice(first * plan.draws, (first + plan.examples) * plan.draws)
         piece, added = [tensor[rows] for tensor in batch], min(plan.examples, wanted - first)
-        if device.type == "cpu":
-            _add(gradients, losses, piece, plan, rule, added, total)
+        if on_cpu:
+            _add(gradients, losses, piece, plan, rule, added, total, accumulate=first > 0)
         else:  # There one kernel does it all, for what lies in one tensor.
             parts = gradients(losses, *piece, draws=plan.draws)
             total += rule.sum(parts[:added], gradients.module_sizes)
@@ -78,8 +81,10 @@ def _add(
     rule: ClipRule,
     added: int,
     total: torch.Tensor,
+    *,
+    accumulate: bool,
 ) -> None:
-    """Adds the clipped sum of the first `added` examples of one micro-batch to `total`."""
+    """Writes the clipped sum of the first `added` examples of one micro-batch, or adds it."""
     count, by_module = count_examples(batch, plan.draws), rule.way == "per_layer"
     kept, later = _divided(gradients, count, plan.recomputed, by_module=by_module)
     gradients.write_into({**kept, **later}, losses, *batch, draws=plan.draws)
@@ -87,13 +92,17 @@ def _add(
     uses = [slot.use for slot in later.values() if slot.use is not None]
     modules = len(gradients.module_sizes) if by_module else 1
     squares = torch.zeros(modules, count, dtype=torch.float64)
-    waiting: list[_Arena | _Use] = [*arenas, *uses]
-    for part in waiting:
+    for part in (*arenas, *uses):
         squares[part.module] += part.squares()
     scales = rule.scales(squares)
     scales[:, added:] = 0
-    for part in waiting:
-        part.add_to(total, scales[part.module])
+    if not accumulate:  # Of the others an arena writes each.
+        for name in later:
+            total[gradients.places[name]] = 0
+    for arena in arenas:
+        arena.add_to(total, scales[arena.module], accumulate)
+    for use in uses:
+        use.add_to(total, scales[use.module])
 
 
 def _divided(
@@ -149,8 +158,9 @@ class _Arena:
     def rows(self, name: str) -> torch.Tensor:
         """[examples, *shape] of a parameter, to be written into: what was measured is no more."""
         self._written()
-        if self._measured:
-            self._measured = {k: v for k, v in self._measured.items() if name not in k}
+        for names in list(self._measured):
+            if name in names:
+                del self._measured[names]
         return self._rows[name]
 
     def measured(self, names: tuple[str, ...], squares: torch.Tensor) -> None:
@@ -166,10 +176,10 @@ class _Arena:
             total += ops.squared_norms(self._written()[:, columns])
         return total
 
-    def add_to(self, total: torch.Tensor, scales: torch.Tensor) -> None:
-        """Adds the scaled values to the flat sum."""
-        parts = total[self._first : self._first + self.size]
-        parts += ops.scaled_sum(self._written(), scales)
+    def add_to(self, total: torch.Tensor, scales: torch.Tensor, accumulate: bool) -> None:
+        """Writes the scaled values into the flat sum, or adds them."""
+        place = slice(self._first, self._first + self.size)
+        ops.scaled_sum(self._written(), scales, total[place], accumulate)
 
     def _unmeasured(self) -> list[slice]:
         """The columns of what was not measured when it was written, neighbours in one slice."""
