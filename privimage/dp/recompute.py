@@ -62,11 +62,13 @@ def planned_clipped_sum(
     computed = count if isinstance(wanted, torch.Tensor) else wanted
     if not 0 <= computed <= count:
         raise UserError(f"examples: expected at most the {count} of the batch, got {computed}")
-    total = gradients.arena(0).new_zeros(gradients.size, dtype=torch.int64)
+    # The first micro-batch writes all of it.
+    allocate = torch.empty if computed else torch.zeros
+    total = allocate(gradients.size, dtype=torch.int64, device=gradients.arena(0).device)
     for first in range(0, computed, plan.examples):
         rows = slice(first * plan.draws, (first + plan.examples) * plan.draws)
         piece = [tensor[rows] for tensor in batch]
-        _add(gradients, losses, piece, plan, rule, wanted - first, total)
+        _add(gradients, losses, piece, plan, rule, wanted - first, total, accumulate=first > 0)
     return total
 
 
@@ -78,8 +80,10 @@ def _add(
     rule: ClipRule,
     added: int | torch.Tensor,
     total: torch.Tensor,
+    *,
+    accumulate: bool,
 ) -> None:
-    """Adds the clipped sum of the first `added` examples of one micro-batch to `total`."""
+    """Writes the clipped sum of the first `added` examples of one micro-batch, or adds it."""
     count, by_module = count_examples(batch, plan.draws), rule.way == "per_layer"
     kept, later = _divided(gradients, count, plan.recomputed, by_module=by_module)
     gradients.write_into({**kept, **later}, losses, *batch, draws=plan.draws)
@@ -87,12 +91,16 @@ def _add(
     uses = [slot.use for slot in later.values() if slot.use is not None]
     modules = len(gradients.module_sizes) if by_module else 1
     squares = total.new_zeros(modules, count, dtype=torch.float64)
-    waiting: list[_Arena | _Use] = [*arenas, *uses]
-    for part in waiting:
+    for part in (*arenas, *uses):
         squares[part.module] += part.squares()
     scales = rule.scales(squares) * (torch.arange(count, device=squares.device) < added)
-    for part in waiting:
-        part.add_to(total, scales[part.module])
+    if not accumulate:  # Of the others an arena writes each.
+        for name in later:
+            total[gradients.places[name]] = 0
+    for arena in arenas:
+        arena.add_to(total, scales[arena.module], accumulate)
+    for use in uses:
+        use.add_to(total, scales[use.module])
 
 
 def _divided(
@@ -192,10 +200,10 @@ class _Arena:
             found.append(ops.squared_norms(torch.cat(unmeasured, dim=1)))
         return torch.stack(found).sum(0)
 
-    def add_to(self, total: torch.Tensor, scales: torch.Tensor) -> None:
-        """Adds the scaled values to the flat sum."""
-        parts = total[self._first : self._first + self.size]
-        parts += ops.scaled_sum(self._written(), scales)
+    def add_to(self, total: torch.Tensor, scales: torch.Tensor, accumulate: bool) -> None:
+        """Writes the scaled values into the flat sum, or adds them."""
+        place = slice(self._first, self._first + self.size)
+        ops.scaled_sum(self._written(), scales, total[place], accumulate)
 
     def _unmeasured(self) -> list[slice]:
         """The columns of what was not measured when it was written, neighbours in one slice."""
