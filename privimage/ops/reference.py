@@ -214,6 +214,28 @@ def example_embedding_grad(
     weight.copy_(weight + sums if accumulate else sums)
 
 
+def example_embedding_norms(
+    indices: torch.Tensor, grad: torch.Tensor, entries: int, padding_idx: int
+) -> torch.Tensor:
+    """→ float64 [examples]; see `privimage.ops.example_embedding_norms`."""
+    table = grad.new_zeros(len(grad), entries, grad.shape[2])
+    example_embedding_grad(indices, grad, table, padding_idx, False)
+    return squared_norms(table.flatten(1))
+
+
+def recomputed_embedding_sum(
+    indices: torch.Tensor,
+    grad: torch.Tensor,
+    scales: torch.Tensor,
+    weight_sum: torch.Tensor,
+    padding_idx: int,
+) -> None:
+    """Adds to weight_sum [entries, width]; see `privimage.ops.recomputed_embedding_sum`."""
+    table = grad.new_zeros(len(grad), *weight_sum.shape)
+    example_embedding_grad(indices, grad, table, padding_idx, False)
+    scaled_sum(table.flatten(1), scales, weight_sum.view(-1), True)
+
+
 def measured_weight_grads(
     x: list[torch.Tensor],
     grad: list[torch.Tensor],
@@ -283,6 +305,15 @@ def recomputed_sum(
     scaled_sum(weight.flatten(1), scales, weight_sum.view(-1), True)
     if bias is not None and bias_sum is not None:
         scaled_sum(bias, scales, bias_sum, True)
+
+
+def gram_sums(x: torch.Tensor, grad: torch.Tensor, with_bias: bool) -> torch.Tensor:
+    """→ float64 [4, examples]; see `privimage.ops.gram_sums`."""
+    x, grad = x.double(), grad.double()
+    of_x, of_grad = x @ x.mT + float(with_bias), grad @ grad.mT
+    lengths = [gram.diagonal(dim1=1, dim2=2).sqrt() for gram in (of_x, of_grad)]
+    sums = [(of_x * of_grad).sum(2), lengths[0] * lengths[1], *lengths]
+    return torch.stack([each.sum(1) for each in sums])
 
 
 def group_norm_silu(
