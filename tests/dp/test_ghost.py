@@ -22,7 +22,7 @@ from privimage.dp.ghost import ghost_squares
 from privimage.errors import UserError
 from privimage.ops._library import is_native
 
-COSTS = Costs(multiply_add=5e-12, keep=6e-10, norm=2e-10, sum=2e-10, gram=1e-11, layer=1e-4)
+COSTS = Costs(multiply_add=5e-12, keep=6e-10, norm=2e-10, sum=2e-10, gram=2e-11, layer=1e-4)
 RULES = [ClipRule(0.05), ClipRule(0.05, "per_layer"), ClipRule(0.05, "automatic")]
 ONE_TAP = ((1, 1), (0, 0), (1, 1), 1)
 native = pytest.mark.skipif(not is_native, reason="the native operators are not built")
