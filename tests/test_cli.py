@@ -186,6 +186,21 @@ def test_doctor_and_presets_answer():
     assert shown["finetune"]["steps"] == 300
 
 
+def test_without_native_operators_the_command_says_so_in_a_line():
+    hidden = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: name[-7:] != "_native" and find(name, *rest) or None
+sys.argv = ["privimage", "presets"]
+from privimage.__main__ import main
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True)
+    assert result.returncode == 0
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("warning: privimage was installed without its native operators")
+
+
 def test_the_doctor_holds_every_operator_against_its_reference():
     lines = [line for line in run("doctor").stdout.splitlines() if line.startswith("self-test")]
     assert len(lines) == 5
