@@ -53,9 +53,10 @@ def test_json_is_all_that_is_said(finished):
 def test_export_and_report_answer(finished, tmp_path):
     path, _ = finished
     assert run("report", str(path)).stdout.strip() == str(path / "report.html")
-    result = run("export", str(path), "--to", "zip", "--out", str(tmp_path / "x.zip"))
-    assert result.returncode == 0
-    assert (tmp_path / "x.zip").exists()
+    made = tmp_path / "new/x.zip"
+    result = run("export", str(path), "--to", "zip", "--out", str(made))
+    assert result.returncode == 0, result.stderr
+    assert made.exists()
 
 
 def test_quiet_says_nothing(finished):
