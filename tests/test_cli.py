@@ -53,9 +53,10 @@ def test_json_is_all_that_is_said(finished):
 def test_export_and_report_answer(finished, tmp_path):
     path, _ = finished
     assert run("report", str(path)).stdout.strip() == str(path / "report.html")
-    result = run("export", str(path), "--to", "zip", "--out", str(tmp_path / "x.zip"))
-    assert result.returncode == 0
-    assert (tmp_path / "x.zip").exists()
+    made = tmp_path / "new/x.zip"
+    result = run("export", str(path), "--to", "zip", "--out", str(made))
+    assert result.returncode == 0, result.stderr
+    assert made.exists()
 
 
 def test_quiet_says_nothing(finished):
@@ -184,6 +185,21 @@ def test_doctor_and_presets_answer():
     assert {"bench-mnist", "celeba64", "cifar10", "digits", "smoke"} <= {*listed}
     shown = tomllib.loads(run("presets", "show", "digits").stdout)
     assert shown["finetune"]["steps"] == 300
+
+
+def test_without_native_operators_the_command_says_so_in_a_line():
+    hidden = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: name[-7:] != "_native" and find(name, *rest) or None
+sys.argv = ["privimage", "presets"]
+from privimage.__main__ import main
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True)
+    assert result.returncode == 0
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("warning: privimage was installed without its native operators")
 
 
 def test_the_doctor_holds_every_operator_against_its_reference():
