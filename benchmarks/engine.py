@@ -94,6 +94,7 @@ def run(folder: Path, way: str, arguments: list[str]) -> None:
     ops.private_update, finetune.Finetuner.step = noted, timed
     if way == "plain":
         finetune.planned_clipped_sum = one_image_at_a_time
+        finetune.record = lambda function, *made_up: function
     sys.argv = ["privimage", "train", "--out", str(folder), *arguments, "--until", "finetune"]
     try:
         privimage.cli.main()
@@ -108,13 +109,13 @@ def one_image_at_a_time(
     *batch: torch.Tensor,
     plan: StepPlan,
     rule: ClipRule,
-    examples: int,
+    examples: torch.Tensor,
 ) -> torch.Tensor:
     """What `planned_clipped_sum` does, by ordinary autograd."""
     network = gradients._model
     parameters = [p for p in network.parameters() if p.requires_grad]
     total = torch.zeros(gradients.size, dtype=torch.int64)
-    for example in list(zip(*(t.split(plan.draws) for t in batch), strict=True))[:examples]:
+    for example in list(zip(*(t.split(plan.draws) for t in batch), strict=True))[: int(examples)]:
         parts = torch.autograd.grad(losses(network, *example).mean(), parameters)
         row = torch.cat([part.flatten() for part in parts])[None]
         total += rule.sum(row, gradients.module_sizes)
