@@ -76,8 +76,7 @@ class Arena:
         """The squared norm of each example's values, float64 [examples]."""
         self._compute()
         found = list(self._measured.values())
-        if unmeasured := [self._written()[:, columns] for columns in self._unmeasured()]:
-            found.append(ops.squared_norms(torch.cat(unmeasured, dim=1)))
+        found += [ops.squared_norms(self._written()[:, each]) for each in self._unmeasured()]
         return torch.stack(found).sum(0)
 
     def add_to(self, total: torch.Tensor, scales: torch.Tensor, *, accumulate: bool) -> None:
