@@ -69,7 +69,7 @@ def on_gpu(run: Callable[[], object]) -> float:
 
 
 def peaks() -> tuple[float, float]:
-    """GFLOP/s of the fastest product or convolution, GB/s of a sum (GPU: a copy) past the caches."""
+    """GFLOP/s of the fastest product, and GB/s of a sum (on a GPU: a copy) beyond the caches."""
     if torch.get_default_device().type == "cuda":
         square, long = torch.randn(8192, 8192, dtype=torch.bfloat16), torch.randn(2**28)
         there = torch.empty_like(long)
