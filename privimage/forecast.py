@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from privimage.acceleration import inference
 from privimage.context import Run
 from privimage.data import ImageSet
 from privimage.diffusion.denoiser import Denoiser
@@ -92,7 +91,7 @@ def _seconds_a_made_image(run: Run) -> float:
     settings, sampler = run.recipe.synthesis, run.recipe.synthesis.sampler
     short = replace(sampler, steps=2)
     rows = min(_rows_a_core(run), settings.batch_size)
-    denoise = Denoiser(inference(run.network().eval()))
+    denoise = Denoiser(run.network().eval())
     labels = torch.zeros(rows, dtype=torch.int64, device=run.device)
     latents = torch.randn((rows, *_image_shape(run)), device=run.device)
 

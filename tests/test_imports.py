@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "schedule": {"errors", "context", "stages", "run", "recipe", "dp"},
     "summary": {"durable", "progress", "dp", "evaluate", "release", "context"},
     "spending": {"errors", "durable", "dp", "recipe", "run", "context"},
-    "forecast": {"acceleration", "data", "diffusion", "semantics", "context"},
+    "forecast": {"data", "diffusion", "semantics", "context"},
     "preflight": {"errors", "durable", "data", "semantics", "context", "measurement"},
     "audit": {"durable", "dp", "evaluate", "run", "spending"},
     "report": {"errors", "durable", "data", "dp", "evaluate", "audit", "recipe", "release", "run"},
