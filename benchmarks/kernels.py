@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from dp_step import cpu_name
+from records import cpu_name
 from torch.nn import functional as F
 
 from privimage import ops
