@@ -17,6 +17,7 @@ The embedded run and the CIFAR-10 preset, cut down to fit two cores:
 import argparse
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -83,6 +84,7 @@ def run(folder: Path, way: str, arguments: list[str]) -> None:
     ops.private_update = noted
     if way == "plain":
         finetune.planned_clipped_sum = one_image_at_a_time
+        finetune._WORTH_RECORDING = math.inf
     sys.argv = ["privimage", "train", "--out", str(folder), *arguments, "--until", "finetune"]
     try:
         privimage.cli.main()

@@ -8,6 +8,7 @@ import torch
 from models import Setting
 from torch import nn
 
+from privimage.acceleration import accelerated
 from privimage.dp import (
     GRID_UNITS,
     ClipRule,
@@ -15,6 +16,7 @@ from privimage.dp import (
     ExampleGradients,
     plan,
     planned_clipped_sum,
+    record,
 )
 
 MAX_GRAD_NORM = 1.0
@@ -109,10 +111,16 @@ def ours(setting: Setting, max_memory: float | None = None) -> Step:
         ema_decay=lambda update: EMA_DECAY,
     )
 
-    def gradient() -> torch.Tensor:
+    def watched(*given: torch.Tensor) -> torch.Tensor:
         return planned_clipped_sum(
-            gradients, setting.losses, *batch, plan=chosen, rule=ClipRule(MAX_GRAD_NORM)
+            gradients, setting.losses, *given, plan=chosen, rule=ClipRule(MAX_GRAD_NORM)
         )
+
+    # As fine-tuning does.
+    recorded = accelerated(record(watched, *batch), batch[0].device)
+
+    def gradient() -> torch.Tensor:
+        return recorded(*batch)
 
     def summed(total: torch.Tensor) -> torch.Tensor:
         return total.double() * (MAX_GRAD_NORM / GRID_UNITS)
