@@ -111,8 +111,13 @@ def _divided(
         begins, path = owner != path, owner
         module = module + begins if by_module else 0
         if name in plan.recomputed:
-            options = {"count": count, "dtype": dtype, "module": module}
-            later[name] = Later(name, shape, places[name], by_gram=name in plan.ghosts, **options)
+            later[name] = Later(
+                *(name, shape, places[name]),
+                count=count,
+                dtype=dtype,
+                module=module,
+                by_gram=name in plan.ghosts,
+            )
             continue
         first = places[name].start
         is_full = arena is not None and begins and arena.size >= limit
