@@ -96,6 +96,8 @@ def train(
         folder.forget(todo.repeated)
         if todo.missing:
             summary.describe(run, ledger)
+            if not reporter.quiet:
+                _say_forecast(run, forecast(run, todo.missing))
         for number, stage in enumerate(todo.whole, start=1):
             title = f"{number}/{len(todo.whole)} {stage.name}"
             if stage.name in todo.missing:
@@ -137,9 +139,13 @@ def dry_run(
     if plan is not None:
         summary.say_plan(run, plan, recipe.privacy.unit)
     found = forecast(run, todo.missing)
-    for line in in_words(found):
-        reporter.say(line)
+    _say_forecast(run, found)
     return plan, found
+
+
+def _say_forecast(run: Run, found: Forecast) -> None:
+    for line in in_words(found):
+        run.reporter.say(line)
 
 
 def _prepared(

@@ -157,6 +157,7 @@ def test_ledger_compose_states_one_epsilon_for_all(finished, tmp_path):
         (["train", "--selection", "some"], "selection.mode"),
         (["train", "--preset", "cifar10"], "--sensitive"),
         (["train", "--unit", "person", "--person", "folder:1"], "names no persons by folder:1"),
+        (["train", "--test", "builtin:digits-train"], "is the sensitive set itself"),
         (["train", "--device", "tpu"], "--device"),
         (["train", "--threads", "0"], "--threads"),
         (["train", "--max-memory", "0"], "--max-memory"),

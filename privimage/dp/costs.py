@@ -91,7 +91,7 @@ def measure_costs() -> Costs:
     tokens = torch.ones(examples, width, 1024)
 
     def keep() -> None:
-        squares = ops.measured_weight_grad(x, x, rows, None, _ONE_TAP)
+        squares = ops.measured_weight_grads([x], [x], [rows], [], _ONE_TAP)
         ops.scaled_sum(rows.flatten(1), squares)
 
     norm = _seconds(lambda: ops.example_weight_norms(x, x, examples, (1, 1), False, _ONE_TAP))

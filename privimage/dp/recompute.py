@@ -27,7 +27,7 @@ def planned_clipped_sum(
     *batch: torch.Tensor,
     plan: StepPlan,
     rule: ClipRule,
-    examples: int | None = None,
+    examples: int | torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`rule.sum` of the gradients of a batch, in the memory that `plan` allows.
 
@@ -43,7 +43,8 @@ def planned_clipped_sum(
         batch: as there, with `plan.draws` rows an example.
         plan: from `privimage.dp.plan`.
         rule: how gradients are clipped.
-        examples: the first so many are added up, the others only fill the batch; default all.
+        examples: the first so many are added up, the others only fill the batch; default all. A
+            tensor leaves the number open for `record`, and every example is computed.
 
     Returns:
         int64 [parameters], in units of C / `GRID_UNITS`.
@@ -54,17 +55,14 @@ def planned_clipped_sum(
     """
     count = count_examples(batch, plan.draws)
     wanted = count if examples is None else examples
-    if not 0 <= wanted <= count:
-        raise UserError(f"examples: expected at most the {count} of the batch, got {wanted}")
+    computed = count if isinstance(wanted, torch.Tensor) else wanted
+    if not 0 <= computed <= count:
+        raise UserError(f"examples: expected at most the {count} of the batch, got {computed}")
     total = torch.zeros(gradients.size, dtype=torch.int64, device=gradients.device)
-    for first in range(0, wanted, plan.examples):
+    for first in range(0, computed, plan.examples):
         rows = slice(first * plan.draws, (first + plan.examples) * plan.draws)
-        piece, added = [tensor[rows] for tensor in batch], min(plan.examples, wanted - first)
-        if gradients.device.type == "cpu":
-            _add(gradients, losses, piece, plan, rule, added, total)
-        else:  # There one kernel does it all, for what lies in one tensor.
-            parts = gradients(losses, *piece, draws=plan.draws)
-            total += rule.sum(parts[:added], gradients.module_sizes)
+        piece = [tensor[rows] for tensor in batch]
+        _add(gradients, losses, piece, plan, rule, wanted - first, total)
     return total
 
 
@@ -74,7 +72,7 @@ def _add(
     batch: Sequence[torch.Tensor],
     plan: StepPlan,
     rule: ClipRule,
-    added: int,
+    added: int | torch.Tensor,
     total: torch.Tensor,
 ) -> None:
     """Adds the clipped sum of the first `added` examples of one micro-batch to `total`."""
@@ -84,12 +82,11 @@ def _add(
     arenas = dict.fromkeys(slot.arena for slot in kept.values())
     uses = [slot.use for slot in later.values() if slot.use is not None]
     modules = len(gradients.module_sizes) if by_module else 1
-    squares = torch.zeros(modules, count, dtype=torch.float64)
+    squares = total.new_zeros(modules, count, dtype=torch.float64)
     waiting: list[Arena | HeldUse] = [*arenas, *uses]
     for part in waiting:
         squares[part.module] += part.squares()
-    scales = rule.scales(squares)
-    scales[:, added:] = 0
+    scales = rule.scales(squares) * (torch.arange(count, device=squares.device) < added)
     for part in waiting:
         part.add_to(total, scales[part.module])
 
@@ -104,8 +101,9 @@ def _divided(
     arena: Arena | None = None
     kept: dict[str, Kept] = {}
     later: dict[str, Later] = {}
-    dtype, places = gradients.dtype, gradients.places
-    limit, end, path, module = gradients.size // _ARENAS, -1, None, -1
+    like, places = gradients.arena(0), gradients.places
+    # On a GPU one sum over all layers is one launch, and blocks that are free are taken again.
+    limit, end, path, module = gradients.size // (1 if like.is_cuda else _ARENAS), -1, None, -1
     for name, shape in gradients.shapes.items():
         owner = name.rpartition(".")[0]
         begins, path = owner != path, owner
@@ -114,7 +112,7 @@ def _divided(
             later[name] = Later(
                 *(name, shape, places[name]),
                 count=count,
-                dtype=dtype,
+                dtype=gradients.dtype,
                 module=module,
                 by_gram=name in plan.ghosts,
             )
@@ -122,7 +120,7 @@ def _divided(
         first = places[name].start
         is_full = arena is not None and begins and arena.size >= limit
         if arena is None or first != end or arena.module != module or is_full:
-            arena = Arena(first, count, dtype, module)
+            arena = Arena(first, count, like, module)
         arena.hold(name, shape)
         kept[name], end = Kept(name, arena), places[name].stop
     return kept, later

@@ -13,7 +13,7 @@ from privimage.ops.layers import (
     example_weight_grad,
     group_norm_silu,
     group_norm_silu_backward,
-    measured_weight_grad,
+    measured_weight_grads,
 )
 from privimage.ops.reference import GRID_BITS
 from privimage.ops.release import (
@@ -54,7 +54,7 @@ __all__ = [
     "gram_sums",
     "group_norm_silu",
     "group_norm_silu_backward",
-    "measured_weight_grad",
+    "measured_weight_grads",
     "private_update",
     "random_words",
     "recomputed_embedding_sum",

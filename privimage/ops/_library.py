@@ -39,8 +39,8 @@ _SCHEMAS = {
         "recomputed_embedding_sum(Tensor indices, Tensor grad, Tensor scales, "
         "Tensor(a!) weight_sum, int padding_idx) -> ()"
     ),
-    "measured_weight_grad": (
-        "measured_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
+    "measured_weight_grads": (
+        "measured_weight_grads(Tensor[] x, Tensor[] grad, Tensor(a!)[] weight, Tensor(b!)[] bias, "
         "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
     ),
     "squared_norms": "squared_norms(Tensor parts) -> Tensor",

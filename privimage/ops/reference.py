@@ -236,22 +236,21 @@ def recomputed_embedding_sum(
     weight_sum += scaled_sum(table.flatten(1), scales).view_as(weight_sum)
 
 
-def measured_weight_grad(
-    x: torch.Tensor,
-    grad: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
+def measured_weight_grads(
+    x: list[torch.Tensor],
+    grad: list[torch.Tensor],
+    weight: list[torch.Tensor],
+    bias: list[torch.Tensor],
     stride: list[int],
     padding: list[int],
     dilation: list[int],
     groups: int,
 ) -> torch.Tensor:
-    """`example_weight_grad`, and float64 [examples]; see `privimage.ops`."""
-    torch.ops.privimage.example_weight_grad(
-        x, grad, weight, bias, stride, padding, dilation, groups, False
-    )
-    squares = squared_norms(weight.flatten(1))
-    return squares if bias is None else squares + squared_norms(bias)
+    """`example_weight_grad` of several layers, and float64 [examples]; see `privimage.ops`."""
+    geometry = stride, padding, dilation, groups
+    for layer in zip(x, grad, weight, bias or [None] * len(x), strict=True):
+        torch.ops.privimage.example_weight_grad(*layer, *geometry, False)
+    return torch.stack([squared_norms(rows.flatten(1)) for rows in [*weight, *bias]]).sum(0)
 
 
 def squared_norms(parts: torch.Tensor) -> torch.Tensor:

@@ -45,11 +45,11 @@ def recomputed_embedding_sum(*arguments: object) -> None:
     """Changes its arguments and returns nothing."""
 
 
-def measured_weight_grad(
-    x: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor, *others: object
+def measured_weight_grads(
+    x: list[torch.Tensor], grad: list[torch.Tensor], weight: list[torch.Tensor], *others: object
 ) -> torch.Tensor:
     """Writes into rows that the caller has; float64 [examples], without data."""
-    return x.new_empty(weight.shape[0], dtype=torch.float64)
+    return x[0].new_empty(weight[0].shape[0], dtype=torch.float64)
 
 
 def squared_norms(parts: torch.Tensor) -> torch.Tensor:
@@ -118,7 +118,7 @@ def register() -> None:
     torch.library.register_fake("privimage::example_embedding_grad", example_embedding_grad)
     torch.library.register_fake("privimage::example_embedding_norms", example_embedding_norms)
     torch.library.register_fake("privimage::recomputed_embedding_sum", recomputed_embedding_sum)
-    torch.library.register_fake("privimage::measured_weight_grad", measured_weight_grad)
+    torch.library.register_fake("privimage::measured_weight_grads", measured_weight_grads)
     torch.library.register_fake("privimage::squared_norms", squared_norms)
     torch.library.register_fake("privimage::scaled_sum", scaled_sum)
     torch.library.register_fake("privimage::example_weight_norms", example_weight_norms)
