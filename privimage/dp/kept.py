@@ -75,7 +75,12 @@ class Arena:
         self._compute()
         found = list(self._measured.values())
         if unmeasured := [self._written()[:, columns] for columns in self._unmeasured()]:
-            found.append(ops.squared_norms(torch.cat(unmeasured, dim=1)))
+            # Of several small pieces one copy takes less than a call each; of one, a large table's,
+            # it would take the memory of all its rows again.
+            alone = len(unmeasured) == 1
+            found.append(
+                ops.squared_norms(unmeasured[0] if alone else torch.cat(unmeasured, dim=1))
+            )
         return torch.stack(found).sum(0)
 
     def add_to(self, total: torch.Tensor, scales: torch.Tensor) -> None:
