@@ -116,7 +116,7 @@ def ours(setting: Setting, max_memory: float | None = None, *, is_recorded: bool
 
     def total(*batch: torch.Tensor) -> torch.Tensor:
         return planned_clipped_sum(
-            gradients, setting.losses, *given, plan=chosen, rule=ClipRule(MAX_GRAD_NORM)
+            gradients, setting.losses, *batch, plan=chosen, rule=ClipRule(MAX_GRAD_NORM)
         )
 
     sums = accelerated(record(total, *batch), batch[0].device) if is_recorded else total
