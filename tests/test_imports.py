@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "privimage"
 GROUND = {"errors", "durable", "checkpoint", "progress", "loop", "seeds", "threads", "pace"}
+GROUND |= {"acceleration"}
 MAY_IMPORT = {
     "errors": set(),
     "durable": {"errors"},
@@ -16,6 +17,8 @@ MAY_IMPORT = {
     "seeds": set(),
     "threads": set(),
     "pace": set(),
+    "acceleration": set(),
+    "allocator": set(),
     "networks": {"errors"},
     "_host": set(),
     "ops": {"errors", "_host"},
@@ -55,7 +58,8 @@ MAY_IMPORT = {
     "budget": {"errors", "durable", "dp"},
     "inspection": {"durable", "data"},
     "cli": {"errors", "progress", "recipe", "data", "pipeline", "audit", "doctor", "budget"}
-    | {"assessment", "inspection", "selftest", "export", "report", "run", "schedule"},
+    | {"allocator", "assessment", "inspection", "selftest", "export", "report", "run"}
+    | {"schedule"},
     "__init__": {"synthesizer"},
     "__main__": {"cli"},
 }

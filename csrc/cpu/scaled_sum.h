@@ -47,20 +47,6 @@ inline void squared_norms(const KeptParts<Scalar>& job, double* squares, int64_t
   }
 }
 
-// Writes the sums of the parameters begin … end - 1. An example of scale 0 is passed over.
-template <typename Scalar>
-inline void scaled_sum(const KeptParts<Scalar>& job, const double* scales, int64_t* sums,
-                       int64_t begin, int64_t end) {
-  for (int64_t start = begin; start < end; start += kBlock) {
-    const int64_t count = std::min(kBlock, end - start);
-    std::fill_n(sums + start, count, int64_t{0});
-    for (int64_t i = 0; i < job.examples; ++i) {
-      if (scales[i] == 0.0) continue;
-      add_scaled(job.parts + i * job.stride + start, count, scales[i], sums + start);
-    }
-  }
-}
-
 // As `WriteRows`: adds the squares up.
 template <typename Scalar>
 struct AddSquares {
@@ -138,11 +124,10 @@ inline void measured_weight_grad(const ExampleWeightGrad<Scalar>& job, double* s
   });
 }
 
-// The squares of blocks, added up for each example in their order.
+// Adds the squares of a layer's blocks to those of each example, in their order.
 inline void add_blocks(const double* of_blocks, int64_t blocks, int64_t examples, double* squares) {
   const int64_t each = examples > 0 ? blocks / examples : 0;
   for (int64_t i = 0; i < examples; ++i) {
-    squares[i] = 0.0;
     for (int64_t block = 0; block < each; ++block) squares[i] += of_blocks[i * each + block];
   }
 }
