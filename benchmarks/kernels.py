@@ -5,8 +5,8 @@ r"""How near to the machine, and to PyTorch's own operators, does each operator 
 Each row is a layer of the CIFAR-10 network at 16 images of one draw, or 4 of eight (on a GPU with
 four times as many, in bfloat16): the time of our operator, what that is in GFLOP/s and GB/s (of its
 inputs and outputs, each counted once), the floor's share of that time, and the ratio to PyTorch.
-The floor is what operations and bytes take at the peaks that this run measures: of a matrix
-product, and of reading (on a GPU: of copying). PyTorch is, for a weight gradient,
+The floor is what operations and bytes take at the peaks that this run measures: of matrix products
+and a convolution, and of reading (on a GPU: of copying). PyTorch is, for a weight gradient,
 `convolution_backward` of the weight and bias alone (oneDNN, cuDNN), which adds the images up; for a
 norm `group_norm` and `silu`; for an embedding its ordinary gradient; for the projections of
 attention the four ordinary weight gradients; for the update fused Adam, an average and float noise.
@@ -14,11 +14,13 @@ In turns, the best of the rounds; on a GPU the median between events.
 
 Where the time of one row goes, instruction by instruction:
 
-    perf record -o /tmp/perf.data python benchmarks/kernels.py --only 'conv 64->64 8' --rounds 500
-    perf report -i /tmp/perf.data --no-children
-    perf annotate -i /tmp/perf.data --stdio -s tile    # 'turn' and 'memmove' are the write-out
+    perf record -o /tmp/perf.data python benchmarks/kernels.py --threads 1 \
+        --only 'conv 64->64 8' --rounds 1000
+    perf report -i /tmp/perf.data --no-children     # 'turn' and 'memmove' are the write-out
+    perf annotate -i /tmp/perf.data --stdio -s 'privimage::cpu::avx512::tile<float, 2, 8>'
 
-In a virtual machine without counters perf samples the clock (`-e cpu-clock`), which is enough.
+In a virtual machine without counters perf samples the clock by itself, which is enough. (With more
+threads what shows first is those that wait.)
 Prediction: weight gradients of 32x32 and 16x16 images at 75 % of the peak and 0.8-1.1 of oneDNN.
 """
 
@@ -33,6 +35,7 @@ from pathlib import Path
 import torch
 from operators import rows
 from records import commit, machine
+from torch.nn import functional as F
 
 from privimage import ops
 
@@ -66,15 +69,20 @@ def on_gpu(run: Callable[[], object]) -> float:
 
 
 def peaks() -> tuple[float, float]:
-    """GFLOP/s of a matrix product, and GB/s of a sum (on a GPU: a copy) beyond the caches."""
+    """GFLOP/s of the fastest product, and GB/s of a sum (on a GPU: a copy) beyond the caches."""
     if torch.get_default_device().type == "cuda":
         square, long = torch.randn(8192, 8192, dtype=torch.bfloat16), torch.randn(2**28)
         there = torch.empty_like(long)
         product, copy = best([lambda: square @ square, lambda: there.copy_(long)], 7)
         return 2 * 8192**3 / product / 1e9, 8 * long.numel() / copy / 1e9
-    square, long = torch.randn(1536, 1536), torch.randn(2**26)
-    product, total = best([lambda: square @ square, long.sum], 7)
-    return 2 * 1536**3 / product / 1e9, 4 * long.numel() / total / 1e9
+    images, weight = torch.randn(16, 64, 32, 32), torch.randn(64, 64, 3, 3)
+    images = images.contiguous(memory_format=torch.channels_last)
+    squares = [torch.randn(size, size) for size in (512, 1024, 1536)]
+    work = {lambda: F.conv2d(images, weight, padding=1): 2.0 * 64 * 9 * images.numel()}
+    work |= {lambda square=square: square @ square: 2.0 * len(square) ** 3 for square in squares}
+    rates = [flops / best([run], 30)[0] / 1e9 for run, flops in work.items()]
+    long = torch.randn(2**26)
+    return max(rates), 4 * long.numel() / best([long.sum], 7)[0] / 1e9
 
 
 def main() -> None:
@@ -90,7 +98,7 @@ def main() -> None:
     if options.device == "cuda":
         torch.set_default_device("cuda")
     flops, bandwidth = peaks()
-    print(f"peaks: {flops:.0f} GFLOP/s (matrix product), {bandwidth:.1f} GB/s")
+    print(f"peaks: {flops:.0f} GFLOP/s, {bandwidth:.1f} GB/s")
     records = []
     for row in rows(4 if options.device == "cuda" else 1):
         if options.only not in row.name:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import peers
+import peer_steps
 import torch
 from models import Setting
 from steps import Step, ordinary, ours
@@ -45,14 +45,16 @@ def methods(setting: Setting, limits: Sequence[int] = ()) -> dict[str, Method]:
     }
     for mb in limits:
         found[f"{OURS} in {mb} MB"] = Method(lambda _, mb=mb: ours(setting, 1e6 * mb))
-    found["vmap(grad)"] = Method(partial(peers.vmap_grad, setting), pieces)
-    found["loop over images"] = Method(partial(peers.loop, setting))
+    found["vmap(grad)"] = Method(partial(peer_steps.vmap_grad, setting), pieces)
+    found["loop over images"] = Method(partial(peer_steps.loop, setting))
     if importlib.util.find_spec("opacus") is not None:
-        hooks = partial(peers.opacus_rows, setting, functorch=False)
-        functorch = partial(peers.opacus_rows, setting, functorch=True)
+        hooks = partial(peer_steps.opacus_rows, setting, functorch=False)
+        functorch = partial(peer_steps.opacus_rows, setting, functorch=True)
         found["opacus hooks"] = Method(hooks, pieces)
         found["opacus functorch"] = Method(functorch, pieces)
-        found["opacus ghost"] = Method(partial(peers.opacus_ghost, setting), pieces, folds=False)
+        found["opacus ghost"] = Method(
+            partial(peer_steps.opacus_ghost, setting), pieces, folds=False
+        )
     if importlib.util.find_spec("fastDP") is not None:
-        found["fastDP"] = Method(partial(peers.fastdp, setting), pieces, folds=False)
+        found["fastDP"] = Method(partial(peer_steps.fastdp, setting), pieces, folds=False)
     return found
