@@ -8,6 +8,7 @@ import torch
 from models import Setting
 from torch import nn
 
+from privimage.acceleration import accelerated
 from privimage.dp import (
     GRID_UNITS,
     ClipRule,
@@ -15,6 +16,7 @@ from privimage.dp import (
     ExampleGradients,
     plan,
     planned_clipped_sum,
+    record,
 )
 
 MAX_GRAD_NORM = 1.0
@@ -88,8 +90,11 @@ def ordinary(
     return Step(gradient, lambda _: update())
 
 
-def ours(setting: Setting, max_memory: float | None = None) -> Step:
-    """Our step, as the plan has it for so many bytes (None: as many as it takes)."""
+def ours(setting: Setting, max_memory: float | None = None, *, is_recorded: bool = True) -> Step:
+    """Our step, as the plan has it for so many bytes (None: as many as it takes).
+
+    Recorded as `privimage train` has it, or call by call as `PrivateEngine` does.
+    """
     network, batch = setting.network(), setting.batch()
     gradients = ExampleGradients(network, torch.channels_last)
     chosen = plan(
@@ -109,12 +114,14 @@ def ours(setting: Setting, max_memory: float | None = None) -> Step:
         ema_decay=lambda update: EMA_DECAY,
     )
 
-    def gradient() -> torch.Tensor:
+    def total(*batch: torch.Tensor) -> torch.Tensor:
         return planned_clipped_sum(
             gradients, setting.losses, *batch, plan=chosen, rule=ClipRule(MAX_GRAD_NORM)
         )
 
+    sums = accelerated(record(total, *batch), batch[0].device) if is_recorded else total
+
     def summed(total: torch.Tensor) -> torch.Tensor:
         return total.double() * (MAX_GRAD_NORM / GRID_UNITS)
 
-    return Step(gradient, adam.step, summed, chosen.bytes)
+    return Step(lambda: sums(*batch), adam.step, summed, chosen.bytes)

@@ -274,8 +274,9 @@ def _mean_over_draws(values: torch.Tensor, count: int, draws: int) -> torch.Tens
         return values
     if values.shape == (count * draws,):
         return values.reshape(count, draws).mean(dim=1)
+    either = f" or [{count}], one an example" if draws > 1 else ""
     raise UserError(
-        f"losses must have the shape [{count * draws}] or [{count}], one a row or example, "
+        f"losses must have the shape [{count * draws}], one a row{either}, "
         f"got {list(values.shape)}; a loss function needs reduction='none'"
     )
 

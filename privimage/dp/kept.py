@@ -40,9 +40,11 @@ class Arena:
         size: scalars in the parameters.
     """
 
-    def __init__(self, first: int, count: int, like: torch.Tensor, module: int) -> None:
+    def __init__(
+        self, first: int, count: int, dtype: torch.dtype, device: torch.device, module: int
+    ) -> None:
         self.module, self.size = module, 0
-        self._first, self._count, self._like = first, count, like
+        self._first, self._count, self._dtype, self._device = first, count, dtype, device
         self._shapes: dict[str, torch.Size] = {}
         self._parts: torch.Tensor | None = None
         self._rows: dict[str, torch.Tensor] = {}
@@ -74,19 +76,13 @@ class Arena:
         """The squared norm of each example's values, float64 [examples]."""
         self._compute()
         found = list(self._measured.values())
-        if unmeasured := [self._written()[:, columns] for columns in self._unmeasured()]:
-            # Of several small pieces one copy takes less than a call each; of one, a large table's,
-            # it would take the memory of all its rows again.
-            alone = len(unmeasured) == 1
-            found.append(
-                ops.squared_norms(unmeasured[0] if alone else torch.cat(unmeasured, dim=1))
-            )
+        found += [ops.squared_norms(self._written()[:, each]) for each in self._unmeasured()]
         return torch.stack(found).sum(0)
 
-    def add_to(self, total: torch.Tensor, scales: torch.Tensor) -> None:
-        """Adds the scaled values to the flat sum."""
-        parts = total[self._first : self._first + self.size]
-        parts += ops.scaled_sum(self._written(), scales)
+    def add_to(self, total: torch.Tensor, scales: torch.Tensor, *, accumulate: bool) -> None:
+        """Writes the scaled values into the flat sum, or adds them."""
+        place = slice(self._first, self._first + self.size)
+        ops.scaled_sum(self._written(), scales, total[place], accumulate)
 
     def _unmeasured(self) -> list[slice]:
         """The columns of what was not measured when it was written, neighbours in one slice."""
@@ -118,7 +114,8 @@ class Arena:
     def _written(self) -> torch.Tensor:
         """All rows; the first call makes the room for them."""
         if self._parts is None:
-            self._parts = self._like.new_empty(self._count, self.size)
+            size = (self._count, self.size)
+            self._parts = torch.empty(size, dtype=self._dtype, device=self._device)
             parts = self._parts.split([shape.numel() for shape in self._shapes.values()], dim=1)
             for (each, shape), part in zip(self._shapes.items(), parts, strict=True):
                 self._rows[each] = part.view(self._count, *shape)

@@ -73,9 +73,8 @@ class StepPlan:
 
     @cached_property
     def bytes_fixed(self) -> float:
-        """Predicted growth whatever the size: the sum, in integers, and what is added to it."""
-        kept = (size for name, size in self.sizes.items() if name not in self.recomputed)
-        return _ALLOCATED * 2 * (sum(self.sizes.values()) + max(kept, default=0.0))
+        """Predicted growth whatever the size: the sum, in integers twice as wide as float32."""
+        return _ALLOCATED * 2 * sum(self.sizes.values())
 
     @property
     def bytes(self) -> float:

@@ -58,11 +58,13 @@ def planned_clipped_sum(
     computed = count if isinstance(wanted, torch.Tensor) else wanted
     if not 0 <= computed <= count:
         raise UserError(f"examples: expected at most the {count} of the batch, got {computed}")
-    total = torch.zeros(gradients.size, dtype=torch.int64, device=gradients.device)
+    # The first micro-batch writes all of it.
+    allocate = torch.empty if computed else torch.zeros
+    total = allocate(gradients.size, dtype=torch.int64, device=gradients.device)
     for first in range(0, computed, plan.examples):
         rows = slice(first * plan.draws, (first + plan.examples) * plan.draws)
         piece = [tensor[rows] for tensor in batch]
-        _add(gradients, losses, piece, plan, rule, wanted - first, total)
+        _add(gradients, losses, piece, plan, rule, wanted - first, total, accumulate=first > 0)
     return total
 
 
@@ -74,8 +76,10 @@ def _add(
     rule: ClipRule,
     added: int | torch.Tensor,
     total: torch.Tensor,
+    *,
+    accumulate: bool,
 ) -> None:
-    """Adds the clipped sum of the first `added` examples of one micro-batch to `total`."""
+    """Writes the clipped sum of the first `added` examples of one micro-batch, or adds it."""
     count, by_module = count_examples(batch, plan.draws), rule.way == "per_layer"
     kept, later = _divided(gradients, count, plan, by_module=by_module)
     gradients.write_into({**kept, **later}, losses, *batch, draws=plan.draws)
@@ -87,8 +91,13 @@ def _add(
     for part in waiting:
         squares[part.module] += part.squares()
     scales = rule.scales(squares) * (torch.arange(count, device=squares.device) < added)
-    for part in waiting:
-        part.add_to(total, scales[part.module])
+    if not accumulate:  # Of the others an arena writes each.
+        for name in later:
+            total[gradients.places[name]] = 0
+    for arena in arenas:
+        arena.add_to(total, scales[arena.module], accumulate=accumulate)
+    for use in uses:
+        use.add_to(total, scales[use.module])
 
 
 def _divided(
@@ -101,9 +110,10 @@ def _divided(
     arena: Arena | None = None
     kept: dict[str, Kept] = {}
     later: dict[str, Later] = {}
-    like, places = gradients.arena(0), gradients.places
+    dtype, device, places = gradients.dtype, gradients.device, gradients.places
     # On a GPU one sum over all layers is one launch, and blocks that are free are taken again.
-    limit, end, path, module = gradients.size // (1 if like.is_cuda else _ARENAS), -1, None, -1
+    limit = gradients.size // (1 if device.type == "cuda" else _ARENAS)
+    end, path, module = -1, None, -1
     for name, shape in gradients.shapes.items():
         owner = name.rpartition(".")[0]
         begins, path = owner != path, owner
@@ -112,7 +122,7 @@ def _divided(
             later[name] = Later(
                 *(name, shape, places[name]),
                 count=count,
-                dtype=gradients.dtype,
+                dtype=dtype,
                 module=module,
                 by_gram=name in plan.ghosts,
             )
@@ -120,7 +130,7 @@ def _divided(
         first = places[name].start
         is_full = arena is not None and begins and arena.size >= limit
         if arena is None or first != end or arena.module != module or is_full:
-            arena = Arena(first, count, like, module)
+            arena = Arena(first, count, dtype, device, module)
         arena.hold(name, shape)
         kept[name], end = Kept(name, arena), places[name].stop
     return kept, later

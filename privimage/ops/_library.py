@@ -44,7 +44,9 @@ _SCHEMAS = {
         "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
     ),
     "squared_norms": "squared_norms(Tensor parts) -> Tensor",
-    "scaled_sum": "scaled_sum(Tensor parts, Tensor scales) -> Tensor",
+    "scaled_sum": (
+        "scaled_sum(Tensor parts, Tensor scales, Tensor(a!) total, bool accumulate) -> ()"
+    ),
     "example_weight_norms": (
         "example_weight_norms(Tensor x, Tensor grad, int examples, int[] taps, bool with_bias, "
         "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"

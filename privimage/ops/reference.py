@@ -233,7 +233,7 @@ def recomputed_embedding_sum(
     """Adds to weight_sum [entries, width]; see `privimage.ops.recomputed_embedding_sum`."""
     table = grad.new_zeros(len(grad), *weight_sum.shape)
     example_embedding_grad(indices, grad, table, padding_idx, False)
-    weight_sum += scaled_sum(table.flatten(1), scales).view_as(weight_sum)
+    scaled_sum(table.flatten(1), scales, weight_sum.view(-1), True)
 
 
 def measured_weight_grads(
@@ -258,11 +258,14 @@ def squared_norms(parts: torch.Tensor) -> torch.Tensor:
     return parts.double().square().sum(dim=1)
 
 
-def scaled_sum(parts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """[examples, parameters] → int64 [parameters]; see `privimage.ops.scaled_sum`."""
+def scaled_sum(
+    parts: torch.Tensor, scales: torch.Tensor, total: torch.Tensor, accumulate: bool
+) -> None:
+    """[examples, parameters] → int64 [parameters] in `total`; see `privimage.ops.scaled_sum`."""
     passed_over = (scales == 0)[:, None]
     rows = torch.where(passed_over, 0.0, parts.double() * scales[:, None])
-    return rows.trunc().long().sum(dim=0)
+    summed = rows.trunc().long().sum(dim=0)
+    total.copy_(total + summed if accumulate else summed)
 
 
 def example_weight_norms(
@@ -299,9 +302,9 @@ def recomputed_sum(
     weight = x.new_zeros(len(scales), *weight_sum.shape)
     bias = None if bias_sum is None else x.new_zeros(len(scales), *bias_sum.shape)
     example_weight_grad(x, grad, weight, bias, stride, padding, dilation, groups, False)
-    weight_sum += scaled_sum(weight.flatten(1), scales).view_as(weight_sum)
+    scaled_sum(weight.flatten(1), scales, weight_sum.view(-1), True)
     if bias is not None and bias_sum is not None:
-        bias_sum += scaled_sum(bias, scales)
+        scaled_sum(bias, scales, bias_sum, True)
 
 
 def gram_sums(x: torch.Tensor, grad: torch.Tensor, with_bias: bool) -> torch.Tensor:

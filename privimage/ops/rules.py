@@ -49,6 +49,8 @@ def measured_weight_grads(
     x: list[torch.Tensor], grad: list[torch.Tensor], weight: list[torch.Tensor], *others: object
 ) -> torch.Tensor:
     """Writes into rows that the caller has; float64 [examples], without data."""
+    if not x or not weight:
+        raise ValueError("x, weight: expected a layer or more")
     return x[0].new_empty(weight[0].shape[0], dtype=torch.float64)
 
 
@@ -57,9 +59,8 @@ def squared_norms(parts: torch.Tensor) -> torch.Tensor:
     return parts.new_empty(parts.shape[0], dtype=torch.float64)
 
 
-def scaled_sum(parts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """[examples, parameters] → int64 [parameters], without data. Integers have no gradient."""
-    return parts.new_empty(_columns(parts), dtype=torch.int64)
+def scaled_sum(*arguments: object) -> None:
+    """Changes its arguments and returns nothing."""
 
 
 def example_weight_norms(

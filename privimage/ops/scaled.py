@@ -24,24 +24,34 @@ def squared_norms(parts: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def scaled_sum(parts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+def scaled_sum(
+    parts: torch.Tensor,
+    scales: torch.Tensor,
+    total: torch.Tensor | None = None,
+    accumulate: bool = False,
+) -> torch.Tensor:
     """The sum of the rows, each value first scaled and rounded towards zero to an integer.
 
     Args:
         parts: as for `squared_norms`.
         scales: float64 [examples]; no product may be larger than 2^30. A row of scale 0 is passed
             over, whatever it holds.
+        total: int64 [parameters], written; None for a new one.
+        accumulate: add to what `total` holds.
 
     Returns:
-        int64 [parameters].
+        `total`.
 
     Raises:
         TypeError, ValueError: an argument is not as above.
     """
     parts = _checked_parts(parts)
     check_scales(scales, len(parts), parts.device)
-    result: torch.Tensor = torch.ops.privimage.scaled_sum(parts, scales)
-    return result
+    if total is None:
+        total, accumulate = parts.new_empty(parts.shape[1], dtype=torch.int64), False
+    _check_total("total", total)
+    torch.ops.privimage.scaled_sum(parts, scales, total, accumulate)
+    return total
 
 
 def example_weight_norms(
@@ -101,9 +111,9 @@ def recomputed_sum(
     """
     _check_convolution(x, grad)
     check_scales(scales, len(scales), x.device)
-    for name, total in (("weight_sum", weight_sum), ("bias_sum", bias_sum)):
-        if total is not None and (total.dtype != torch.int64 or not total.is_contiguous()):
-            raise TypeError(f"{name}: expected a contiguous int64 tensor, got {total.dtype}")
+    _check_total("weight_sum", weight_sum)
+    if bias_sum is not None:
+        _check_total("bias_sum", bias_sum)
     stride, padding, dilation, groups = geometry
     torch.ops.privimage.recomputed_sum(
         x, grad, scales, weight_sum, bias_sum, stride, padding, dilation, groups
@@ -157,6 +167,11 @@ def check_scales(scales: torch.Tensor, examples: int, device: torch.device) -> N
         raise TypeError(f"scales: expected torch.float64 on {device}, got {there}")
     if scales.shape != (examples,) or not scales.is_contiguous():
         raise ValueError(f"scales: expected a vector of {examples}, got {list(scales.shape)}")
+
+
+def _check_total(name: str, total: torch.Tensor) -> None:
+    if total.dtype != torch.int64 or not total.is_contiguous():
+        raise TypeError(f"{name}: expected a contiguous int64 tensor, got {total.dtype}")
 
 
 def _check_convolution(x: torch.Tensor, grad: torch.Tensor) -> None:

@@ -88,7 +88,7 @@ def test_the_bound_is_never_below_what_is_added(
     share = 2.01 * (x.shape[1] + 2) * unit + math.sqrt(pairs) * 2.0**-25.9
     assert (bound <= norms + share * reach + 1e-30).all()
     if kind == "random" and dtype == torch.float32 and positions * inputs > 20:
-        assert (bound <= norms * (1 + 1e-5)).all()
+        assert (bound <= norms * (1 + 1e-4)).all()
 
 
 def test_a_product_of_one_position_is_known_to_rounding():

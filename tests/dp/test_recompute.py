@@ -94,6 +94,28 @@ def test_the_choice_changes_no_bit(draws, rule):
 
 
 @native
+@pytest.mark.parametrize("rule", RULES[:2], ids=lambda rule: rule.way)
+@pytest.mark.parametrize("again", ["", "second", "spare"])
+def test_new_memory_does_not_show(again, rule):
+    model, data = Net(), batch(5, 1)
+    model.spare = nn.Linear(7, 3)
+    chosen = planned(model, examples=2)
+    if again == "spare":  # What is not used can't be planned: as if another pass had used it.
+        chosen.__dict__["recomputed"] = frozenset({"spare.weight", "spare.bias"})
+    elif again:
+        chosen = chosen.choosing(again, "recompute")
+    expected = total(model, data, chosen, rule)
+    torch.use_deterministic_algorithms(True)  # New memory holds the largest number.
+    try:
+        found = total(model, data, chosen, rule)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(found, expected)
+    assert (found[-24:] == 0).all()
+    assert (found[:-24] != 0).any()
+
+
+@native
 @pytest.mark.parametrize("choice", ["keep", "recompute"])
 def test_what_fills_a_batch_up_adds_nothing(choice):
     model, data = Net(), batch(5, 2)

@@ -125,8 +125,8 @@ SAMPLES = {
     ],
     "recomputed_sum": [_recomputed(3), _recomputed(2, with_bias=False), _recomputed(0)],
     "scaled_sum": [
-        (_random(5, 37), _random(5, dtype=torch.float64) * 1e5),
-        (_random(0, 7), _random(0, dtype=torch.float64)),
+        (_random(5, 37), _random(5, dtype=torch.float64) * 1e5, torch.ones(37).long(), True),
+        (_random(0, 7), _random(0, dtype=torch.float64), torch.ones(7).long(), False),
     ],
     "squared_norms": [(_random(5, 37),), (_random(3, 0, dtype=torch.float64),)],
 }

@@ -163,9 +163,9 @@ def _squared_before_it_is_added_up(indices, grad, entries, padding_idx=None):
     return grad.double().square().sum((1, 2))
 
 
-def _kept_added_twice(arena, total, scales):
-    _add_kept(arena, total, scales)
-    _add_kept(arena, total, scales)
+def _kept_added_twice(arena, total, scales, *, accumulate):
+    _add_kept(arena, total, scales, accumulate=accumulate)
+    _add_kept(arena, total, scales, accumulate=True)
 
 
 def _computed_again_without_scales(use, total, scales):
