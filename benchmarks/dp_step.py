@@ -7,10 +7,12 @@ average of the weights; the private ones also the norm of each image's gradient,
 and noise. All run in this process, in turns (turns.py says by what rules); a ratio is the median
 over the turns of a method's time to that of the faster ordinary step in the same turn. Peers run
 where they are installed, in the micro-batch that suits them; ours in the ordinary step's. Before
-it is timed a method's clipped sum is held against ours. --quick leaves out what takes longest and
-is not ahead of others: compiling, and all modes of Opacus but its hooks. Rows of an existing FILE
-stay, unless the same was measured again. --peak measures memory instead, stage by stage (memory.py
-says how).
+it is timed a method's clipped sum is held against ours. `privimage` is the step that `privimage
+train` takes, recorded once as a graph of operators, "call by call" that of a `PrivateEngine`.
+
+--quick leaves out what takes longest and is never ahead: compiling, and all modes of Opacus but its
+hooks. Rows of an existing FILE stay, unless the same was measured again. --peak measures memory
+instead, stage by stage (memory.py says how).
 """
 
 import argparse

@@ -4,8 +4,9 @@ r"""What does the engine change in a run: fine-tuning with it, and with plain au
 
 Runs `privimage train` up to fine-tuning twice from the same start, with the same test key: as it
 is, and with `torch.autograd.grad` one image at a time in the engine's place, each in a process of
-its own. Prints the seconds of the stages both ways, and whether ε, the ledger (but for its times)
-and the integers of all noise are the same. The stages before fine-tuning run once.
+its own. Prints the median time of a step and the seconds of the stages both ways, and whether the
+ledger (with ε; but for its times) and the integers of all noise are the same. The stages before
+fine-tuning run once.
 
 The embedded run and the CIFAR-10 preset, cut down to fit two cores:
 
@@ -17,11 +18,12 @@ The embedded run and the CIFAR-10 preset, cut down to fit two cores:
 import argparse
 import hashlib
 import json
-import math
 import os
 import shutil
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from privimage.dp import ClipRule, ExampleGradients, StepPlan
 from privimage.synthesis import finetune
 
 WAYS = ("plain", "engine")
+SEEN = "seen.json"
 TEST_KEY = {"PRIVIMAGE_TEST_KEY": "any"}
 
 
@@ -59,13 +62,14 @@ def main() -> None:
             shutil.copytree(start, folder)
         command = [sys.executable, __file__, "--out", str(folder), "--way", way, *arguments]
         subprocess.run(command, env=os.environ | TEST_KEY, check=True)
-        noise = (folder / "noise.sha256").read_text()
-        rows.append({"way": way, "seconds": stage_seconds(folder), "noise_sha256": noise})
+        seen = json.loads((folder / SEEN).read_text())
+        rows.append({"way": way, "seconds": stage_seconds(folder), **seen})
     ledgers = [ledger(options.out / way) for way in WAYS]
     same = {"ledger": ledgers[0] == ledgers[1]}
     same |= {"noise": rows[0]["noise_sha256"] == rows[1]["noise_sha256"]}
     for row in rows:
-        print(f"{row['way']:<7} " + ", ".join(f"{k} {v:.1f} s" for k, v in row["seconds"].items()))
+        stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in row["seconds"].items())
+        print(f"{row['way']:<7} {row['step_seconds']:.3f} s a private step; {stages}")
     print(f"the same either way: {same}")
     if options.json:
         figures = {**machine(), "arguments": arguments, "same": same, "rows": rows}
@@ -73,23 +77,30 @@ def main() -> None:
 
 
 def run(folder: Path, way: str, arguments: list[str]) -> None:
-    """One run up to fine-tuning, in this process; its noise's hash beside it."""
+    """One run up to fine-tuning, in this process; beside it the noise's hash and a step's time."""
     digest, update = hashlib.sha256(), ops.private_update
+    times, step_of = [], finetune.Finetuner.step
+
+    def timed(tuner: finetune.Finetuner) -> None:
+        began = time.perf_counter()
+        step_of(tuner)
+        times.append(time.perf_counter() - began)
 
     def noted(total: torch.Tensor, key: torch.Tensor, step: torch.Tensor, *rest: Any) -> None:
         integers = ops.gaussian_integers(key, int(step), 0, len(total), float(ops.LARGEST_STD))
         digest.update(integers.numpy().tobytes())
         update(total, key, step, *rest)
 
-    ops.private_update = noted
+    ops.private_update, finetune.Finetuner.step = noted, timed
     if way == "plain":
         finetune.planned_clipped_sum = one_image_at_a_time
-        finetune._WORTH_RECORDING = math.inf
+        finetune.record = lambda function, *made_up: function
     sys.argv = ["privimage", "train", "--out", str(folder), *arguments, "--until", "finetune"]
     try:
         privimage.cli.main()
     finally:
-        (folder / "noise.sha256").write_text(digest.hexdigest())
+        seen = {"noise_sha256": digest.hexdigest(), "step_seconds": statistics.median(times)}
+        (folder / SEEN).write_text(json.dumps(seen))
 
 
 def one_image_at_a_time(
@@ -98,13 +109,13 @@ def one_image_at_a_time(
     *batch: torch.Tensor,
     plan: StepPlan,
     rule: ClipRule,
-    examples: int,
+    examples: torch.Tensor,
 ) -> torch.Tensor:
     """What `planned_clipped_sum` does, by ordinary autograd."""
     network = gradients._model
     parameters = [p for p in network.parameters() if p.requires_grad]
     total = torch.zeros(gradients.size, dtype=torch.int64)
-    for example in list(zip(*(t.split(plan.draws) for t in batch), strict=True))[:examples]:
+    for example in list(zip(*(t.split(plan.draws) for t in batch), strict=True))[: int(examples)]:
         parts = torch.autograd.grad(losses(network, *example).mean(), parameters)
         row = torch.cat([part.flatten() for part in parts])[None]
         total += rule.sum(row, gradients.module_sizes)

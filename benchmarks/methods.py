@@ -12,7 +12,8 @@ from steps import Step, ordinary, ours
 
 ORDINARY = ("ordinary channels-first", "ordinary channels-last")
 OURS = "privimage"
-COMPILED = "ordinary compiled"
+COMPILED = "torch.compile"
+UNRECORDED = "call by call"
 PIECES = (1, 2, 4)
 
 
@@ -40,6 +41,7 @@ def methods(setting: Setting, limits: Sequence[int] = ()) -> dict[str, Method]:
         ORDINARY[1]: Method(lambda _: ordinary(setting, last)),
         COMPILED: Method(lambda _: ordinary(setting, last, is_compiled=True)),
         OURS: Method(lambda _: ours(setting)),
+        UNRECORDED: Method(lambda _: ours(setting, is_recorded=False)),
     }
     for mb in limits:
         found[f"{OURS} in {mb} MB"] = Method(lambda _, mb=mb: ours(setting, 1e6 * mb))

@@ -90,8 +90,11 @@ def ordinary(
     return Step(gradient, lambda _: update())
 
 
-def ours(setting: Setting, max_memory: float | None = None) -> Step:
-    """Our step, as the plan has it for so many bytes (None: as many as it takes)."""
+def ours(setting: Setting, max_memory: float | None = None, *, is_recorded: bool = True) -> Step:
+    """Our step, as the plan has it for so many bytes (None: as many as it takes).
+
+    Recorded as `privimage train` has it, or call by call as `PrivateEngine` does.
+    """
     network, batch = setting.network(), setting.batch()
     gradients = ExampleGradients(network, torch.channels_last)
     chosen = plan(
@@ -111,18 +114,14 @@ def ours(setting: Setting, max_memory: float | None = None) -> Step:
         ema_decay=lambda update: EMA_DECAY,
     )
 
-    def watched(*given: torch.Tensor) -> torch.Tensor:
+    def total(*batch: torch.Tensor) -> torch.Tensor:
         return planned_clipped_sum(
-            gradients, setting.losses, *given, plan=chosen, rule=ClipRule(MAX_GRAD_NORM)
+            gradients, setting.losses, *batch, plan=chosen, rule=ClipRule(MAX_GRAD_NORM)
         )
 
-    # As fine-tuning does.
-    recorded = accelerated(record(watched, *batch), batch[0].device)
-
-    def gradient() -> torch.Tensor:
-        return recorded(*batch)
+    sums = accelerated(record(total, *batch), batch[0].device) if is_recorded else total
 
     def summed(total: torch.Tensor) -> torch.Tensor:
         return total.double() * (MAX_GRAD_NORM / GRID_UNITS)
 
-    return Step(gradient, adam.step, summed, chosen.bytes)
+    return Step(lambda: sums(*batch), adam.step, summed, chosen.bytes)

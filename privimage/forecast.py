@@ -1,6 +1,5 @@
 """What a run will take, from seconds of measurement on random images: no data of anybody's."""
 
-import os
 import resource
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -26,7 +25,8 @@ _PRIVATE = 1.2
 # For each of up to nine measurements, five in all.
 _SECONDS = 0.6
 _SOONEST, _LATEST = 0.7, 1.6
-_LOAD = 0.5
+# So much of a core a thread works where it is alone; the rest is waiting for one another.
+_BUSY = 0.6
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Forecast:
         memory: bytes that the process has needed so far.
         measured: seconds of measurement that `seconds` rest on.
         threads: on which it was measured.
-        load: processes that ran or waited in the minute before, on average, as the system counts.
+        cores: how many cores worked on it meanwhile; fewer than threads if other programs did.
     """
 
     seconds: dict[str, float]
     memory: int
     measured: float
     threads: int
-    load: float
+    cores: float
 
 
 def forecast(run: Run, missing: Collection[str]) -> Forecast:
@@ -55,7 +55,6 @@ def forecast(run: Run, missing: Collection[str]) -> Forecast:
         run: its recipe, networks and cores; of its images only the numbers are asked for.
         missing: names of the stages that are to be done.
     """
-    load = os.getloadavg()[0]
     recipe, found, watch = run.recipe, dict[str, float](), Stopwatch(run.device, _SECONDS)
     if "classifier" in missing:
         rows = recipe.classifier.steps * recipe.classifier.batch_size
@@ -85,7 +84,7 @@ def forecast(run: Run, missing: Collection[str]) -> Forecast:
         if "evaluation" in missing:
             found["evaluation"] = again * made + _measuring(run, watch, images, 1 + before)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Forecast(found, peak, watch.spent, run.workers.threads, load)
+    return Forecast(found, peak, watch.spent, run.workers.threads, watch.cores)
 
 
 def in_words(found: Forecast) -> Iterator[str]:
@@ -94,15 +93,16 @@ def in_words(found: Forecast) -> Iterator[str]:
         yield f"{stage:<12} about {_duration(seconds)}"
     if found.seconds:
         total = sum(found.seconds.values())
-        span = f"{_duration(_SOONEST * total)} to {_duration(_LATEST * total)}"
+        crowd = max(1.0, _BUSY * found.threads / found.cores)
+        span = f"{_duration(_SOONEST * total / crowd)} to {_duration(_LATEST * total)}"
         yield (
-            f"together     {span}, to judge by {found.measured:.1f} s of it on random images, "
+            f"together     {span}, to judge by {found.measured:.0f} s of it on random images, "
             f"{found.threads} threads"
         )
-        if found.load > _LOAD:
+        if crowd > 1:
             yield (
-                f"             other programs were busy (load {found.load:.1f}, "
-                f"{len(os.sched_getaffinity(0))} cores): it depends on what they go on to do"
+                f"             other programs left it {found.cores:.1f} cores: the shorter time is "
+                "without them, the longer one with them"
             )
     yield f"memory       at least {found.memory / 2**30:.1f} GiB (what it took to plan)"
 

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "threads": set(),
     "pace": set(),
     "acceleration": set(),
+    "allocator": set(),
     "networks": {"errors"},
     "_host": set(),
     "ops": {"errors", "_host"},
@@ -57,7 +58,8 @@ MAY_IMPORT = {
     "budget": {"errors", "durable", "dp"},
     "inspection": {"durable", "data"},
     "cli": {"errors", "progress", "recipe", "data", "pipeline", "audit", "doctor", "budget"}
-    | {"assessment", "inspection", "selftest", "export", "report", "run", "schedule"},
+    | {"allocator", "assessment", "inspection", "selftest", "export", "report", "run"}
+    | {"schedule"},
     "__init__": {"synthesizer"},
     "__main__": {"cli"},
 }

@@ -143,15 +143,23 @@ PRIVIMAGE_INLINE int64_t lines(const GroupNormShape& shape) {
   return shape.channels_last ? 1 : shape.channels;
 }
 
-// to[place] = value(channel) for all places of a run; `channel` is that of a channels-first line.
+PRIVIMAGE_INLINE int64_t width_of(const GroupNormShape& shape) {
+  return shape.channels / shape.groups;
+}
+
+// to[place] = value(channel, its group) for all places of a run; `channel` is that of a
+// channels-first line.
 template <typename Scalar, typename Value>
 PRIVIMAGE_INLINE void lay_out(const GroupNormShape& shape, int64_t run, int64_t channel, Scalar* to,
                               Value value) {
+  const int64_t width = width_of(shape);
   if (!shape.channels_last) {
-    std::fill_n(to, run, value(channel));
+    std::fill_n(to, run, value(channel, channel / width));
     return;
   }
-  for (int64_t c = 0; c < shape.channels; ++c) to[c] = value(c);
+  for (int64_t g = 0; g < shape.groups; ++g) {
+    for (int64_t c = g * width; c < (g + 1) * width; ++c) to[c] = value(c, g);
+  }
   for (int64_t i = shape.channels; i < run; ++i) to[i] = to[i - shape.channels];
 }
 
@@ -171,21 +179,27 @@ PRIVIMAGE_INLINE void gather(const GroupNormShape& shape, int64_t run, int64_t c
   }
 }
 
-PRIVIMAGE_INLINE int64_t group_of(const GroupNormShape& shape, int64_t channel) {
-  return channel / (shape.channels / shape.groups);
-}
-
 // At least 1: an image without pixels has moments, too.
 PRIVIMAGE_INLINE double values_a_group(const GroupNormShape& shape) {
-  return double(std::max<int64_t>(shape.channels / shape.groups * shape.pixels, 1));
+  return double(std::max<int64_t>(width_of(shape) * shape.pixels, 1));
 }
 
-// The sum of a group's channels.
-template <typename Scalar, typename Term>
+// The sum of a group's channels, in lanes where they are many, as a token's are that layer
+// normalisation takes for one group: a fixed order on every machine.
+template <typename Term>
 PRIVIMAGE_INLINE double group_sum(const GroupNormShape& shape, int64_t group, Term term) {
-  const int64_t width = shape.channels / shape.groups;
+  constexpr int64_t kSumLanes = 8;
+  const int64_t width = width_of(shape), last = (group + 1) * width;
+  int64_t c = group * width;
   double sum = 0.0;
-  for (int64_t c = group * width; c < (group + 1) * width; ++c) sum += double(term(c));
+  if (width >= kSumLanes) {
+    double lanes[kSumLanes] = {};
+    for (; c + kSumLanes <= last; c += kSumLanes) {
+      for (int64_t lane = 0; lane < kSumLanes; ++lane) lanes[lane] += double(term(c + lane));
+    }
+    for (const double lane : lanes) sum += lane;
+  }
+  for (; c < last; ++c) sum += double(term(c));
   return sum;
 }
 
@@ -201,10 +215,10 @@ PRIVIMAGE_INLINE void moments(const GroupNormShape& shape, const GroupNormScratc
     gather(shape, at.run, line, at.run_sums, at.sums);
   }
   for (int64_t g = 0; g < shape.groups; ++g) {
-    mean[g] = Scalar(group_sum<Scalar>(shape, g, [&](int64_t c) { return at.sums[c]; }) / count);
+    mean[g] = Scalar(group_sum(shape, g, [&](int64_t c) { return at.sums[c]; }) / count);
   }
   for (int64_t line = 0; line < lines(shape); ++line) {
-    lay_out(shape, at.run, line, at.first, [&](int64_t c) { return mean[group_of(shape, c)]; });
+    lay_out(shape, at.run, line, at.first, [&](int64_t, int64_t g) { return mean[g]; });
     std::fill_n(at.run_sums, at.run, Scalar(0));
     for_each_run(shape, at.run, line, [&](int64_t begin, int64_t values) {
       add_squares(values, x + begin, at.first, at.run_sums);
@@ -212,7 +226,7 @@ PRIVIMAGE_INLINE void moments(const GroupNormShape& shape, const GroupNormScratc
     gather(shape, at.run, line, at.run_sums, at.sums);
   }
   for (int64_t g = 0; g < shape.groups; ++g) {
-    const double squares = group_sum<Scalar>(shape, g, [&](int64_t c) { return at.sums[c]; });
+    const double squares = group_sum(shape, g, [&](int64_t c) { return at.sums[c]; });
     rstd[g] = Scalar(1.0 / std::sqrt(squares / count + eps));
   }
 }
@@ -223,12 +237,12 @@ PRIVIMAGE_INLINE void lay_out_affine(const GroupNormShape& shape,
                                      const GroupNormScratch<Scalar>& at, int64_t line,
                                      const Scalar* mean, const Scalar* rstd, const Scalar* weight,
                                      const Scalar* bias) {
-  const auto scale = [&](int64_t c) {
-    return (weight ? weight[c] : Scalar(1)) * rstd[group_of(shape, c)];
+  const auto scale = [&](int64_t c, int64_t g) {
+    return (weight ? weight[c] : Scalar(1)) * rstd[g];
   };
   lay_out(shape, at.run, line, at.first, scale);
-  lay_out(shape, at.run, line, at.second, [&](int64_t c) {
-    return (bias ? bias[c] : Scalar(0)) - mean[group_of(shape, c)] * scale(c);
+  lay_out(shape, at.run, line, at.second, [&](int64_t c, int64_t g) {
+    return (bias ? bias[c] : Scalar(0)) - mean[g] * scale(c, g);
   });
 }
 
@@ -260,7 +274,7 @@ PRIVIMAGE_INLINE void backward_sums(const GroupNormSiluBackward<Scalar>& job,
   const Scalar* rstd = job.rstd + row * shape.groups;
   for (int64_t line = 0; line < lines(shape); ++line) {
     lay_out_affine(shape, at, line, mean, rstd, job.weight, job.bias);
-    lay_out(shape, at.run, line, at.third, [&](int64_t c) { return mean[group_of(shape, c)]; });
+    lay_out(shape, at.run, line, at.third, [&](int64_t, int64_t g) { return mean[g]; });
     std::fill_n(at.run_sums, at.run, Scalar(0));
     std::fill_n(at.run_products, at.run, Scalar(0));
     for_each_run(shape, at.run, line, [&](int64_t begin, int64_t values) {
@@ -286,21 +300,19 @@ PRIVIMAGE_INLINE void backward_apply(const GroupNormSiluBackward<Scalar>& job,
   const auto weight = [&](int64_t c) { return job.weight ? job.weight[c] : Scalar(1); };
   for (int64_t g = 0; g < shape.groups; ++g) {
     const double r = rstd[g];
-    const double sum = group_sum<Scalar>(
-        shape, g, [&](int64_t c) { return double(weight(c)) * double(at.sums[c]); });
-    const double product = group_sum<Scalar>(
-        shape, g, [&](int64_t c) { return double(weight(c)) * double(at.products[c]); });
+    const double sum =
+        group_sum(shape, g, [&](int64_t c) { return double(weight(c)) * double(at.sums[c]); });
+    const double product =
+        group_sum(shape, g, [&](int64_t c) { return double(weight(c)) * double(at.products[c]); });
     const double tilt = -r * r * r * product / count;
     at.tilts[g] = Scalar(tilt);
     at.shifts[g] = Scalar(-r * sum / count - tilt * double(mean[g]));
   }
   for (int64_t line = 0; line < lines(shape); ++line) {
     lay_out(shape, at.run, line, at.first,
-            [&](int64_t c) { return weight(c) * rstd[group_of(shape, c)]; });
-    lay_out(shape, at.run, line, at.second,
-            [&](int64_t c) { return at.tilts[group_of(shape, c)]; });
-    lay_out(shape, at.run, line, at.third,
-            [&](int64_t c) { return at.shifts[group_of(shape, c)]; });
+            [&](int64_t c, int64_t g) { return weight(c) * rstd[g]; });
+    lay_out(shape, at.run, line, at.second, [&](int64_t, int64_t g) { return at.tilts[g]; });
+    lay_out(shape, at.run, line, at.third, [&](int64_t, int64_t g) { return at.shifts[g]; });
     for_each_run(shape, at.run, line, [&](int64_t begin, int64_t values) {
       combine(values, job.x + start + begin, at.first, at.second, at.third,
               job.grad_x + start + begin);
@@ -317,9 +329,12 @@ PRIVIMAGE_INLINE void backward_affine(const GroupNormSiluBackward<Scalar>& job,
   const Scalar* rstd = job.rstd + row * shape.groups;
   if (job.grad_weight) {
     Scalar* to = job.grad_weight + example * job.weight_stride;
-    for (int64_t c = 0; c < shape.channels; ++c) {
-      const Scalar part = at.products[c] * rstd[group_of(shape, c)];
-      to[c] = add ? to[c] + part : part;
+    const int64_t width = width_of(shape);
+    for (int64_t g = 0; g < shape.groups; ++g) {
+      for (int64_t c = g * width; c < (g + 1) * width; ++c) {
+        const Scalar part = at.products[c] * rstd[g];
+        to[c] = add ? to[c] + part : part;
+      }
     }
   }
   if (job.grad_bias) {

@@ -47,20 +47,6 @@ inline void squared_norms(const KeptParts<Scalar>& job, double* squares, int64_t
   }
 }
 
-// Writes the sums of the parameters begin … end - 1. An example of scale 0 is passed over.
-template <typename Scalar>
-inline void scaled_sum(const KeptParts<Scalar>& job, const double* scales, int64_t* sums,
-                       int64_t begin, int64_t end) {
-  for (int64_t start = begin; start < end; start += kBlock) {
-    const int64_t count = std::min(kBlock, end - start);
-    std::fill_n(sums + start, count, int64_t{0});
-    for (int64_t i = 0; i < job.examples; ++i) {
-      if (scales[i] == 0.0) continue;
-      add_scaled(job.parts + i * job.stride + start, count, scales[i], sums + start);
-    }
-  }
-}
-
 // As `WriteRows`: adds the squares up.
 template <typename Scalar>
 struct AddSquares {

@@ -19,7 +19,7 @@ int launch_all(const ClippedSum<Scalar>& job, double* partial, void* stream) {
   if (error == 0) {
     error = launch(scales_kernel<Scalar>, scales_launch(job.examples), job, stream);
   }
-  return error != 0 ? error : launch_scaled_sum(kept, job.scales, job.sum, stream);
+  return error != 0 ? error : launch_scaled_sum(kept, job.scales, false, job.sum, stream);
 }
 
 }  // namespace

@@ -29,8 +29,9 @@ int launch_norms(const KeptParts<Scalar>& kept, double* partial, double* squares
 }
 
 template <typename Scalar>
-int launch_sum(const KeptParts<Scalar>& kept, const double* scales, int64_t* sum, void* stream) {
-  const ScaledSum<Scalar> job{kept, scales, sum};
+int launch_sum(const KeptParts<Scalar>& kept, const double* scales, bool accumulate, int64_t* sum,
+               void* stream) {
+  const ScaledSum<Scalar> job{kept, scales, accumulate, sum};
   return launch(sums_kernel<Scalar>, sums_launch(kept.parameters), job, stream);
 }
 
@@ -55,17 +56,17 @@ int launch_squared_norms(const KeptParts<double>& job, double* partial, double* 
   return launch_norms(job, partial, squares, stream);
 }
 
-int launch_scaled_sum(const KeptParts<Bfloat16>& job, const double* scales, int64_t* sum,
-                      void* stream) {
-  return launch_sum(job, scales, sum, stream);
+int launch_scaled_sum(const KeptParts<Bfloat16>& job, const double* scales, bool accumulate,
+                      int64_t* sum, void* stream) {
+  return launch_sum(job, scales, accumulate, sum, stream);
 }
-int launch_scaled_sum(const KeptParts<float>& job, const double* scales, int64_t* sum,
-                      void* stream) {
-  return launch_sum(job, scales, sum, stream);
+int launch_scaled_sum(const KeptParts<float>& job, const double* scales, bool accumulate,
+                      int64_t* sum, void* stream) {
+  return launch_sum(job, scales, accumulate, sum, stream);
 }
-int launch_scaled_sum(const KeptParts<double>& job, const double* scales, int64_t* sum,
-                      void* stream) {
-  return launch_sum(job, scales, sum, stream);
+int launch_scaled_sum(const KeptParts<double>& job, const double* scales, bool accumulate,
+                      int64_t* sum, void* stream) {
+  return launch_sum(job, scales, accumulate, sum, stream);
 }
 
 }  // namespace privimage::cuda

@@ -34,6 +34,7 @@ template <typename Scalar>
 struct ScaledSum {
   KeptParts<Scalar> kept;
   const double* scales;  // [examples]
+  bool accumulate;       // add to what sum holds, instead of writing over it
   int64_t* sum;          // [parameters]
 };
 
@@ -93,7 +94,7 @@ PRIVIMAGE_DEVICE void write_sums(const Block& block, const ScaledSum<Scalar>& jo
   const KeptParts<Scalar>& kept = job.kept;
   const int64_t i = block.x() * kSumThreads + block.thread();
   if (i >= kept.parameters) return;
-  int64_t sum = 0;
+  int64_t sum = job.accumulate ? job.sum[i] : 0;
   const int64_t last = kept.examples - 1;
   for (int64_t first = 0; first <= last; first += kAhead) {
     // Beyond the last example the last again, with scale 0: loads without conditions, all of which

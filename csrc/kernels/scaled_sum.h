@@ -32,12 +32,12 @@ int launch_squared_norms(const KeptParts<double>& job, double* partial, double* 
 // partial [rows, count] -> sums [rows].
 int launch_row_sums(const double* partial, int64_t rows, int64_t count, double* sums, void* stream);
 
-// scales [examples], see grid_scale; writes sum [parameters] in grid steps.
-int launch_scaled_sum(const KeptParts<Bfloat16>& job, const double* scales, int64_t* sum,
-                      void* stream);
-int launch_scaled_sum(const KeptParts<float>& job, const double* scales, int64_t* sum,
-                      void* stream);
-int launch_scaled_sum(const KeptParts<double>& job, const double* scales, int64_t* sum,
-                      void* stream);
+// scales [examples], see grid_scale; writes sum [parameters] in grid steps, or adds to it.
+int launch_scaled_sum(const KeptParts<Bfloat16>& job, const double* scales, bool accumulate,
+                      int64_t* sum, void* stream);
+int launch_scaled_sum(const KeptParts<float>& job, const double* scales, bool accumulate,
+                      int64_t* sum, void* stream);
+int launch_scaled_sum(const KeptParts<double>& job, const double* scales, bool accumulate,
+                      int64_t* sum, void* stream);
 
 }  // namespace privimage::cuda

@@ -35,8 +35,7 @@ GroupNormShape shape_of(const Tensor& x, int64_t examples, int64_t groups, bool 
                   " rows do not fit ", examples, " examples");
   int64_t pixels = 1;
   for (int64_t dim = 2; dim < x.dim(); ++dim) pixels *= x.size(dim);
-  const bool channels_last = !x.is_contiguous();
-  if (channels_last) {
+  if (!x.is_contiguous()) {
     // Of a dimension of size 1 the stride may be anything.
     const auto has = [&x](int64_t dim, int64_t stride) {
       return x.size(dim) <= 1 || x.stride(dim) == stride;
@@ -45,6 +44,8 @@ GroupNormShape shape_of(const Tensor& x, int64_t examples, int64_t groups, bool 
                         has(0, channels * pixels),
                     "x: expected a contiguous or channels-last tensor");
   }
+  // Of one pixel both layouts are the same; vectors of channels are faster.
+  const bool channels_last = pixels == 1 || !x.is_contiguous();
   return {examples, examples == 0 ? 1 : rows / examples, channels, pixels, groups, channels_last,
           silu};
 }

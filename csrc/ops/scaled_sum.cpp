@@ -58,6 +58,14 @@ const double* read_scales(const Tensor& scales, const Tensor& beside, int64_t ex
   return static_cast<const double*>(scales.const_data_ptr());
 }
 
+int64_t* sum_of(const Tensor& sum, int64_t count, const Tensor& beside, const std::string& name) {
+  STD_TORCH_CHECK(
+      sum.scalar_type() == ScalarType::Long && sum.is_contiguous() && sum.numel() == count, name,
+      ": expected a contiguous int64 tensor of ", count, " values");
+  STD_TORCH_CHECK(sum.device() == beside.device(), name, ": expected the other tensors' device");
+  return static_cast<int64_t*>(sum.mutable_data_ptr());
+}
+
 template <typename Scalar>
 KeptParts<Scalar> describe(const Tensor& parts) {
   return {static_cast<const Scalar*>(parts.const_data_ptr()), parts.stride(0), parts.size(0),
@@ -78,19 +86,17 @@ Tensor squared_norms_cpu(const Tensor parts) {
   return squares;
 }
 
-Tensor scaled_sum_cpu(const Tensor parts, const Tensor scales) {
+void scaled_sum_cpu(const Tensor parts, const Tensor scales, const Tensor total, bool accumulate) {
   check_parts(parts);
   const double* factors = read_scales(scales, parts, parts.size(0));
-  Tensor sum = torch::stable::new_empty(parts, {parts.size(1)}, ScalarType::Long);
-  auto* out = static_cast<int64_t*>(sum.mutable_data_ptr());
+  int64_t* out = sum_of(total, parts.size(1), parts, "total");
   dispatch(parts, "parts", [&](auto zero) {
     const auto job = describe<decltype(zero)>(parts);
     const int64_t grain = kGrain / (job.examples + 1) + 1;
     torch::stable::parallel_for(0, job.parameters, grain, [&](int64_t begin, int64_t end) {
-      cpu::scaled_sum(job, factors, out, begin, end);
+      cpu::scaled_sum(job, factors, accumulate, out, begin, end);
     });
   });
-  return sum;
 }
 
 // The job of a convolution whose gradients go to no rows; `bias` is null where there is none.
@@ -134,14 +140,6 @@ Tensor example_weight_norms_cpu(const Tensor x, const Tensor grad, int64_t examp
     cpu::add_blocks(partial.data(), blocks, examples, out);
   });
   return squares;
-}
-
-int64_t* sum_of(const Tensor& sum, int64_t count, const Tensor& beside, const std::string& name) {
-  STD_TORCH_CHECK(
-      sum.scalar_type() == ScalarType::Long && sum.is_contiguous() && sum.numel() == count, name,
-      ": expected a contiguous int64 tensor of ", count, " values");
-  STD_TORCH_CHECK(sum.device() == beside.device(), name, ": expected the other tensors' device");
-  return static_cast<int64_t*>(sum.mutable_data_ptr());
 }
 
 // The sums over examples that `recomputed_sum` adds to, checked against x and grad.
@@ -224,18 +222,16 @@ Tensor squared_norms_cuda(const Tensor parts) {
   return squares;
 }
 
-Tensor scaled_sum_cuda(const Tensor parts, const Tensor scales) {
+void scaled_sum_cuda(const Tensor parts, const Tensor scales, const Tensor total, bool accumulate) {
   const torch::stable::accelerator::DeviceGuard guard(parts.get_device_index());
   check_parts(parts);
   const double* factors = read_scales(scales, parts, parts.size(0));
-  const Tensor sum = torch::stable::new_empty(parts, {parts.size(1)}, ScalarType::Long);
-  auto* out = static_cast<int64_t*>(sum.mutable_data_ptr());
+  int64_t* out = sum_of(total, parts.size(1), parts, "total");
   void* stream = current_cuda_stream(parts.get_device_index());
   dispatch_on_gpu(parts, "parts", [&](auto zero) {
     const auto job = describe<decltype(zero)>(parts);
-    check_cuda(cuda::launch_scaled_sum(job, factors, out, stream), "scaled_sum");
+    check_cuda(cuda::launch_scaled_sum(job, factors, accumulate, out, stream), "scaled_sum");
   });
-  return sum;
 }
 
 Tensor example_weight_norms_cuda(const Tensor x, const Tensor grad, int64_t examples,
@@ -284,7 +280,7 @@ void recomputed_sum_cuda(const Tensor x, const Tensor grad, const Tensor scales,
 
 STABLE_TORCH_LIBRARY_FRAGMENT(privimage, library) {
   library.def("squared_norms(Tensor parts) -> Tensor");
-  library.def("scaled_sum(Tensor parts, Tensor scales) -> Tensor");
+  library.def("scaled_sum(Tensor parts, Tensor scales, Tensor(a!) total, bool accumulate) -> ()");
   library.def(
       "example_weight_norms(Tensor x, Tensor grad, int examples, int[] taps, bool with_bias, "
       "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");

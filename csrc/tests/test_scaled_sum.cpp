@@ -67,8 +67,12 @@ void recomputed_is_kept(std::mt19937_64& random) {
     scales[i] = i == 1 ? 0.0 : 0x1p30 / std::sqrt(squares[i]) * 0.99;
   }
 
-  std::vector<int64_t> from_kept(whole), again(whole, 5);
-  cpu::scaled_sum(parts, scales.data(), from_kept.data(), 0, whole);
+  std::vector<int64_t> from_kept(whole, 3), again(whole, 5);
+  cpu::scaled_sum(parts, scales.data(), false, from_kept.data(), 0, whole);
+  std::vector<int64_t> added(whole, 5);
+  for (int64_t begin = 0; begin < whole; begin += 33) {
+    cpu::scaled_sum(parts, scales.data(), true, added.data(), begin, std::min(begin + 33, whole));
+  }
   const int64_t range = shape.groups * cpu::blocks_a_group(shape);
   for (int64_t begin = 0; begin < range; begin += 2) {
     cpu::recomputed_sum<Scalar>(job, {scales.data(), again.data(), again.data() + size}, begin,
@@ -81,6 +85,7 @@ void recomputed_is_kept(std::mt19937_64& random) {
     }
     CHECK(from_kept[i] == expected);
     CHECK(again[i] == expected + 5);
+    CHECK(added[i] == expected + 5);
   }
 }
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from privimage import assessment, export, pipeline, recipe
+from privimage.allocator import keep_freed_memory
 from privimage.cli import options
 from privimage.progress import Reporter
 from privimage.report import write_report
@@ -79,6 +80,7 @@ def _train(given: dict[str, Any], scope: Scope) -> None:
         plan, found = pipeline.dry_run(chosen, path, machine, reporter, scope)
         result = {"plan": None if plan is None else asdict(plan), **asdict(found)}
     else:
+        keep_freed_memory()
         pipeline.train(chosen, path, machine, reporter, scope)
         metrics = path / "evaluation" / "metrics.json"
         result = json.loads(metrics.read_text()) if metrics.exists() else {}

@@ -9,6 +9,7 @@ example's rows contribute.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,18 +71,7 @@ def group_norm(
 ) -> Pending:
     """`F.group_norm` on [rows, channels, ...], with the SiLU that follows in one go."""
     _check_dimensions(x, 2)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    (taken,) = ops.as_taken(dtype, x)
-    scale, shift = (t if t is None else t.to(dtype) for t in map(examples.hide, (weight, bias)))
-    slots = examples.slots_of(weight, bias)
-
-    def compute(silu: bool) -> torch.Tensor:
-        output: torch.Tensor = ExampleGroupNorm.apply(  # type: ignore[no-untyped-call]
-            examples.anchor, taken, scale, shift, slots, num_groups, eps, silu
-        )
-        return output.to(x.dtype)
-
-    return Pending(x.shape, compute)
+    return Pending(x.shape, partial(_normalised, examples, x, weight, bias, num_groups, eps))
 
 
 def layer_norm(
@@ -92,14 +82,10 @@ def layer_norm(
     bias: torch.Tensor | None = None,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """`F.layer_norm` on [rows, ..., *normalized_shape]."""
+    """`F.layer_norm` on [rows, ..., *normalized_shape]: one group of each position's values."""
     _check_dimensions(x, 1 + len(normalized_shape))
-    output = F.layer_norm(x, normalized_shape, eps=eps)
-    if weight is not None:
-        output = output * examples.by_row(weight, len(x), x.dim())
-    if bias is not None:
-        output = output + examples.by_row(bias, len(x), x.dim())
-    return output
+    positions = x.flatten(-len(normalized_shape)).flatten(0, -2)
+    return _normalised(examples, positions, weight, bias, 1, eps, silu=False).view(x.shape)
 
 
 def rms_norm(
@@ -188,6 +174,27 @@ def _apply(
     inputs = map(_autocast, (x, examples.hide(weight), examples.hide(bias)))
     output: torch.Tensor = function.apply(examples.anchor, *inputs, slots, *others)
     return output
+
+
+def _normalised(
+    examples: Examples,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> torch.Tensor:
+    """Group normalisation of [rows or positions, channels, ...], and SiLU."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    (taken,) = ops.as_taken(dtype, x)
+    slots = examples.slots_of(weight, bias)
+    affine = (examples.hide(tensor) for tensor in (weight, bias))
+    scale, shift = (t if t is None else t.flatten().to(dtype) for t in affine)
+    output: torch.Tensor = ExampleGroupNorm.apply(  # type: ignore[no-untyped-call]
+        examples.anchor, taken, scale, shift, slots, groups, eps, silu
+    )
+    return output.to(x.dtype)
 
 
 def _autocast(tensor: torch.Tensor | None) -> torch.Tensor | None:

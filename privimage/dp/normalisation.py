@@ -1,4 +1,4 @@
-"""Group normalisation with the gradients of its scale and shift for each example."""
+"""Group and layer normalisation with the gradients of scale and shift for each example."""
 
 from typing import Any
 
@@ -12,8 +12,9 @@ from privimage.dp.slots import Slots, claim, once_differentiable, opened
 class ExampleGroupNorm(Function):
     """`ops.group_norm_silu` with the gradients of weight and bias written into slots.
 
-    Arguments: an anchor, x [rows, channels, ...], weight and bias [channels] or None, their slots,
-    groups, eps and whether SiLU follows.
+    Arguments: an anchor, x [rows, channels, ...], weight and bias [channels] or None, their slots
+    (of as many values, in any shape), groups, eps and whether SiLU follows. An example may have
+    many rows: its draws, or the positions that layer normalisation takes one by one.
     """
 
     @staticmethod
@@ -42,7 +43,7 @@ class ExampleGroupNorm(Function):
         x, moments, weight, bias = ctx.saved_tensors
         slots = opened(*ctx.slots)
         accumulate = claim(*slots)
-        rows = [None if slot is None else slot.rows for slot in slots]
+        rows = [None if slot is None else slot.rows.flatten(1) for slot in slots]
         count = next((len(r) for r in rows if r is not None), len(x))
         ordinary: list[torch.Tensor | None] = [None, None]
         for i, wanted in enumerate(ctx.needs_input_grad[2:4]):

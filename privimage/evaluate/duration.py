@@ -17,11 +17,11 @@ from privimage.evaluate.training import Training
 from privimage.networks import NETWORKS, build_network
 from privimage.pace import Step, Stopwatch
 
-_ROWS, _FEATURE_ROWS, _SCORED, _AMONG = 256, 32, 200, 1000
+_ROWS, _FEATURE_ROWS, _SCORED, _AMONG = 1000, 32, 200, 1000
 # More than a measurement comes to.
 _EPOCHS = 10_000
 # They end when they have converged, usually after about so many iterations.
-_ITERATIONS = {"mlp": 40, "logistic": 80}
+_ITERATIONS = {"mlp": 20, "logistic": 80}
 
 
 @dataclass(frozen=True)

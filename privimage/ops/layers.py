@@ -235,6 +235,11 @@ def as_taken(wide: torch.dtype, *activations: torch.Tensor) -> tuple[torch.Tenso
 
     On a GPU that is bfloat16, where all of them are, beside float32; else `wide` itself.
     """
+    for x in activations:
+        if x.dtype != wide:
+            break
+    else:  # As nearly always; a layer's call takes a share of a step.
+        return activations
     if wide == torch.float32 and all(_has_half(x) and x.dtype == _HALF for x in activations):
         return activations
     return tuple(x.to(wide) for x in activations)

@@ -216,6 +216,28 @@ def example_embedding_grad(
     weight.copy_(weight + sums if accumulate else sums)
 
 
+def example_embedding_norms(
+    indices: torch.Tensor, grad: torch.Tensor, entries: int, padding_idx: int
+) -> torch.Tensor:
+    """→ float64 [examples]; see `privimage.ops.example_embedding_norms`."""
+    table = grad.new_zeros(len(grad), entries, grad.shape[2])
+    example_embedding_grad(indices, grad, table, padding_idx, False)
+    return squared_norms(table.flatten(1))
+
+
+def recomputed_embedding_sum(
+    indices: torch.Tensor,
+    grad: torch.Tensor,
+    scales: torch.Tensor,
+    weight_sum: torch.Tensor,
+    padding_idx: int,
+) -> None:
+    """Adds to weight_sum [entries, width]; see `privimage.ops.recomputed_embedding_sum`."""
+    table = grad.new_zeros(len(grad), *weight_sum.shape)
+    example_embedding_grad(indices, grad, table, padding_idx, False)
+    scaled_sum(table.flatten(1), scales, weight_sum.view(-1), True)
+
+
 def measured_weight_grads(
     x: list[torch.Tensor],
     grad: list[torch.Tensor],
@@ -239,11 +261,14 @@ def squared_norms(parts: torch.Tensor) -> torch.Tensor:
     return parts.double().square().sum(dim=1)
 
 
-def scaled_sum(parts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """[examples, parameters] → int64 [parameters]; see `privimage.ops.scaled_sum`."""
+def scaled_sum(
+    parts: torch.Tensor, scales: torch.Tensor, total: torch.Tensor, accumulate: bool
+) -> None:
+    """[examples, parameters] → int64 [parameters] in `total`; see `privimage.ops.scaled_sum`."""
     passed_over = (scales == 0)[:, None]
     rows = torch.where(passed_over, 0.0, parts.double() * scales[:, None])
-    return rows.trunc().long().sum(dim=0)
+    summed = rows.trunc().long().sum(dim=0)
+    total.copy_(total + summed if accumulate else summed)
 
 
 def example_weight_norms(
@@ -280,9 +305,18 @@ def recomputed_sum(
     weight = x.new_zeros(len(scales), *weight_sum.shape)
     bias = None if bias_sum is None else x.new_zeros(len(scales), *bias_sum.shape)
     example_weight_grad(x, grad, weight, bias, stride, padding, dilation, groups, False)
-    weight_sum += scaled_sum(weight.flatten(1), scales).view_as(weight_sum)
+    scaled_sum(weight.flatten(1), scales, weight_sum.view(-1), True)
     if bias is not None and bias_sum is not None:
-        bias_sum += scaled_sum(bias, scales)
+        scaled_sum(bias, scales, bias_sum, True)
+
+
+def gram_sums(x: torch.Tensor, grad: torch.Tensor, with_bias: bool) -> torch.Tensor:
+    """→ float64 [4, examples]; see `privimage.ops.gram_sums`."""
+    x, grad = x.double(), grad.double()
+    of_x, of_grad = x @ x.mT + float(with_bias), grad @ grad.mT
+    lengths = [gram.diagonal(dim1=1, dim2=2).sqrt() for gram in (of_x, of_grad)]
+    sums = [(of_x * of_grad).sum(2), lengths[0] * lengths[1], *lengths]
+    return torch.stack([each.sum(1) for each in sums])
 
 
 def group_norm_silu(

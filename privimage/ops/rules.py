@@ -34,6 +34,17 @@ def example_embedding_grad(*arguments: object) -> None:
     """Writes into rows that the caller has; takes no part in autograd."""
 
 
+def example_embedding_norms(
+    indices: torch.Tensor, grad: torch.Tensor, *others: object
+) -> torch.Tensor:
+    """[examples, positions, width] → float64 [examples], without data."""
+    return grad.new_empty(grad.shape[0], dtype=torch.float64)
+
+
+def recomputed_embedding_sum(*arguments: object) -> None:
+    """Changes its arguments and returns nothing."""
+
+
 def measured_weight_grads(
     x: list[torch.Tensor], grad: list[torch.Tensor], weight: list[torch.Tensor], *others: object
 ) -> torch.Tensor:
@@ -46,9 +57,8 @@ def squared_norms(parts: torch.Tensor) -> torch.Tensor:
     return parts.new_empty(parts.shape[0], dtype=torch.float64)
 
 
-def scaled_sum(parts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """[examples, parameters] → int64 [parameters], without data. Integers have no gradient."""
-    return parts.new_empty(_columns(parts), dtype=torch.int64)
+def scaled_sum(*arguments: object) -> None:
+    """Changes its arguments and returns nothing."""
 
 
 def example_weight_norms(
@@ -60,6 +70,11 @@ def example_weight_norms(
 
 def recomputed_sum(*arguments: object) -> None:
     """Changes its arguments and returns nothing."""
+
+
+def gram_sums(x: torch.Tensor, grad: torch.Tensor, with_bias: bool) -> torch.Tensor:
+    """[examples, positions, inputs] → float64 [4, examples], without data."""
+    return x.new_empty(4, x.shape[0], dtype=torch.float64)
 
 
 def group_norm_silu(
@@ -100,10 +115,13 @@ def register() -> None:
     torch.library.register_fake("privimage::private_update", private_update)
     torch.library.register_fake("privimage::example_weight_grad", example_weight_grad)
     torch.library.register_fake("privimage::example_embedding_grad", example_embedding_grad)
+    torch.library.register_fake("privimage::example_embedding_norms", example_embedding_norms)
+    torch.library.register_fake("privimage::recomputed_embedding_sum", recomputed_embedding_sum)
     torch.library.register_fake("privimage::measured_weight_grads", measured_weight_grads)
     torch.library.register_fake("privimage::squared_norms", squared_norms)
     torch.library.register_fake("privimage::scaled_sum", scaled_sum)
     torch.library.register_fake("privimage::example_weight_norms", example_weight_norms)
     torch.library.register_fake("privimage::recomputed_sum", recomputed_sum)
+    torch.library.register_fake("privimage::gram_sums", gram_sums)
     torch.library.register_fake("privimage::group_norm_silu", group_norm_silu)
     torch.library.register_fake("privimage::group_norm_silu_backward", group_norm_silu_backward)

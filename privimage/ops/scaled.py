@@ -24,24 +24,34 @@ def squared_norms(parts: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def scaled_sum(parts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+def scaled_sum(
+    parts: torch.Tensor,
+    scales: torch.Tensor,
+    total: torch.Tensor | None = None,
+    accumulate: bool = False,
+) -> torch.Tensor:
     """The sum of the rows, each value first scaled and rounded towards zero to an integer.
 
     Args:
         parts: as for `squared_norms`.
         scales: float64 [examples]; no product may be larger than 2^30. A row of scale 0 is passed
             over, whatever it holds.
+        total: int64 [parameters], written; None for a new one.
+        accumulate: add to what `total` holds.
 
     Returns:
-        int64 [parameters].
+        `total`.
 
     Raises:
         TypeError, ValueError: an argument is not as above.
     """
     parts = _checked_parts(parts)
-    _check_scales(scales, len(parts), parts.device)
-    result: torch.Tensor = torch.ops.privimage.scaled_sum(parts, scales)
-    return result
+    check_scales(scales, len(parts), parts.device)
+    if total is None:
+        total, accumulate = parts.new_empty(parts.shape[1], dtype=torch.int64), False
+    _check_total("total", total)
+    torch.ops.privimage.scaled_sum(parts, scales, total, accumulate)
+    return total
 
 
 def example_weight_norms(
@@ -100,14 +110,46 @@ def recomputed_sum(
         TypeError, ValueError: an argument is not as above.
     """
     _check_convolution(x, grad)
-    _check_scales(scales, len(scales), x.device)
-    for name, total in (("weight_sum", weight_sum), ("bias_sum", bias_sum)):
-        if total is not None and (total.dtype != torch.int64 or not total.is_contiguous()):
-            raise TypeError(f"{name}: expected a contiguous int64 tensor, got {total.dtype}")
+    check_scales(scales, len(scales), x.device)
+    _check_total("weight_sum", weight_sum)
+    if bias_sum is not None:
+        _check_total("bias_sum", bias_sum)
     stride, padding, dilation, groups = geometry
     torch.ops.privimage.recomputed_sum(
         x, grad, scales, weight_sum, bias_sum, stride, padding, dilation, groups
     )
+
+
+def gram_sums(x: torch.Tensor, grad: torch.Tensor, with_bias: bool) -> torch.Tensor:
+    """Four sums for each example, of which the norm of a linear layer's gradient follows.
+
+    With x_t and g_t for an example's values at position t, they are: over all pairs of positions
+    <x_t, x_s> <g_t, g_s>, which is the squared norm of Σ g_t x_t'; over all positions |x_t| |g_t|,
+    |x_t| and |g_t|. In float64, each in an order that the shapes of one example decide.
+
+    Args:
+        x: float32 or float64 [examples, positions, inputs], what the layer was given.
+        grad: [examples, positions, outputs], gradient of its output.
+        with_bias: whether a bias counts, as an input that is always 1.
+
+    Returns:
+        float64 [4, examples]; infinite or NaN where an example is not finite, or its squares.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
+    """
+    wide_type(x)
+    if grad.dtype != x.dtype:
+        raise TypeError(f"x, grad: expected the same float type, got {x.dtype} and {grad.dtype}")
+    if x.dim() != 3 or grad.dim() != 3 or x.shape[:2] != grad.shape[:2]:
+        raise ValueError(
+            "x, grad: expected [examples, positions, inputs] and [examples, positions, outputs], "
+            f"got {list(x.shape)} and {list(grad.shape)}"
+        )
+    result: torch.Tensor = torch.ops.privimage.gram_sums(
+        x.contiguous(), grad.contiguous(), with_bias
+    )
+    return result
 
 
 def _checked_parts(parts: torch.Tensor) -> torch.Tensor:
@@ -118,12 +160,18 @@ def _checked_parts(parts: torch.Tensor) -> torch.Tensor:
     return parts if parts.shape[1] < 2 or parts.stride(1) == 1 else parts.contiguous()
 
 
-def _check_scales(scales: torch.Tensor, examples: int, device: torch.device) -> None:
+def check_scales(scales: torch.Tensor, examples: int, device: torch.device) -> None:
+    """Raises TypeError or ValueError unless they are float64 [examples] on that device."""
     if scales.dtype != torch.float64 or scales.device != device:
         there = f"{scales.dtype} on {scales.device}"
         raise TypeError(f"scales: expected torch.float64 on {device}, got {there}")
     if scales.shape != (examples,) or not scales.is_contiguous():
         raise ValueError(f"scales: expected a vector of {examples}, got {list(scales.shape)}")
+
+
+def _check_total(name: str, total: torch.Tensor) -> None:
+    if total.dtype != torch.int64 or not total.is_contiguous():
+        raise TypeError(f"{name}: expected a contiguous int64 tensor, got {total.dtype}")
 
 
 def _check_convolution(x: torch.Tensor, grad: torch.Tensor) -> None:

@@ -72,7 +72,12 @@ def test_it_stays_so_up_to_the_operators(seen, recompute):
     model.to(torch.bfloat16)
     half = x.bfloat16()
     chosen = plan(
-        model, (half[:2], labels[:2]), draws=2, examples=3, losses=losses, costs=Costs(1, 1, 1, 1)
+        model,
+        (half[:2], labels[:2]),
+        draws=2,
+        examples=3,
+        losses=losses,
+        costs=Costs(1, 1, 1, 1, 1, 1),
     )
     seen.clear()
     for name in ("first.weight", "last.weight"):

@@ -36,6 +36,12 @@ def _random(*shape, dtype=torch.float32, device="cpu"):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
 
+def _scaled_sum(parts, scales):
+    total = torch.zeros(parts.shape[1], dtype=torch.int64)
+    reference.scaled_sum(parts, scales, total, False)
+    return total
+
+
 def _close(found, expected, relative):
     """Within a share of the largest value; not finite at the same places, were there any."""
     found, expected = found.double().cpu(), expected.double().cpu()
@@ -95,7 +101,7 @@ def test_what_is_recomputed_is_what_was_kept(device, dtype, layer, layout):
         ops.recomputed_sum(x, grad, scales, sums[0], sums[1] if with_bias else None, geometry)
         found = torch.cat([total.flatten() for total in sums])[: rows.shape[1]] - 7
         assert torch.equal(found, ops.scaled_sum(rows, scales))
-        assert torch.equal(found.cpu(), reference.scaled_sum(rows.cpu(), scales.cpu()))
+        assert torch.equal(found.cpu(), _scaled_sum(rows.cpu(), scales.cpu()))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["first", "last"])
@@ -140,7 +146,9 @@ def test_norms_and_scaled_sums_of_rows(device, dtype, shape):
     there = torch.cat([parts, beside], dim=1).to(device)[:, :-1]
     assert torch.equal(ops.squared_norms(there).cpu(), parts.double().square().sum(1))
     found = ops.scaled_sum(there, scales.to(device))
-    assert torch.equal(found.cpu(), reference.scaled_sum(parts, scales))
+    assert torch.equal(found.cpu(), _scaled_sum(parts, scales))
+    twice = ops.scaled_sum(there, scales.to(device), found.clone(), accumulate=True)
+    assert torch.equal(twice, 2 * found)
 
 
 @pytest.mark.parametrize(("device", "dtype"), TYPES)

@@ -73,6 +73,10 @@ def _embedding_grad(examples, padding):
     return (indices, _random(examples, 4, 3), _random(examples, 5, 3), padding, True)
 
 
+def _embedding_parts(examples):
+    return _embedding_grad(examples, 2)[:2]
+
+
 def _recomputed(rows, with_bias=True):
     sums = [torch.arange(216).view(6, 4, 3, 3), torch.arange(6) if with_bias else None]
     scales = _random(rows, dtype=torch.float64) * 1e5
@@ -94,12 +98,18 @@ SAMPLES = {
         _embedding_grad(2, 2),
         _embedding_grad(0, 0),
     ],
+    "example_embedding_norms": [(*_embedding_parts(3), 5, 2), (*_embedding_parts(0), 5, -1)],
     "example_weight_grad": [_weight_grad(2), _weight_grad(3, _random(3, 6)), _weight_grad(0)],
     "example_weight_norms": [
         (*_weight_grad(2)[:2], 2, [3, 3], True, [1, 1], [1, 1], [1, 1], 1),
         (*_weight_grad(0)[:2], 0, [3, 3], False, [1, 1], [1, 1], [1, 1], 1),
     ],
     "gaussian_integers": [(KEY, 1, 2, 300, 1e9), (KEY, 0, 0, 0, 1.0)],
+    "gram_sums": [
+        (_random(3, 5, 9), _random(3, 5, 17), True),
+        (_random(2, 1, 9), _random(2, 1, 3), False),
+        (_random(0, 5, 9), _random(0, 5, 3), True),
+    ],
     "group_norm_silu": [(*_norm(3), 1e-5, True), (*_norm(2, affine=False), 1e-5, False)],
     "group_norm_silu_backward": [_norm_backward(3), _norm_backward(2, affine=False)],
     "measured_weight_grads": [
@@ -109,10 +119,14 @@ SAMPLES = {
     ],
     "private_update": [_update(37), _update(300, adam=False), _update(0)],
     "random_words": [(KEY, 1, 2, 300), (KEY, 0, 0, 0)],
+    "recomputed_embedding_sum": [
+        (*_embedding_parts(3), _random(3).double(), torch.arange(15).view(5, 3), 2),
+        (*_embedding_parts(0), _random(0).double(), torch.arange(15).view(5, 3), -1),
+    ],
     "recomputed_sum": [_recomputed(3), _recomputed(2, with_bias=False), _recomputed(0)],
     "scaled_sum": [
-        (_random(5, 37), _random(5, dtype=torch.float64) * 1e5),
-        (_random(0, 7), _random(0, dtype=torch.float64)),
+        (_random(5, 37), _random(5, dtype=torch.float64) * 1e5, torch.ones(37).long(), True),
+        (_random(0, 7), _random(0, dtype=torch.float64), torch.ones(7).long(), False),
     ],
     "squared_norms": [(_random(5, 37),), (_random(3, 0, dtype=torch.float64),)],
 }
@@ -125,9 +139,11 @@ STEMS = {
     "squared_norms": "scaled_sum",
     "example_weight_norms": "scaled_sum",
     "recomputed_sum": "scaled_sum",
+    "example_embedding_norms": "example_embedding_grad",
+    "recomputed_embedding_sum": "example_embedding_grad",
 }
-# On a GPU noise is drawn inside the update.
-ON_CPU_ALONE = {"noise"}
+# On a GPU noise is drawn inside the update, and all gradients are kept.
+ON_CPU_ALONE = {"noise", "gram_sums"}
 
 
 def _calls():

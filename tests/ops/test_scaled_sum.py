@@ -11,6 +11,15 @@ from privimage.ops import reference
 pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
+def _by_reference(parts, scales):
+    total = torch.full(parts.shape[1:], 7)
+    reference.scaled_sum(parts, scales, total, False)
+    first = total.clone()
+    reference.scaled_sum(parts, scales, total, True)
+    assert torch.equal(total, 2 * first)
+    return first
+
+
 @given(
     examples=st.integers(0, 3),
     draws=st.integers(1, 3),
@@ -54,8 +63,11 @@ def test_what_is_recomputed_is_what_was_kept(
     torch.testing.assert_close(again, squares, rtol=1e-13, atol=0)
     scales = 2.0**30 * 0.999 / squares.sqrt().clamp(min=1)
     scales[1:2] = 0
-    expected = reference.scaled_sum(kept, scales)
+    expected = _by_reference(kept, scales)
     assert torch.equal(ops.scaled_sum(kept, scales), expected)
+    total = torch.full(expected.shape, 7)
+    ops.scaled_sum(kept, scales, total, accumulate=True)
+    assert torch.equal(total - 7, expected)
     totals = torch.full(shape, 7), torch.full(shape[:1], 7) if with_bias else None
     ops.recomputed_sum(x, grad, scales, *totals, geometry)
     found = torch.cat([total.flatten() for total in totals if total is not None])
@@ -74,7 +86,7 @@ def test_what_is_recomputed_is_what_was_kept(
     assert (close - expected).abs().max() <= 2**30 * 1e-4
 
 
-@pytest.mark.parametrize("function", [ops.scaled_sum, reference.scaled_sum])
+@pytest.mark.parametrize("function", [ops.scaled_sum, _by_reference])
 def test_an_example_of_scale_zero_adds_nothing_whatever_it_holds(function):
     parts = torch.tensor([[1.5, -2.5], [float("nan"), float("inf")]])
     scales = torch.tensor([2.0, 0.0], dtype=torch.float64)
@@ -82,9 +94,9 @@ def test_an_example_of_scale_zero_adds_nothing_whatever_it_holds(function):
 
 
 def test_many_examples_and_parameters_in_any_number_of_threads():
-    parts = torch.randn(7, 5000)
-    scales = torch.rand(7, dtype=torch.float64) * 1e8
-    expected, threads = reference.scaled_sum(parts, scales), torch.get_num_threads()
+    parts = torch.randn(21, 9001)
+    scales = torch.rand(21, dtype=torch.float64) * 1e8
+    expected, threads = _by_reference(parts, scales), torch.get_num_threads()
     try:
         for number in (1, 3):
             torch.set_num_threads(number)
@@ -105,6 +117,7 @@ GEOMETRY = ((1, 1), (1, 1), (1, 1), 2)
         (lambda: ops.squared_norms(torch.ones(3, 2, dtype=torch.int32)), TypeError, "int32"),
         (lambda: ops.scaled_sum(torch.ones(3, 2), SCALES), ValueError, "scales: .*of 3, got .2."),
         (lambda: ops.scaled_sum(torch.ones(2, 2), SCALES.float()), TypeError, "torch.float32"),
+        (lambda: ops.scaled_sum(torch.ones(2, 2), SCALES, SCALES), TypeError, "total: .*float64"),
         (
             lambda: ops.example_weight_norms(X, GRAD.double(), 2, (3, 3), True, GEOMETRY),
             TypeError,
@@ -132,7 +145,8 @@ def test_bad_arguments_are_refused_in_a_sentence(call, error, problem):
     "call",
     [
         lambda ops: ops.squared_norms(torch.ones(3, 4).T),
-        lambda ops: ops.scaled_sum(torch.ones(3, 4), SCALES),
+        lambda ops: ops.scaled_sum(torch.ones(3, 4), SCALES, torch.ones(4).long(), False),
+        lambda ops: ops.scaled_sum(torch.ones(2, 4), SCALES, torch.ones(3).long(), False),
         lambda ops: ops.example_weight_norms(X, GRAD, 3, [3, 3], True, *map(list, GEOMETRY[:3]), 2),
         lambda ops: ops.example_weight_norms(X, GRAD, -1, [3, 3], True, [1], [1], [1], 2),
         lambda ops: ops.example_weight_norms(X, GRAD, 2, [3, 3], True, [1, 1], [0, 0], [1, 1], 2),

@@ -65,7 +65,7 @@ void equals_the_cpu(int64_t examples, int64_t parameters, const ClipRule& rule, 
           [&](const Block& block) { cuda::write_scales(block, job); });
   for (int64_t i = 0; i < examples; ++i) CHECK(device_scales[i] == scales[i]);
   emulate(cuda::sums_launch(own), [&](const Block& block) {
-    cuda::write_sums(block, cuda::ScaledSum<Scalar>{kept, job.scales, job.sum});
+    cuda::write_sums(block, cuda::ScaledSum<Scalar>{kept, job.scales, false, job.sum});
   });
   for (int64_t i = 0; i < own; ++i) CHECK(device_sum[i] == sum[i]);
 }

@@ -75,10 +75,12 @@ void norms_and_sums_are_exact(int64_t examples, int64_t parameters, uint64_t see
   }
   Guarded<double> scales(factors);
   Guarded<int64_t> sum(parameters);
-  emulate(cuda::sums_launch(parameters), seed, [&](const Block& block) {
-    cuda::write_sums(block, cuda::ScaledSum<Scalar>{kept, scales.data(), sum.data()});
-  });
-  for (int64_t i = 0; i < parameters; ++i) CHECK(sum[i] == expected[i]);
+  for (int64_t times : {1, 2}) {
+    emulate(cuda::sums_launch(parameters), seed, [&](const Block& block) {
+      cuda::write_sums(block, cuda::ScaledSum<Scalar>{kept, scales.data(), times == 2, sum.data()});
+    });
+    for (int64_t i = 0; i < parameters; ++i) CHECK(sum[i] == times * expected[i]);
+  }
   if (examples > 1 && parameters > 0) CHECK(!std::isfinite(norms_of(kept, seed)[1]));
 }
 
