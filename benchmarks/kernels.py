@@ -1,13 +1,16 @@
-r"""How near to the machine, and to PyTorch's own operators, does each CPU operator come?
+r"""How near to the machine, and to PyTorch's own operators, does each operator come?
 
-    python benchmarks/kernels.py [--device cpu] [--threads N] [--json FILE]
+    python benchmarks/kernels.py [--device cuda] [--threads N] [--json FILE]
 
-Each row is a layer of the CIFAR-10 network at 16 images of one draw, or 4 of eight: the time of our
-operator, what that is in GFLOP/s and GB/s (of its inputs and outputs, each counted once), the share
-of the machine's measured peak of whichever it comes nearer to, and the ratio to PyTorch: for a
-weight gradient `convolution_backward` of the weight and bias alone (oneDNN), which adds the images
-up; for a norm `group_norm` and `silu`; for an embedding its ordinary gradient; for the projections
-of attention the four ordinary weight gradients. Both sides take turns, best of the rounds.
+Each row is a layer of the CIFAR-10 network at 16 images of one draw, or 4 of eight (on a GPU with
+four times as many, in bfloat16): the time of our operator, what that is in GFLOP/s and GB/s (of its
+inputs and outputs, each counted once), the floor's share of that time, and the ratio to PyTorch.
+The floor is what operations and bytes take at the peaks that this run measures: of a matrix
+product, and of reading (on a GPU: of copying). PyTorch is, for a weight gradient,
+`convolution_backward` of the weight and bias alone (oneDNN, cuDNN), which adds the images up; for a
+norm `group_norm` and `silu`; for an embedding its ordinary gradient; for the projections of
+attention the four ordinary weight gradients; for the update fused Adam, an average and float noise.
+In turns, the best of the rounds; on a GPU the median between events.
 
 Where the time of one row goes, instruction by instruction:
 
@@ -22,204 +25,77 @@ Prediction: weight gradients of 32x32 and 16x16 images at 75 % of the peak and 0
 import argparse
 import json
 import os
-import platform
+import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from dp_step import cpu_name
-from torch.nn import functional as F
+from operators import rows
+from records import commit, machine
 
 from privimage import ops
 
-LAST = torch.channels_last
+
+def best(runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Seconds of the fastest call of each, in turns; on a GPU between events, the median."""
+    is_cuda = torch.get_default_device().type == "cuda"
+    clock, least = (on_gpu, statistics.median) if is_cuda else (on_cpu, min)
+    times = [[clock(run) for run in runs] for _ in range(rounds)]
+    return [least(column) for column in zip(*times, strict=True)]
 
 
-@dataclass(frozen=True)
-class Row:
-    """Two ways to the same result.
-
-    Attributes:
-        name: what is computed.
-        ours: by an operator of ours.
-        theirs: by PyTorch.
-        flops: additions and multiplications.
-        bytes: of inputs and outputs, each once.
-    """
-
-    name: str
-    ours: Callable[[], object]
-    theirs: Callable[[], object]
-    flops: float
-    bytes: float
+def on_cpu(run: Callable[[], object]) -> float:
+    """Seconds a call."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
 
 
-def conv(inputs: int, outputs: int, size: int, taps: int, examples: int, draws: int) -> Row:
-    """The weight gradient of a convolution (1x1 pixels: of a linear layer)."""
-    rows = examples * draws
-    x = torch.randn(rows, inputs, size, size).contiguous(memory_format=LAST)
-    grad = torch.randn(rows, outputs, size, size).contiguous(memory_format=LAST)
-    weight = torch.empty(examples, outputs, inputs, taps, taps)
-    bias = torch.empty(examples, outputs)
-    padding = [taps // 2] * 2
-
-    def theirs() -> object:
-        return torch.ops.aten.convolution_backward(
-            grad, x, weight[0], [outputs], [1, 1], padding, [1, 1], False, [0, 0], 1,
-            [False, True, True],
-        )  # fmt: skip
-
-    return Row(
-        f"conv {inputs}->{outputs} {size}x{size} taps {taps} K={draws}",
-        lambda: ops.example_weight_grad(x, grad, weight, bias, ([1, 1], padding, [1, 1], 1)),
-        theirs,
-        2.0 * weight.numel() * draws * size * size,
-        4.0 * (x.numel() + grad.numel() + weight.numel()),
-    )
-
-
-def again(inputs: int, outputs: int, size: int, examples: int) -> Row:
-    """Norm and clipped sum by computing a 3x3 convolution's gradients twice, against keeping."""
-    kept = conv(inputs, outputs, size, 3, examples, 1)
-    x = torch.randn(examples, inputs, size, size).contiguous(memory_format=LAST)
-    grad = torch.randn(examples, outputs, size, size).contiguous(memory_format=LAST)
-    geometry = ([1, 1], [1, 1], [1, 1], 1)
-    parts = torch.empty(examples, outputs * inputs * 9)
-    total = torch.zeros(outputs, inputs, 3, 3, dtype=torch.int64)
-    scales = torch.ones(examples, dtype=torch.float64)
-
-    def ours() -> None:
-        ops.example_weight_norms(x, grad, examples, (3, 3), False, geometry)
-        ops.recomputed_sum(x, grad, scales, total, None, geometry)
-
-    def theirs() -> None:
-        rows = parts.view(examples, outputs, inputs, 3, 3)
-        ops.example_weight_grad(x, grad, rows, None, geometry)
-        ops.squared_norms(parts)
-        ops.scaled_sum(parts, scales)
-
-    name = f"recompute instead of keep {inputs}->{outputs} {size}x{size}"
-    return Row(name, ours, theirs, 2 * kept.flops, kept.bytes)
-
-
-def projections(width: int, size: int, examples: int, draws: int) -> Row:
-    """The weight gradients of q, k, v and o of an attention block."""
-    each = [conv(width, width, size, 1, examples, draws) for _ in range(4)]
-    return Row(
-        f"attention q,k,v,o {width} {size}x{size} K={draws}",
-        lambda: [row.ours() for row in each],
-        lambda: [row.theirs() for row in each],
-        sum(row.flops for row in each),
-        sum(row.bytes for row in each),
-    )
-
-
-def group_norm(channels: int, size: int, examples: int, draws: int, backward: bool) -> Row:
-    """GroupNorm and SiLU, or their gradients with one an example for scale and shift."""
-    x = torch.randn(examples * draws, channels, size, size).contiguous(memory_format=LAST)
-    weight, bias = torch.ones(channels), torch.zeros(channels)
-    groups, count = channels // 4, float(x.numel())
-    y, moments = ops.group_norm_silu(x, weight, bias, groups)
-    rows = torch.empty(examples, channels), torch.empty(examples, channels)
-    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
-    output = F.silu(F.group_norm(leaves[0], groups, *leaves[1:]))
-    name = f"group_norm_silu {'backward' if backward else 'forward'} {channels} {size}x{size}"
-    if backward:
-        return Row(
-            f"{name} K={draws}",
-            lambda: ops.group_norm_silu_backward(y, x, moments, weight, bias, *rows),
-            lambda: torch.autograd.grad(output, leaves, y, retain_graph=True),
-            30 * count,
-            12 * count,
-        )
-    return Row(
-        f"{name} K={draws}",
-        lambda: ops.group_norm_silu(x, weight, bias, groups),
-        lambda: F.silu(F.group_norm(x, groups, weight, bias)),
-        25 * count,
-        8 * count,
-    )
-
-
-def embedding(entries: int, width: int, examples: int) -> Row:
-    """The gradient of a table of labels, a table an example against one for all."""
-    labels = torch.randint(0, entries, (examples,))
-    grad = torch.randn(examples, width)
-    shifted = labels + entries * torch.arange(examples)
-    back = torch.ops.aten.embedding_dense_backward
-    return Row(
-        f"embedding {entries}x{width}, {examples} examples",
-        lambda: back(grad, shifted, examples * entries, -1, False),
-        lambda: back(grad, labels, entries, -1, False),
-        float(grad.numel()),
-        4.0 * (grad.numel() + examples * entries * width),
-    )
-
-
-def clipped_sum(parameters: int, examples: int) -> Row:
-    """Norms, clipping and the integer sum, against a norm and a matrix product in float32."""
-    parts = torch.randn(examples, parameters)
-
-    def theirs() -> torch.Tensor:
-        scales = (1.0 / parts.norm(dim=1)).clamp(max=1)
-        return scales @ parts
-
-    size = float(parts.numel())
-    name = f"clipped_sum {examples} x {parameters}"
-    return Row(name, lambda: ops.clipped_sum(parts, 1.0), theirs, 4 * size, 8 * size)
-
-
-def rows() -> list[Row]:
-    """All of them."""
-    layers = [
-        (3, 32, 32, 3), (32, 3, 32, 3), (32, 32, 32, 3), (64, 64, 32, 3), (96, 32, 32, 3),
-        (64, 64, 16, 3), (128, 64, 16, 3), (64, 64, 8, 3), (128, 64, 8, 3), (64, 32, 32, 1),
-        (64, 64, 16, 1), (128, 64, 1, 1),
-    ]  # fmt: skip
-    found = [conv(*layer, *batch) for batch in ((16, 1), (4, 8)) for layer in layers]
-    found += [again(64, 64, 8, 16), again(64, 64, 16, 16)]
-    found += [projections(64, 16, 16, 1), projections(64, 16, 4, 8)]
-    for channels, size in ((32, 32), (64, 16)):
-        found += [group_norm(channels, size, 16, 1, backward) for backward in (False, True)]
-    return [*found, embedding(11, 32, 16), clipped_sum(1_754_499, 16), clipped_sum(1_754_499, 4)]
-
-
-def best(run: Callable[[], object], rounds: int) -> float:
-    """Seconds of the fastest of some calls."""
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return min(times)
+def on_gpu(run: Callable[[], object]) -> float:
+    """Seconds a call between events, with nothing of an earlier one in the caches."""
+    scratch = torch.empty(2**26)
+    run()
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    scratch.zero_()
+    began.record()
+    run()
+    ended.record()
+    ended.synchronize()
+    return began.elapsed_time(ended) / 1e3
 
 
 def peaks() -> tuple[float, float]:
-    """GFLOP/s of a matrix product, and GB/s of a sum over more than the caches hold."""
+    """GFLOP/s of a matrix product, and GB/s of a sum (on a GPU: a copy) beyond the caches."""
+    if torch.get_default_device().type == "cuda":
+        square, long = torch.randn(8192, 8192, dtype=torch.bfloat16), torch.randn(2**28)
+        there = torch.empty_like(long)
+        product, copy = best([lambda: square @ square, lambda: there.copy_(long)], 7)
+        return 2 * 8192**3 / product / 1e9, 8 * long.numel() / copy / 1e9
     square, long = torch.randn(1536, 1536), torch.randn(2**26)
-    product = best(lambda: square @ square, 7)
-    return 2 * 1536**3 / product / 1e9, 4 * long.numel() / best(long.sum, 7) / 1e9
+    product, total = best([lambda: square @ square, long.sum], 7)
+    return 2 * 1536**3 / product / 1e9, 4 * long.numel() / total / 1e9
 
 
 def main() -> None:
     """Prints a line for each row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=["cpu"], default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="", help="rows whose name has this in it")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.device == "cuda":
+        torch.set_default_device("cuda")
     flops, bandwidth = peaks()
-    print(f"peaks: {flops:.0f} GFLOP/s (matrix product), {bandwidth:.1f} GB/s (sum)")
+    print(f"peaks: {flops:.0f} GFLOP/s (matrix product), {bandwidth:.1f} GB/s")
     records = []
-    for row in rows():
+    for row in rows(4 if options.device == "cuda" else 1):
         if options.only not in row.name:
             continue
-        ours, theirs = best(row.ours, options.rounds), best(row.theirs, options.rounds)
+        ours, theirs = best([row.ours, row.theirs], options.rounds)
         record = {
             "name": row.name,
             "us": round(1e6 * ours, 1),
@@ -238,9 +114,12 @@ def main() -> None:
             flush=True,
         )
     if options.json:
-        machine = f"{options.threads} cores of {cpu_name()}, {platform.machine()}"
-        figures = {"machine": machine, "build": ops.describe_build(), "torch": torch.__version__}
-        figures |= {"peak_gflops": round(flops), "peak_gbytes": round(bandwidth, 1)}
+        figures = {**machine(), "commit": commit(), "threads": options.threads}
+        figures |= {
+            "build": ops.describe_build(),
+            "peak_gflops": round(flops),
+            "peak_gbytes": round(bandwidth, 1),
+        }
         options.json.write_text(json.dumps(figures | {"rows": records}, indent=1) + "\n")
 
 

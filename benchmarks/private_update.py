@@ -31,7 +31,6 @@ pass: not worth a second copy.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from records import machine
 
 from privimage import ops
 from privimage.dp import DPAdam
@@ -79,8 +79,7 @@ def main() -> None:
                 cases.append(figures)
                 print(figures, flush=True)
     if options.json:
-        machine = {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0))}
-        record = {**machine, "torch": torch.__version__, "build": ops.describe_build()}
+        record = {**machine(), "build": ops.describe_build()}
         options.json.write_text(json.dumps({**record, "cases": cases}, indent=1) + "\n")
 
 
@@ -138,14 +137,6 @@ def seconds(run: Callable[[], None], clock: Callable[[], float]) -> float:
     began = clock()
     run()
     return clock() - began
-
-
-def cpu_name() -> str:
-    """The processor, as the system calls it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

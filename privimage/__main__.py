@@ -1,5 +1,29 @@
-"""`python -m privimage` is the `privimage` command."""
+"""The `privimage` command, also as `python -m privimage`: a warning is a line there."""
 
-from privimage.cli import main
+import sys
+import warnings
+from typing import TextIO
 
-main()
+
+def main() -> None:
+    """Entry point; imports the command line when warnings have their form."""
+    warnings.showwarning = _in_a_line
+    from privimage.cli import main as command_line
+
+    command_line()
+
+
+def _in_a_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Python's own form would show where in the source it was said."""
+    sys.stderr.write(f"warning: {message}\n")
+
+
+if __name__ == "__main__":
+    main()

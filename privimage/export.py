@@ -37,7 +37,7 @@ def export(path: Path, form: str, out: Path, reporter: Reporter, count: int | No
         path: the run folder.
         form: one of `FORMS`; "zip" makes one file with the data card in it, the others a folder;
             "diffusers" is the network.
-        out: must not exist.
+        out: must not exist; folders that lead to it are made.
         reporter: for progress.
         count: how many images, the first ones, which are spread evenly over the labels; None for
             all.
@@ -57,6 +57,7 @@ def export(path: Path, form: str, out: Path, reporter: Reporter, count: int | No
     history = History.read(folder.ledger)
     spending.refuse_foreign_files(folder, history)
     statement = {**privacy_statement(history), "recipe_sha256": recipe.sha256}
+    durable.make_folder(out.parent)
     if form == "diffusers":
         _export_network(folder, recipe, out, statement)
     else:

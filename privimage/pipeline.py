@@ -55,13 +55,15 @@ class Machine:
         return Workers(self.threads)
 
     def memory(self) -> float:
-        """Bytes for a micro-batch of DP fine-tuning.
+        """Bytes for a micro-batch of DP fine-tuning, by default half of what a GPU has free.
 
         Raises:
             UserError: none are.
         """
         if self.max_memory is None:
-            return DEFAULT_MEMORY
+            device = self.torch_device()
+            on_cpu = device.type == "cpu"
+            return DEFAULT_MEMORY if on_cpu else torch.cuda.mem_get_info(device)[0] / 2
         check_positive("--max-memory", self.max_memory)
         return 1e6 * self.max_memory
 
@@ -96,6 +98,8 @@ def train(
         folder.forget(todo.repeated)
         if todo.missing:
             summary.describe(run, ledger)
+            if not reporter.quiet:
+                _say_forecast(run, forecast(run, todo.missing))
         for number, stage in enumerate(todo.whole, start=1):
             title = f"{number}/{len(todo.whole)} {stage.name}"
             if stage.name in todo.missing:
@@ -137,9 +141,13 @@ def dry_run(
     if plan is not None:
         summary.say_plan(run, plan, recipe.privacy.unit)
     found = forecast(run, todo.missing)
-    for line in in_words(found):
-        reporter.say(line)
+    _say_forecast(run, found)
     return plan, found
+
+
+def _say_forecast(run: Run, found: Forecast) -> None:
+    for line in in_words(found):
+        run.reporter.say(line)
 
 
 def _prepared(

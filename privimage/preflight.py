@@ -9,6 +9,7 @@ from pathlib import Path
 from privimage import data, durable, measurement
 from privimage.context import Run
 from privimage.errors import UserError
+from privimage.recipe import DataSettings
 from privimage.semantics.query import check_votes
 from privimage.semantics.selection import check_enough_classes
 
@@ -36,6 +37,7 @@ def check(run: Run, missing: Collection[str]) -> None:
         raise UserError(
             "no public images given; name them with --public PATH, or use --selection none"
         )
+    _refuse_sensitive_as_public(settings)
     _check_disk(run.folder.path)
     if kind := durable.network_file_system(run.folder.path):
         run.reporter.warn(
@@ -62,6 +64,20 @@ def check(run: Run, missing: Collection[str]) -> None:
         check_enough_classes(labels, classes, run.recipe.selection.classes_per_label)
     if "evaluation" in names:
         _check_evaluation(run)
+
+
+def _refuse_sensitive_as_public(settings: DataSettings) -> None:
+    """Raises UserError if the sensitive set is also given as one that is public."""
+    for option, source in (("--public", settings.public), ("--test", settings.test)):
+        if source and settings.sensitive and _place(source) == _place(settings.sensitive):
+            raise UserError(
+                f"{option}: '{source}' is the sensitive set itself, and no ε covers what is "
+                "computed on public images; give others, or keep some apart from --sensitive"
+            )
+
+
+def _place(source: str) -> str:
+    return source if source.startswith("builtin:") else os.path.realpath(source)
 
 
 def _check_evaluation(run: Run) -> None:
@@ -96,7 +112,9 @@ def _declare(run: Run) -> None:
 def _check_disk(path: Path) -> None:
     """Refuses a folder that can't be created or has no room, before any work is done for it."""
     parent = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    if not parent.is_dir():
+        raise UserError(f"{path}: '{parent}' is a file, not a folder; choose another --out")
+    if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{path}: no permission to write in '{parent}'; choose another --out")
     if shutil.disk_usage(parent).free < _LEAST_FREE_BYTES:
         raise UserError(f"{path}: less than {_LEAST_FREE_BYTES >> 20} MB free on its disk")

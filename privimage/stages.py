@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from privimage import data, durable, evaluate
+from privimage.acceleration import inference
 from privimage.context import RELEASES, Run
 from privimage.data import ImageSet
 from privimage.diffusion.denoiser import Denoiser
@@ -209,7 +210,13 @@ def _sample(
         device=run.device,
     )
     pieces = synthesise(
-        Denoiser(network), order, settings.sampler, folder, run.workers, run.reporter, label
+        Denoiser(inference(network)),
+        order,
+        settings.sampler,
+        folder,
+        run.workers,
+        run.reporter,
+        label,
     )
     labels = order.labels.split(order.piece)
     return (ImageSet(*piece, run.names) for piece in zip(pieces, labels, strict=True))

@@ -18,10 +18,21 @@ import torch
 from disk import Disk
 from PIL import Image
 from scipy import stats
+from torch import nn
 
 from privimage import data, durable, spending, stages
 from privimage.diffusion.ema import ema_decay
-from privimage.dp import History, Ledger, Plan, SubsampledGaussian
+from privimage.dp import (
+    GRID_UNITS,
+    ClipRule,
+    ExampleGradients,
+    History,
+    Ledger,
+    Plan,
+    SubsampledGaussian,
+    plan,
+    planned_clipped_sum,
+)
 from privimage.errors import UserError
 from privimage.progress import Reporter
 from privimage.run import RunFolder
@@ -46,6 +57,41 @@ def refusal(words):
     except UserError as error:
         said = str(error)
     assert words in said
+
+
+class _Products(nn.Module):
+    """A layer and a table; an example brings along what goes in and its output's gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8, bias=False)
+        self.table = nn.Embedding(40, 8)
+
+    def forward(self, x, grad, words):
+        """[rows, 24, 8] twice, [rows, 24] -> [rows]."""
+        return ((self.layer(x) + self.table(words)) * grad).sum((1, 2))
+
+
+def check_ghosts_and_tables(folder):
+    """An example whose products cancel, and one that reads a word again and again, are clipped."""
+    x, grad = torch.randn(1, 8, 8), (64 * torch.randn(2, 1, 8, 8)).round() / 64
+    cancelling = 64 * x.repeat(1, 3, 1), torch.cat([*grad, -grad.sum(0)], 1)
+    repeating = torch.zeros(1, 24, 8), torch.ones(1, 24, 8)
+    words = torch.arange(24)[None], torch.full((1, 24), 7)
+    for (x, grad), read in zip((cancelling, repeating), words, strict=True):
+        model, batch = _Products(), (x, grad, read)
+        chosen = plan(model, batch, losses=lambda model, *batch: model(*batch))
+        chosen = chosen.choosing("layer", "ghost").choosing("table", "recompute")
+        total = planned_clipped_sum(
+            ExampleGradients(model),
+            lambda model, *batch: model(*batch),
+            *batch,
+            plan=chosen,
+            rule=ClipRule(2.0**-20, "per_layer"),
+        )
+        norms = [float(part.double().norm()) for part in total.split([64, 320])]
+        assert max(norms) <= GRID_UNITS / 2**0.5
+        assert max(norms) > 0.1 * GRID_UNITS
 
 
 def check_micro_batches(folder):

@@ -35,6 +35,8 @@ def test_train_says_what_it_does_what_it_cost_and_what_to_do_next(finished):
     assert "1437 images, a number treated as public" in result.stdout
     assert "declared public" in result.stdout
     assert "ε ≤ 10 at δ = 0.0001" in result.stdout
+    assert "evaluation   about " in result.stdout
+    assert "s of it on random images, " in result.stdout
     for number, stage in enumerate(("classifier", "query", "selection", "pretrain"), start=1):
         assert f"{number}/7 {stage}" in result.stdout
     assert "privimage ledger verify" in result.stdout
@@ -51,9 +53,10 @@ def test_json_is_all_that_is_said(finished):
 def test_export_and_report_answer(finished, tmp_path):
     path, _ = finished
     assert run("report", str(path)).stdout.strip() == str(path / "report.html")
-    result = run("export", str(path), "--to", "zip", "--out", str(tmp_path / "x.zip"))
-    assert result.returncode == 0
-    assert (tmp_path / "x.zip").exists()
+    made = tmp_path / "new/x.zip"
+    result = run("export", str(path), "--to", "zip", "--out", str(made))
+    assert result.returncode == 0, result.stderr
+    assert made.exists()
 
 
 def test_quiet_says_nothing(finished):
@@ -157,9 +160,11 @@ def test_ledger_compose_states_one_epsilon_for_all(finished, tmp_path):
         (["train", "--selection", "some"], "selection.mode"),
         (["train", "--preset", "cifar10"], "--sensitive"),
         (["train", "--unit", "person", "--person", "folder:1"], "names no persons by folder:1"),
+        (["train", "--test", "builtin:digits-train"], "is the sensitive set itself"),
         (["train", "--device", "tpu"], "--device"),
         (["train", "--threads", "0"], "--threads"),
         (["train", "--max-memory", "0"], "--max-memory"),
+        (["train", "--max-minutes", "-1"], "--max-minutes must be a finite number of at least 0"),
         (["evaluate", "/no/such"], "synthetic images: there is no file or folder '/no/such'"),
         (["ledger", "verify", "/no/such"], "no run in this folder"),
         (["ledger", "show", "/no/such"], "no run in this folder"),
@@ -183,6 +188,21 @@ def test_doctor_and_presets_answer():
     assert shown["finetune"]["steps"] == 300
 
 
+def test_without_native_operators_the_command_says_so_in_a_line():
+    hidden = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: name[-7:] != "_native" and find(name, *rest) or None
+sys.argv = ["privimage", "presets"]
+from privimage.__main__ import main
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True)
+    assert result.returncode == 0
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("warning: privimage was installed without its native operators")
+
+
 def test_the_doctor_holds_every_operator_against_its_reference():
     lines = [line for line in run("doctor").stdout.splitlines() if line.startswith("self-test")]
     assert len(lines) == 5
@@ -195,7 +215,9 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(tmp_path):
     found = json.loads(result.stdout)
     assert found["plan"]["epsilon"] == 10.0
     assert found["plan"]["finetune"]["steps"] == 6
-    assert set(found["seconds"]) == {"classifier", "pretrain", "finetune", "synthetic"}
+    spending_time = {"classifier", "query", "pretrain", "finetune", "synthetic", "evaluation"}
+    assert set(found["seconds"]) == spending_time
+    assert 0 < found["measured"] < 60
     assert all(seconds > 0 for seconds in found["seconds"].values())
     assert not (tmp_path / "run").exists()
 

@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from torch.nn.utils import parametrizations
 from truth import one_at_a_time
 
 from privimage import dp
+from privimage.data import ImageShape
+from privimage.data.load import load_public
 from privimage.dp import rules
 from privimage.errors import UserError
 
@@ -200,3 +203,15 @@ def test_every_name_of_ours_on_a_page_exists(page):
     options = re.findall(r"`(draws_per_example|micro_batch|ledger|stability)=", text)
     for option in options:
         assert option in dp.PrivateEngine.__init__.__kwdefaults__ or hasattr(dp.Privacy, option)
+
+
+def test_signs_are_drawn_as_a_public_set(tmp_path):
+    emoji = _module("data/emoji")
+    emoji.CODES, emoji.IMAGES_PER_CLASS = range(ord("A"), ord("D")), 4
+    font = Path(mpl.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    assert emoji.main(str(font), str(tmp_path / "signs.npz")) == 3
+    drawn = load_public(str(tmp_path / "signs.npz"), ImageShape(28, 1), pytest.fail)
+    assert drawn.names[0] == "latin capital letter a"
+    assert drawn.labels.bincount().tolist() == [4, 4, 4]
+    # No two are alike.
+    assert len(drawn.images.unique(dim=0)) == 12

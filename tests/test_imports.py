@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "privimage"
-GROUND = {"errors", "durable", "checkpoint", "progress", "loop", "seeds", "threads"}
+GROUND = {"errors", "durable", "checkpoint", "progress", "loop", "seeds", "threads", "pace"}
+GROUND |= {"acceleration"}
 MAY_IMPORT = {
     "errors": set(),
     "durable": {"errors"},
@@ -15,6 +16,8 @@ MAY_IMPORT = {
     "loop": {"checkpoint", "progress"},
     "seeds": set(),
     "threads": set(),
+    "pace": set(),
+    "acceleration": set(),
     "allocator": set(),
     "networks": {"errors"},
     "_host": set(),
@@ -36,8 +39,8 @@ MAY_IMPORT = {
     "schedule": {"errors", "context", "stages", "run", "recipe", "dp"},
     "summary": {"durable", "progress", "dp", "evaluate", "release", "context"},
     "spending": {"errors", "durable", "dp", "recipe", "run", "context"},
-    "forecast": {"data", "diffusion", "semantics", "context"},
-    "preflight": {"errors", "durable", "data", "semantics", "context", "measurement"},
+    "forecast": GROUND | {"data", "diffusion", "semantics", "evaluate", "context", "measurement"},
+    "preflight": {"errors", "durable", "data", "recipe", "semantics", "context", "measurement"},
     "audit": {"durable", "dp", "evaluate", "run", "spending"},
     "report": {"errors", "durable", "data", "dp", "evaluate", "audit", "recipe", "release", "run"},
     "pipeline": GROUND

@@ -89,12 +89,12 @@ def test_a_dry_run_is_about_the_stages_that_are_asked_for(privimage, tmp_path, c
     run = tmp_path / "new"
     result = privimage("train", "--dry-run", "--json", "--until", "query", "--out", run, *CUT)
     found = json.loads(result.output)
-    assert set(found["seconds"]) == {"classifier"}
+    assert set(found["seconds"]) == {"classifier", "query"}
     assert found["plan"]["query_noise_multiplier"] == 5.0
     assert not run.exists()
     again = ["train", "--dry-run", "--json", "--out", copied, "--from-stage"]
     found = json.loads(privimage(*again, "synthetic").output)
-    assert (set(found["seconds"]), found["plan"]) == ({"synthetic"}, None)
+    assert (set(found["seconds"]), found["plan"]) == ({"synthetic", "evaluation"}, None)
     # What `train` would refuse is refused.
     assert "raise --epsilon" in str(privimage(*again, "finetune").exception)
 

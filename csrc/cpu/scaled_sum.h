@@ -124,11 +124,10 @@ inline void measured_weight_grad(const ExampleWeightGrad<Scalar>& job, double* s
   });
 }
 
-// The squares of blocks, added up for each example in their order.
+// Adds the squares of a layer's blocks to those of each example, in their order.
 inline void add_blocks(const double* of_blocks, int64_t blocks, int64_t examples, double* squares) {
   const int64_t each = examples > 0 ? blocks / examples : 0;
   for (int64_t i = 0; i < examples; ++i) {
-    squares[i] = 0.0;
     for (int64_t block = 0; block < each; ++block) squares[i] += of_blocks[i * each + block];
   }
 }

@@ -22,10 +22,10 @@ PRIVIMAGE_DEVICE void use_bias(const Block& block, const BiasGrad<Scalar>& job, 
   if (exists && job.sum != nullptr && job.scales[example] != 0.0) {
     block.add(job.sum + channel, int64_t{grid_coordinate(value, job.scales[example])});
   }
-  if (job.squares == nullptr) return;
+  if (job.squares.values == nullptr) return;
   double squares = exists ? double(value) * double(value) : 0.0;
   for (int mask = 16; mask > 0; mask /= 2) squares += block.shuffle_xor(squares, mask);
-  if (block.thread() == 0) job.squares[example * job.slots + job.first_slot + group] = squares;
+  if (block.thread() == 0) job.squares.at(example, group) = squares;
 }
 
 // For a block of kBiasThreads threads, whatever the strides are. The 32 lanes of a channel take its

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/conv_weight_grad.h"
 #include "kernels/launch.h"
@@ -51,6 +52,9 @@ struct ConvTile {
   static constexpr int kMostPixels = Math::kPixels / kStride;
   static constexpr int kMostWidth = kSide == 1 ? kMostPixels : 32 / kStride;
   static constexpr int kMostHeight = 8;
+  // Of one launch. Layers of several taps fill a GPU alone, and their tiles leave no register for
+  // the choice between layers.
+  static constexpr int kMostLayers = kSide == 1 ? cuda::kMostLayers : 1;
 };
 
 // A band of the output, and where things lie in shared memory (in bytes).
@@ -131,6 +135,22 @@ LaunchShape conv_launch(const ConvGeometry& shape, int64_t bias_channels) {
           std::max<int64_t>(conv_band<Tile>(shape).shared_bytes, bias_bytes)};
 }
 
+// Adds a layer to those of a launch, whose shape grows; false, and nothing done, where it does not
+// fit in.
+template <typename Tile>
+bool add_layer(const ConvWeightGrad<typename Tile::Scalar>& layer,
+               ConvWeightGrads<typename Tile::Scalar>& together, LaunchShape& shape) {
+  const LaunchShape alone = conv_launch<Tile>(layer.geometry, layer.bias.channels);
+  const LaunchShape grown{alone.blocks_x, shape.blocks_y + alone.blocks_y, alone.threads,
+                          std::max(shape.shared_bytes, alone.shared_bytes)};
+  const bool fits = conv_counts_fit<Tile>(layer.geometry) && grown.possible();
+  if (!fits || together.count == Tile::kMostLayers) return false;
+  together.first_block[together.count] = shape.blocks_y;
+  together.layers[together.count++] = layer;
+  shape = grown;
+  return true;
+}
+
 // Calls run(tile) with the tile that does a layer best.
 template <typename Math, typename Run>
 auto choose_tile(const ConvGeometry& shape, Run run) {
@@ -138,6 +158,12 @@ auto choose_tile(const ConvGeometry& shape, Run run) {
   if (shape.height.stride == 2) return run(ConvTile<Math, 3, 2, 64, 64>{});
   if (shape.outputs <= 32 && shape.inputs <= 32) return run(ConvTile<Math, 3, 1, 32, 32>{});
   return run(ConvTile<Math, 3, 1, 64, 64>{});
+}
+
+template <typename Tile>
+bool has_tile_of(const ConvGeometry& shape) {
+  return choose_tile<typename Tile::Math>(
+      shape, [](auto tile) { return std::is_same_v<decltype(tile), Tile>; });
 }
 
 }  // namespace privimage::cuda

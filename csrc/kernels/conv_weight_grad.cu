@@ -7,8 +7,8 @@ int64_t conv_weight_grad_slots(const ConvWeightGrad<Bfloat16>& job) {
   return conv_slots_of<Bf16Math>(job);
 }
 
-int launch_conv_weight_grad(const ConvWeightGrad<Bfloat16>& job, void* stream) {
-  return launch_conv<Bf16Math>(job, stream);
+int launch_conv_weight_grads(const ConvWeightGrad<Bfloat16>* layers, int count, void* stream) {
+  return launch_conv<Bf16Math>(layers, count, stream);
 }
 
 }  // namespace privimage::cuda

@@ -1,4 +1,4 @@
-// The kernel of the per-example weight gradient of a convolution, tile by tile, as a function of a
+// The kernel of the per-example weight gradients of convolutions, tile by tile, as a function of a
 // block.
 //
 // One block computes one tile [kOut, kIn, side, side] of one example's gradient, as a product of
@@ -40,15 +40,17 @@ class ConvWeightGradBlock {
   using Scalar = typename Tile::Scalar;
   using Sums = float[Tile::kSide][2][4][4];  // [taps, 16 outputs, 8 inputs, fragment]
 
-  PRIVIMAGE_DEVICE ConvWeightGradBlock(const Block& block, const ConvWeightGrad<Scalar>& job)
+  PRIVIMAGE_DEVICE ConvWeightGradBlock(const Block& block, const ConvWeightGrad<Scalar>& job,
+                                       int64_t tile)
       : block_(block),
         job_(job),
+        tile_(tile),
         shape_(job.geometry),
         band_(conv_band<Tile>(job.geometry)),
         inputs_(static_cast<int>(job.geometry.inputs)),
         outputs_(static_cast<int>(job.geometry.outputs)),
-        first_out_(static_cast<int>(block.y()) / in_tiles() * Tile::kOut),
-        first_in_(static_cast<int>(block.y()) % in_tiles() * Tile::kIn),
+        first_out_(static_cast<int>(tile) / in_tiles() * Tile::kOut),
+        first_in_(static_cast<int>(tile) % in_tiles() * Tile::kIn),
         tap_row_(block.warp() % Tile::kSide),
         warp_out_(block.warp() / Tile::kSide % (Tile::kOut / 32) * 32),
         warp_in_(block.warp() / Tile::kSide / (Tile::kOut / 32) * 32) {}
@@ -71,7 +73,7 @@ class ConvWeightGradBlock {
     }
     if (job_.accumulate) add_parts(sums);
     if (job_.parts != nullptr) store(sums);
-    if (job_.squares != nullptr) write_squares(add_squares(sums));
+    if (job_.squares.values != nullptr) write_squares(add_squares(sums));
     if (job_.sum != nullptr) add_to_grid(sums);
   }
 
@@ -329,12 +331,12 @@ class ConvWeightGradBlock {
     if (block_.thread() != 0) return;
     double total = 0.0;
     for (int warp = 0; warp < Tile::kWarps; ++warp) total += partial.load(warp);
-    const int64_t slots = conv_slots<Tile>(shape_) + bias_blocks(job_.bias.channels);
-    job_.squares[block_.x() * slots + block_.y()] = total;
+    job_.squares.at(block_.x(), tile_) = total;
   }
 
   const Block block_;
   const ConvWeightGrad<Scalar>& job_;
+  const int64_t tile_;
   const ConvGeometry& shape_;
   const ConvBand band_;
   const int inputs_, outputs_;      // channels
@@ -342,15 +344,21 @@ class ConvWeightGradBlock {
   const int tap_row_, warp_out_, warp_in_;
 };
 
-// What the launcher runs: blocks [examples, slots] of Tile::kThreads threads.
+// What the launcher runs: blocks [examples, blocks of all layers] of Tile::kThreads threads.
 template <typename Tile>
-PRIVIMAGE_DEVICE void conv_weight_grad(const Block& block,
-                                       const ConvWeightGrad<typename Tile::Scalar>& job) {
+PRIVIMAGE_DEVICE void conv_weight_grads(const Block& block,
+                                        const ConvWeightGrads<typename Tile::Scalar>& jobs) {
+  int layer = 0;
+  if constexpr (Tile::kMostLayers > 1) {
+    while (layer + 1 < jobs.count && block.y() >= jobs.first_block[layer + 1]) ++layer;
+  }
+  const ConvWeightGrad<typename Tile::Scalar>& job = jobs.layers[layer];
+  const int64_t slot = block.y() - jobs.first_block[layer];
   const int64_t tiles = conv_slots<Tile>(job.geometry);
-  if (block.y() < tiles) {
-    ConvWeightGradBlock<Tile>(block, job).run();
+  if (slot < tiles) {
+    ConvWeightGradBlock<Tile>(block, job, slot).run();
   } else {
-    dense_bias_grad<Tile::kWarps>(block, job.bias, block.x(), block.y() - tiles);
+    dense_bias_grad<Tile::kWarps>(block, job.bias, block.x(), slot - tiles);
   }
 }
 

@@ -1,4 +1,4 @@
-// The per-example weight gradient of a convolution on a GPU, tile by tile, and its squared norm:
+// The per-example weight gradients of convolutions on a GPU, tile by tile, and their squared norms:
 // arguments and launchers. The launcher of example_weight_grad sends it the layers that it takes.
 #pragma once
 
@@ -19,14 +19,23 @@ struct ConvWeightGrad {
   const Scalar* grad;  // [examples, draws, height', width', outputs], likewise
   float* parts;        // [examples, part_stride], a row [outputs, inputs, side, side]; or null
   int64_t part_stride;
-  bool accumulate;        // the parts are added to what is there; squares and sum are of the result
-  double* squares;        // [examples, slots], their sum is a part's squared norm; or null
-  const double* scales;   // [examples], see grid_scale; read where there is a sum
-  int64_t* sum;           // [outputs, inputs, side, side] in grid steps, added to; or null
-  BiasGrad<Scalar> bias;  // of the same grad, its slots behind the others; no channels for none
+  bool accumulate;  // the parts are added to what is there; squares and sum are of the result
+  SquareSlots squares;
+  const double* scales;  // [examples], see grid_scale; read where there is a sum
+  int64_t* sum;          // [outputs, inputs, side, side] in grid steps, added to; or null
+  BiasGrad<Scalar>
+      bias;  // of the same grad, its slots behind those of the tiles; no channels for none
 };
 
 namespace cuda {
+
+// Layers of as many examples each, in one launch.
+template <typename Scalar>
+struct ConvWeightGrads {
+  int count;
+  int64_t first_block[kMostLayers];  // of an example's
+  ConvWeightGrad<Scalar> layers[kMostLayers];
+};
 
 // How float32 values are multiplied.
 enum class Precision {
@@ -34,16 +43,19 @@ enum class Precision {
   kTf32,   // on tensor cores, after rounding to 11 bits
 };
 
-// The squares an example that the launcher writes: one a tile of output and input channels, and one
+// The squares an example that a layer has: one a tile of output and input channels, and one
 // for each block of the bias.
 int64_t conv_weight_grad_slots(const ConvWeightGrad<Bfloat16>& job);
 int64_t conv_weight_grad_slots(const ConvWeightGrad<float>& job, Precision precision);
 
-// Queues the kernel on `stream` (a cudaStream_t) and returns the CUDA error code, 0 for none. All
-// that is asked for, parts, squares and sum, comes from the same values, bit by bit the same in
-// every combination. Allocates, synchronises and throws nothing.
-int launch_conv_weight_grad(const ConvWeightGrad<Bfloat16>& job, void* stream);
-int launch_conv_weight_grad(const ConvWeightGrad<float>& job, Precision precision, void* stream);
+// Queues the kernel on `stream` (a cudaStream_t) and returns the CUDA error code, 0 for none: for
+// `count` layers of as many examples each, at most kMostLayers; those of one tap that
+// follow each other in one launch. All that is asked for, parts, squares and sum, comes from
+// the same values, bit by bit the same in every combination. Allocates, synchronises and throws
+// nothing.
+int launch_conv_weight_grads(const ConvWeightGrad<Bfloat16>* layers, int count, void* stream);
+int launch_conv_weight_grads(const ConvWeightGrad<float>* layers, int count, Precision precision,
+                             void* stream);
 
 }  // namespace cuda
 }  // namespace privimage

@@ -8,9 +8,10 @@ int64_t conv_weight_grad_slots(const ConvWeightGrad<float>& job, Precision preci
                                        : conv_slots_of<Fp32Math>(job);
 }
 
-int launch_conv_weight_grad(const ConvWeightGrad<float>& job, Precision precision, void* stream) {
-  return precision == Precision::kTf32 ? launch_conv<Tf32Math>(job, stream)
-                                       : launch_conv<Fp32Math>(job, stream);
+int launch_conv_weight_grads(const ConvWeightGrad<float>* layers, int count, Precision precision,
+                             void* stream) {
+  return precision == Precision::kTf32 ? launch_conv<Tf32Math>(layers, count, stream)
+                                       : launch_conv<Fp32Math>(layers, count, stream);
 }
 
 }  // namespace privimage::cuda

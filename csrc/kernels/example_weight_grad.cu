@@ -1,5 +1,5 @@
-// The per-example weight gradient on a GPU: entry points and launcher. Layers that fit go to the
-// tiled kernel, bias included; the rest to the plain ones.
+// The per-example weight gradients on a GPU: entry points and launcher. Layers that fit go to the
+// tiled kernel, biases included and several in one launch; the rest to the plain ones.
 #include "kernels/bias_grad.cuh"
 #include "kernels/example_weight_grad.cuh"
 #include "kernels/example_weight_grad.h"
@@ -24,9 +24,24 @@ int launch_plain(const WeightGradOnGpu<Scalar>& job, void* stream) {
   const ConvGeometry& shape = job.layer.geometry;
   const int error = launch(weight_kernel<Scalar>, weight_launch(shape), job, stream);
   if (error != 0 || !job.with_bias) return error;
-  const BiasGrad<Scalar> bias = bias_of(job, weight_blocks(shape), plain_slots(job));
+  const BiasGrad<Scalar> bias = bias_of(job, weight_blocks(shape));
   return launch(bias_kernel<Scalar>, bias_launch<Scalar>(shape.examples, bias.channels), bias,
                 stream);
+}
+
+template <typename Math, typename... How>
+int launch_layers(const WeightGradOnGpu<typename Math::Scalar>* jobs, int count, void* stream,
+                  How... how) {
+  ConvWeightGrad<typename Math::Scalar> tiles[kMostLayers];
+  int tiled_layers = 0;
+  for (int i = 0; i < count; ++i) {
+    if (const auto tile = tiled<Math>(jobs[i])) {
+      tiles[tiled_layers++] = *tile;
+    } else if (const int error = launch_plain(jobs[i], stream); error != 0) {
+      return error;
+    }
+  }
+  return launch_conv_weight_grads(tiles, tiled_layers, how..., stream);
 }
 
 }  // namespace
@@ -41,17 +56,17 @@ int64_t weight_grad_slots(const WeightGradOnGpu<float>& job) {
 }
 int64_t weight_grad_slots(const WeightGradOnGpu<double>& job) { return plain_slots(job); }
 
-int launch_example_weight_grad(const WeightGradOnGpu<Bfloat16>& job, void* stream) {
-  const auto tiles = tiled<Bf16Math>(job);
-  return tiles ? launch_conv_weight_grad(*tiles, stream) : launch_plain(job, stream);
+int launch_example_weight_grads(const WeightGradOnGpu<Bfloat16>* jobs, int count, void* stream) {
+  return launch_layers<Bf16Math>(jobs, count, stream);
 }
-int launch_example_weight_grad(const WeightGradOnGpu<float>& job, void* stream) {
-  const auto tiles = tiled<Fp32Math>(job);
-  return tiles ? launch_conv_weight_grad(*tiles, Precision::kExact, stream)
-               : launch_plain(job, stream);
+int launch_example_weight_grads(const WeightGradOnGpu<float>* jobs, int count, void* stream) {
+  return launch_layers<Fp32Math>(jobs, count, stream, Precision::kExact);
 }
-int launch_example_weight_grad(const WeightGradOnGpu<double>& job, void* stream) {
-  return launch_plain(job, stream);
+int launch_example_weight_grads(const WeightGradOnGpu<double>* jobs, int count, void* stream) {
+  for (int i = 0; i < count; ++i) {
+    if (const int error = launch_plain(jobs[i], stream); error != 0) return error;
+  }
+  return 0;
 }
 
 }  // namespace privimage::cuda

@@ -64,9 +64,9 @@ PRIVIMAGE_DEVICE void plain_weight_grad(const Block& block, const WeightGradOnGp
       block.add(job.weight_sum + place, int64_t{grid_coordinate(value, job.scales[example])});
     }
   }
-  if (job.squares == nullptr) return;
+  if (job.squares.values == nullptr) return;
   const double sum = add_threads(block, double(value) * double(value), kWeightThreads, 0);
-  if (block.thread() == 0) job.squares[example * plain_slots(job) + slot] = sum;
+  if (block.thread() == 0) job.squares.at(example, slot) = sum;
 }
 
 }  // namespace privimage::cuda

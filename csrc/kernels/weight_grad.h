@@ -10,6 +10,22 @@
 
 namespace privimage {
 
+// Where squares go that add up to an example's squared norm: a row of slots an example, of which
+// each writer has some.
+struct SquareSlots {
+  double* values;  // [examples, count], or null
+  int64_t count;
+  int64_t first;  // of a writer's
+
+  PRIVIMAGE_HOST_DEVICE double& at(int64_t example, int64_t slot) const {
+    return values[example * count + first + slot];
+  }
+  // Those behind the first so many.
+  PRIVIMAGE_HOST_DEVICE SquareSlots behind(int64_t slots) const {
+    return {values, count, first + slots};
+  }
+};
+
 // Any of rows, squares and sum is asked for; all come from the same values, bit by bit the same in
 // every combination.
 template <typename Scalar>
@@ -20,9 +36,7 @@ struct BiasGrad {
   Wide<Scalar>* bias;  // [examples, channels], or null
   int64_t bias_stride;
   bool accumulate;
-  double* squares;  // [examples, slots], from first_slot on; or null
-  int64_t slots;
-  int64_t first_slot;
+  SquareSlots squares;
   const double* scales;  // [examples], see grid_scale; read where there is a sum
   int64_t* sum;          // [channels] in grid steps, added to; or null
 };
@@ -32,13 +46,16 @@ template <typename Scalar>
 struct WeightGradOnGpu {
   ExampleWeightGrad<Scalar> layer;  // weight and bias are null where no rows are asked for
   bool with_bias;                   // whether there is a bias
-  double* squares;                  // [examples, weight_grad_slots(…)], or null
+  SquareSlots squares;              // weight_grad_slots(…) of them are the layer's
   const double* scales;             // [examples], see grid_scale; read where there is a sum
   int64_t* weight_sum;  // [outputs, inputs, taps, taps] in grid steps, added to; or null
   int64_t* bias_sum;    // [outputs], likewise; where there is weight_sum and a bias
 };
 
 namespace cuda {
+
+// Layers that one launch takes at most: the projections q, k, v and o of an attention block.
+constexpr int kMostLayers = 4;
 
 constexpr int kBiasChannels = 32;  // of a block
 constexpr int kBiasThreads = 32 * kBiasChannels;

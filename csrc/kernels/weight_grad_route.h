@@ -44,7 +44,7 @@ inline ConvGeometry with_one_row(ConvGeometry shape) {
 
 // The bias's share of a job, whose squares lie behind those of the weight.
 template <typename Scalar>
-BiasGrad<Scalar> bias_of(const WeightGradOnGpu<Scalar>& all, int64_t first_slot, int64_t slots) {
+BiasGrad<Scalar> bias_of(const WeightGradOnGpu<Scalar>& all, int64_t weight_slots) {
   const ExampleWeightGrad<Scalar>& job = all.layer;
   const ConvGeometry& shape = job.geometry;
   return {job.grad,
@@ -56,9 +56,7 @@ BiasGrad<Scalar> bias_of(const WeightGradOnGpu<Scalar>& all, int64_t first_slot,
           job.bias,
           job.bias_stride,
           job.accumulate,
-          all.squares,
-          slots,
-          first_slot,
+          all.squares.behind(weight_slots),
           all.scales,
           all.bias_sum};
 }
@@ -79,20 +77,18 @@ std::optional<ConvWeightGrad<typename Math::Scalar>> tiled(
     return {};
   }
   const ConvGeometry seen = with_one_row(shape);
-  const int64_t channels = bias_of(all, 0, 0).channels;
-  int64_t tiles = 0, slots = 0;
+  const int64_t channels = bias_of(all, 0).channels;
+  int64_t tiles = 0;
   const bool possible = choose_tile<Math>(seen, [&](auto tile) {
     using Tile = decltype(tile);
     if (!conv_counts_fit<Tile>(seen)) return false;
     tiles = conv_slots<Tile>(seen);
-    const LaunchShape launch = conv_launch<Tile>(seen, channels);
-    slots = launch.blocks_y;
-    return launch.possible();
+    return conv_launch<Tile>(seen, channels).possible();
   });
   if (!possible) return {};
   return ConvWeightGrad<typename Math::Scalar>{
       seen,           job.x,       job.grad,   job.weight,     job.weight_stride,
-      job.accumulate, all.squares, all.scales, all.weight_sum, bias_of(all, tiles, slots)};
+      job.accumulate, all.squares, all.scales, all.weight_sum, bias_of(all, tiles)};
 }
 
 // The plain kernels.

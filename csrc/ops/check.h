@@ -6,6 +6,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <initializer_list>
 #include <string>
 
 namespace privimage {
@@ -13,6 +14,54 @@ namespace privimage {
 inline void check_positive(double value, const std::string& name) {
   STD_TORCH_CHECK(value > 0.0 && value < 1e300, name, ": expected a finite number above 0, got ",
                   value);
+}
+
+// Of any length.
+constexpr int64_t kAnySize = -1;
+
+// "[2, *, 3]", with * for any size.
+template <typename Size>
+std::string in_brackets(int64_t dims, Size size) {
+  std::string text = "[";
+  for (int64_t dim = 0; dim < dims; ++dim) {
+    const int64_t found = size(dim);
+    text += (dim > 0 ? ", " : "") + (found == kAnySize ? "*" : std::to_string(found));
+  }
+  return text + "]";
+}
+
+inline std::string shape_of(const torch::stable::Tensor& tensor) {
+  return in_brackets(tensor.dim(), [&](int64_t dim) { return tensor.size(dim); });
+}
+
+inline void check_shape(const torch::stable::Tensor& tensor, const std::string& name,
+                        std::initializer_list<int64_t> expected) {
+  const int64_t dims = static_cast<int64_t>(expected.size());
+  const int64_t* sizes = expected.begin();
+  bool fits = tensor.dim() == dims;
+  for (int64_t dim = 0; fits && dim < dims; ++dim) {
+    fits = sizes[dim] == kAnySize || sizes[dim] == tensor.size(dim);
+  }
+  STD_TORCH_CHECK(fits, name, ": expected ",
+                  in_brackets(dims, [&](int64_t dim) { return sizes[dim]; }), ", got ",
+                  shape_of(tensor));
+}
+
+inline void check_contiguous(const torch::stable::Tensor& tensor, const std::string& name) {
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor, got strides ",
+                  in_brackets(tensor.dim(), [&](int64_t dim) { return tensor.stride(dim); }));
+}
+
+inline void check_type(const torch::stable::Tensor& tensor, torch::headeronly::ScalarType type,
+                       const std::string& name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": expected ",
+                  torch::headeronly::toString(type), ", got ",
+                  torch::headeronly::toString(tensor.scalar_type()));
+}
+
+inline void refuse_type(const torch::stable::Tensor& tensor, const std::string& name) {
+  STD_TORCH_CHECK(false, name, ": expected Float or Double, got ",
+                  torch::headeronly::toString(tensor.scalar_type()));
 }
 
 // Of sums over a tensor's values, and of what stands beside them: weights, statistics, gradients.
@@ -24,8 +73,7 @@ inline torch::headeronly::ScalarType wide_type(const torch::stable::Tensor& tens
 
 inline void check_beside(const torch::stable::Tensor& tensor, torch::headeronly::ScalarType type,
                          const torch::stable::Tensor& x, const std::string& name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name,
-                  ": expected the type of x, or float32 beside bfloat16");
+  check_type(tensor, type, name);
   STD_TORCH_CHECK(tensor.device() == x.device(), name, ": expected the device of x");
 }
 

@@ -1,9 +1,12 @@
-// torch.ops.privimage.example_embedding_grad: checks, dispatches; writes into the caller's rows.
+// torch.ops.privimage.example_embedding_grad, and example_embedding_norms and
+// recomputed_embedding_sum, which need no tables: checks, allocates, dispatches.
 #include "cpu/example_embedding_grad.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+
+#include <vector>
 
 #include "ops/check.h"
 
@@ -29,19 +32,21 @@ struct Arguments {
   bool accumulate;
 };
 
-void check(const Arguments& given) {
-  const Tensor &indices = given.indices, &grad = given.grad, &weight = given.weight;
-  STD_TORCH_CHECK(
-      indices.scalar_type() == ScalarType::Long && indices.dim() == 2 && indices.is_contiguous(),
-      "indices: expected a contiguous int64 tensor [examples, positions]");
+// indices [examples, positions] and grad [examples, positions, width].
+void check_read(const Tensor& indices, const Tensor& grad) {
+  check_type(indices, ScalarType::Long, "indices");
+  check_shape(indices, "indices", {kAnySize, kAnySize});
+  check_shape(grad, "grad", {indices.size(0), indices.size(1), kAnySize});
+  check_contiguous(indices, "indices");
+  check_contiguous(grad, "grad");
   STD_TORCH_CHECK(indices.device() == grad.device(), "indices: expected the device of grad");
-  STD_TORCH_CHECK(weight.dim() == 3 && weight.size(0) == indices.size(0),
-                  "weight: expected [examples, entries, width]");
-  STD_TORCH_CHECK(grad.dim() == 3 && grad.is_contiguous() && grad.size(0) == indices.size(0) &&
-                      grad.size(1) == indices.size(1) && grad.size(2) == weight.size(2),
-                  "grad: expected a contiguous tensor [examples, positions, width]");
-  check_beside(weight, wide_type(grad), grad, "weight");
-  check_rows(weight, "weight");
+}
+
+void check(const Arguments& given) {
+  check_read(given.indices, given.grad);
+  check_shape(given.weight, "weight", {given.indices.size(0), kAnySize, given.grad.size(2)});
+  check_beside(given.weight, wide_type(given.grad), given.grad, "weight");
+  check_rows(given.weight, "weight");
 }
 
 template <typename Scalar>
@@ -58,16 +63,32 @@ ExampleEmbeddingGrad<Scalar> describe(const Arguments& given) {
           given.accumulate};
 }
 
-// Calls run(job) with the job in the type of grad.
+// The same without tables.
+template <typename Scalar>
+ExampleEmbeddingGrad<Scalar> describe(const Tensor& indices, const Tensor& grad, int64_t entries,
+                                      int64_t padding) {
+  return {static_cast<const int64_t*>(indices.const_data_ptr()),
+          static_cast<const Scalar*>(grad.const_data_ptr()),
+          nullptr,
+          0,
+          indices.size(0),
+          indices.size(1),
+          entries,
+          grad.size(2),
+          padding,
+          false};
+}
+
+// Calls run with a value of the type of grad.
 template <typename Run>
-void dispatch(const Arguments& given, Run run) {
-  const ScalarType type = given.grad.scalar_type();
+void dispatch(const Tensor& grad, Run run) {
+  const ScalarType type = grad.scalar_type();
   if (type == ScalarType::Float) {
-    run(describe<float>(given));
+    run(0.0f);
   } else if (type == ScalarType::Double) {
-    run(describe<double>(given));
+    run(0.0);
   } else {
-    STD_TORCH_CHECK(false, "grad: expected float32 or float64");
+    refuse_type(grad, "grad");
   }
 }
 
@@ -75,11 +96,60 @@ void example_embedding_grad_cpu(const Tensor indices, const Tensor grad, const T
                                 int64_t padding_idx, bool accumulate) {
   const Arguments given{indices, grad, weight, padding_idx, accumulate};
   check(given);
-  dispatch(given, [](const auto& job) {
+  dispatch(grad, [&](auto zero) {
+    const auto job = describe<decltype(zero)>(given);
     const int64_t work = (job.entries + job.positions) * job.width;
     torch::stable::parallel_for(
         0, job.examples, kGrain / (work + 1) + 1,
         [&](int64_t begin, int64_t end) { cpu::example_embedding_grad(job, begin, end); });
+  });
+}
+
+// The positions of every example by what was read there.
+template <typename Scalar>
+std::vector<int64_t> by_entry(const ExampleEmbeddingGrad<Scalar>& job) {
+  std::vector<int64_t> order(job.examples * job.positions);
+  torch::stable::parallel_for(
+      0, job.examples, kGrain / (16 * job.positions + 1) + 1,
+      [&](int64_t begin, int64_t end) { cpu::sort_by_entry(job, order.data(), begin, end); });
+  return order;
+}
+
+Tensor example_embedding_norms_cpu(const Tensor indices, const Tensor grad, int64_t entries,
+                                   int64_t padding_idx) {
+  check_read(indices, grad);
+  Tensor squares = torch::stable::new_empty(grad, {indices.size(0)}, ScalarType::Double);
+  auto* out = static_cast<double*>(squares.mutable_data_ptr());
+  dispatch(grad, [&](auto zero) {
+    const auto job = describe<decltype(zero)>(indices, grad, entries, padding_idx);
+    const std::vector<int64_t> order = by_entry(job);
+    torch::stable::parallel_for(0, job.examples, kGrain / (job.positions * job.width + 1) + 1,
+                                [&](int64_t begin, int64_t end) {
+                                  cpu::embedding_norms(job, order.data(), out, begin, end);
+                                });
+  });
+  return squares;
+}
+
+void recomputed_embedding_sum_cpu(const Tensor indices, const Tensor grad, const Tensor scales,
+                                  const Tensor weight_sum, int64_t padding_idx) {
+  check_read(indices, grad);
+  check_type(scales, ScalarType::Double, "scales");
+  check_shape(scales, "scales", {indices.size(0)});
+  check_contiguous(scales, "scales");
+  check_type(weight_sum, ScalarType::Long, "weight_sum");
+  check_shape(weight_sum, "weight_sum", {kAnySize, grad.size(2)});
+  check_contiguous(weight_sum, "weight_sum");
+  const auto* factors = static_cast<const double*>(scales.const_data_ptr());
+  auto* sums = static_cast<int64_t*>(weight_sum.mutable_data_ptr());
+  dispatch(grad, [&](auto zero) {
+    const auto job = describe<decltype(zero)>(indices, grad, weight_sum.size(0), padding_idx);
+    const std::vector<int64_t> order = by_entry(job);
+    torch::stable::parallel_for(0, job.width, kGrain / (job.examples * job.positions + 1) + 1,
+                                [&](int64_t first, int64_t last) {
+                                  cpu::recomputed_embedding_sum(job, order.data(), factors, sums,
+                                                                first, last);
+                                });
   });
 }
 
@@ -97,7 +167,7 @@ void example_embedding_grad_cuda(const Tensor indices, const Tensor grad, const 
   if (grad.scalar_type() == ScalarType::BFloat16) {
     run(describe<Bfloat16>(given));
   } else {
-    dispatch(given, run);
+    dispatch(grad, [&](auto zero) { run(describe<decltype(zero)>(given)); });
   }
 }
 #endif
@@ -108,10 +178,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(privimage, library) {
   library.def(
       "example_embedding_grad(Tensor indices, Tensor grad, Tensor(a!) weight, int padding_idx, "
       "bool accumulate) -> ()");
+  library.def(
+      "example_embedding_norms(Tensor indices, Tensor grad, int entries, int padding_idx) "
+      "-> Tensor");
+  library.def(
+      "recomputed_embedding_sum(Tensor indices, Tensor grad, Tensor scales, Tensor(a!) weight_sum, "
+      "int padding_idx) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(privimage, CPU, library) {
   library.impl("example_embedding_grad", TORCH_BOX(&example_embedding_grad_cpu));
+  library.impl("example_embedding_norms", TORCH_BOX(&example_embedding_norms_cpu));
+  library.impl("recomputed_embedding_sum", TORCH_BOX(&recomputed_embedding_sum_cpu));
 }
 
 #ifdef PRIVIMAGE_CUDA

@@ -1,11 +1,12 @@
-// torch.ops.privimage.example_weight_grad and measured_weight_grad: check, dispatch; write into the
-// caller's rows.
+// torch.ops.privimage.example_weight_grad and measured_weight_grads: check, dispatch; write into
+// the caller's rows.
 #include "cpu/example_weight_grad.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -32,29 +33,37 @@ using torch::stable::Tensor;
 constexpr int64_t kGrain = 1 << 20;
 constexpr int64_t kWriting = 32;
 
-// Sizes and distances as the schema has them; `geometry` is checked against the tensors.
+// A layer as the schema has it; `geometry` is checked against the tensors.
 struct Arguments {
   const Tensor& x;
   const Tensor& grad;
   const Tensor& weight;
-  const std::optional<Tensor>& bias;
+  const Tensor* bias;  // or null
   ConvGeometry geometry;
   bool accumulate;
 };
 
-Arguments check(const Tensor& x, const Tensor& grad, const Tensor& weight,
-                const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
-                const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-                int64_t groups, bool accumulate) {
+// What layers have in common.
+struct Stencil {
+  const std::vector<int64_t>&stride, &padding, &dilation;
+  int64_t groups;
+};
+
+Arguments check(const Tensor& x, const Tensor& grad, const Tensor& weight, const Tensor* bias,
+                const Stencil& stencil, bool accumulate) {
   STD_TORCH_CHECK(weight.dim() == 5, "weight: expected 5 dimensions, got ", weight.dim());
-  const ConvNumbers conv{{weight.size(3), weight.size(4)}, stride, padding, dilation, groups};
+  const ConvNumbers conv{{weight.size(3), weight.size(4)},
+                         stencil.stride,
+                         stencil.padding,
+                         stencil.dilation,
+                         stencil.groups};
   const ConvGeometry geometry = geometry_of(x, grad, weight.size(0), conv);
   STD_TORCH_CHECK(geometry.inputs == weight.size(2) && grad.size(1) == weight.size(1),
                   "weight: its channels are not those of x and grad");
   check_beside(grad, x.scalar_type(), x, "grad");
   check_beside(weight, wide_type(x), x, "weight");
   check_rows(weight, "weight");
-  if (bias) {
+  if (bias != nullptr) {
     STD_TORCH_CHECK(
         bias->dim() == 2 && bias->size(0) == weight.size(0) && bias->size(1) == weight.size(1),
         "bias: expected [examples, outputs]");
@@ -63,6 +72,30 @@ Arguments check(const Tensor& x, const Tensor& grad, const Tensor& weight,
   }
   return {x, grad, weight, bias, geometry, accumulate};
 }
+
+using Tensors = std::vector<Tensor>;
+
+// Layers of as many examples each, on one device and in one type.
+std::vector<Arguments> check(const Tensors& x, const Tensors& grad, const Tensors& weight,
+                             const Tensors& bias, const Stencil& stencil) {
+  const size_t count = x.size();
+  STD_TORCH_CHECK(count > 0, "x: expected a layer or more");
+  STD_TORCH_CHECK(grad.size() == count && weight.size() == count, "grad, weight: expected ", count,
+                  " of each, as x");
+  STD_TORCH_CHECK(bias.empty() || bias.size() == count, "bias: expected ", count,
+                  ", as x, or none");
+  std::vector<Arguments> layers;
+  for (size_t i = 0; i < count; ++i) {
+    check_beside(x[i], x[0].scalar_type(), x[0], "x");
+    layers.push_back(
+        check(x[i], grad[i], weight[i], bias.empty() ? nullptr : &bias[i], stencil, false));
+    STD_TORCH_CHECK(weight[i].size(0) == weight[0].size(0), "weight: expected ", weight[0].size(0),
+                    " examples, got ", weight[i].size(0));
+  }
+  return layers;
+}
+
+const Tensor* address(const std::optional<Tensor>& tensor) { return tensor ? &*tensor : nullptr; }
 
 template <typename Scalar>
 ExampleWeightGrad<Scalar> describe(const Arguments& given) {
@@ -78,25 +111,22 @@ ExampleWeightGrad<Scalar> describe(const Arguments& given) {
           given.accumulate};
 }
 
-// Calls run(job) with the job in the type of x.
+// Calls run(zero) with a zero of the type of x.
 template <typename Run>
-void dispatch(const Arguments& given, Run run) {
-  const ScalarType type = given.x.scalar_type();
+void dispatch(const Tensor& x, Run run) {
+  const ScalarType type = x.scalar_type();
   if (type == ScalarType::Float) {
-    run(in_one_row(describe<float>(given)));
+    run(0.0f);
   } else if (type == ScalarType::Double) {
-    run(in_one_row(describe<double>(given)));
+    run(0.0);
   } else {
     STD_TORCH_CHECK(false, "x: expected float32 or float64");
   }
 }
 
-// Calls run(begin, end) on all threads for ranges of the job's blocks, which write so many values.
-template <typename Run>
-void for_blocks(const ConvGeometry& shape, int64_t values, Run run) {
-  const int64_t blocks = cpu::example_weight_grad_blocks(shape);
-  const int64_t work = multiplications(shape) + kWriting * values;
-  torch::stable::parallel_for(0, blocks, kGrain / (work / (blocks + 1) + 1) + 1, run);
+// How many of some blocks a thread takes at least, where all of them write so many values.
+int64_t grain_of(int64_t blocks, int64_t products, int64_t values) {
+  return kGrain / ((products + kWriting * values) / (blocks + 1) + 1) + 1;
 }
 
 void example_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor weight,
@@ -104,27 +134,56 @@ void example_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor wei
                              const std::vector<int64_t> padding,
                              const std::vector<int64_t> dilation, int64_t groups, bool accumulate) {
   const Arguments given =
-      check(x, grad, weight, bias, stride, padding, dilation, groups, accumulate);
-  dispatch(given, [&](const auto& job) {
-    for_blocks(job.geometry, given.weight.numel(),
-               [&](int64_t begin, int64_t end) { cpu::example_weight_grad(job, begin, end); });
+      check(x, grad, weight, address(bias), {stride, padding, dilation, groups}, accumulate);
+  dispatch(x, [&](auto zero) {
+    const auto job = in_one_row(describe<decltype(zero)>(given));
+    const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
+    const int64_t grain = grain_of(blocks, multiplications(job.geometry), weight.numel());
+    torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+      cpu::example_weight_grad(job, begin, end);
+    });
   });
 }
 
-Tensor measured_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor weight,
-                                const std::optional<Tensor> bias, const std::vector<int64_t> stride,
-                                const std::vector<int64_t> padding,
-                                const std::vector<int64_t> dilation, int64_t groups) {
-  const Arguments given = check(x, grad, weight, bias, stride, padding, dilation, groups, false);
-  Tensor squares = torch::stable::new_empty(x, {weight.size(0)}, ScalarType::Double);
-  dispatch(given, [&](const auto& job) {
-    const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
-    std::vector<double> of_blocks(blocks);
-    for_blocks(job.geometry, weight.numel(), [&](int64_t begin, int64_t end) {
-      cpu::measured_weight_grad(job, of_blocks.data(), begin, end);
-    });
-    cpu::add_blocks(of_blocks.data(), blocks, weight.size(0),
-                    static_cast<double*>(squares.mutable_data_ptr()));
+// Writes the rows of all layers in one parallel loop over their blocks, one layer's behind the
+// other's, and the squared norms of what it wrote.
+template <typename Scalar>
+void write_and_measure(const std::vector<Arguments>& layers, int64_t examples, double* squares) {
+  std::vector<ExampleWeightGrad<Scalar>> jobs;
+  std::vector<int64_t> first{0};
+  int64_t products = 0, values = 0;
+  for (const Arguments& layer : layers) {
+    jobs.push_back(in_one_row(describe<Scalar>(layer)));
+    first.push_back(first.back() + cpu::example_weight_grad_blocks(jobs.back().geometry));
+    products += multiplications(jobs.back().geometry);
+    values += layer.weight.numel();
+  }
+  const int64_t blocks = first.back(), grain = grain_of(blocks, products, values);
+  std::vector<double> of_blocks(blocks);
+  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+    for (size_t i = 0; i < jobs.size(); ++i) {
+      const int64_t from = std::max(begin, first[i]), to = std::min(end, first[i + 1]);
+      if (from >= to) continue;
+      cpu::measured_weight_grad(jobs[i], of_blocks.data() + first[i], from - first[i],
+                                to - first[i]);
+    }
+  });
+  std::fill_n(squares, examples, 0.0);
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    cpu::add_blocks(of_blocks.data() + first[i], first[i + 1] - first[i], examples, squares);
+  }
+}
+
+Tensor measured_weight_grads_cpu(const Tensors x, const Tensors grad, const Tensors weight,
+                                 const Tensors bias, const std::vector<int64_t> stride,
+                                 const std::vector<int64_t> padding,
+                                 const std::vector<int64_t> dilation, int64_t groups) {
+  const auto layers = check(x, grad, weight, bias, {stride, padding, dilation, groups});
+  const int64_t examples = weight[0].size(0);
+  Tensor squares = torch::stable::new_empty(x[0], {examples}, ScalarType::Double);
+  dispatch(x[0], [&](auto zero) {
+    write_and_measure<decltype(zero)>(layers, examples,
+                                      static_cast<double*>(squares.mutable_data_ptr()));
   });
   return squares;
 }
@@ -132,26 +191,44 @@ Tensor measured_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor 
 #ifdef PRIVIMAGE_CUDA
 // The same with bfloat16, which the CPU's kernels do not have.
 template <typename Run>
-void dispatch_on_gpu(const Arguments& given, Run run) {
-  if (given.x.scalar_type() == ScalarType::BFloat16) {
-    run(in_one_row(describe<Bfloat16>(given)));
+void dispatch_on_gpu(const Tensor& x, Run run) {
+  if (x.scalar_type() == ScalarType::BFloat16) {
+    run(Bfloat16{});
   } else {
-    dispatch(given, run);
+    dispatch(x, run);
   }
 }
 
-// Queues rows, and squares [examples] if they are asked for.
+// Queues the rows of all layers, and their squares [examples] if they are asked for.
 template <typename Scalar>
-void write_rows(const ExampleWeightGrad<Scalar>& layer, const Tensor& x, double* squares) {
-  WeightGradOnGpu<Scalar> job{layer, layer.bias != nullptr, nullptr, nullptr, nullptr, nullptr};
+void queue(const std::vector<Arguments>& layers, double* squares) {
+  const Tensor& x = layers[0].x;
+  const int64_t examples = layers[0].geometry.examples;
   void* stream = current_cuda_stream(x.get_device_index());
-  const int64_t examples = layer.geometry.examples;
-  const int64_t slots = squares != nullptr ? cuda::weight_grad_slots(job) : 0;
+  std::vector<WeightGradOnGpu<Scalar>> jobs;
+  int64_t slots = 0;
+  for (const Arguments& layer : layers) {
+    jobs.push_back({in_one_row(describe<Scalar>(layer)),
+                    layer.bias != nullptr,
+                    {nullptr, 0, slots},
+                    nullptr,
+                    nullptr,
+                    nullptr});
+    if (squares != nullptr) slots += cuda::weight_grad_slots(jobs.back());
+  }
   const Tensor partial = torch::stable::new_empty(x, {examples, slots}, ScalarType::Double);
-  if (squares != nullptr) job.squares = static_cast<double*>(partial.mutable_data_ptr());
-  int error = cuda::launch_example_weight_grad(job, stream);
+  auto* values = static_cast<double*>(partial.mutable_data_ptr());
+  for (WeightGradOnGpu<Scalar>& job : jobs) {
+    job.squares.values = squares != nullptr ? values : nullptr;
+    job.squares.count = slots;
+  }
+  int error = 0;
+  for (size_t first = 0; first < jobs.size() && error == 0; first += cuda::kMostLayers) {
+    const size_t count = std::min<size_t>(cuda::kMostLayers, jobs.size() - first);
+    error = cuda::launch_example_weight_grads(&jobs[first], static_cast<int>(count), stream);
+  }
   if (error == 0 && squares != nullptr) {
-    error = cuda::launch_row_sums(job.squares, examples, slots, squares, stream);
+    error = cuda::launch_row_sums(values, examples, slots, squares, stream);
   }
   STD_TORCH_CHECK(error == 0, "example_weight_grad: CUDA error ", error);
 }
@@ -163,20 +240,19 @@ void example_weight_grad_cuda(const Tensor x, const Tensor grad, const Tensor we
                               bool accumulate) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Arguments given =
-      check(x, grad, weight, bias, stride, padding, dilation, groups, accumulate);
-  dispatch_on_gpu(given, [&](const auto& layer) { write_rows(layer, x, nullptr); });
+      check(x, grad, weight, address(bias), {stride, padding, dilation, groups}, accumulate);
+  dispatch_on_gpu(x, [&](auto zero) { queue<decltype(zero)>({given}, nullptr); });
 }
 
-Tensor measured_weight_grad_cuda(const Tensor x, const Tensor grad, const Tensor weight,
-                                 const std::optional<Tensor> bias,
-                                 const std::vector<int64_t> stride,
-                                 const std::vector<int64_t> padding,
-                                 const std::vector<int64_t> dilation, int64_t groups) {
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const Arguments given = check(x, grad, weight, bias, stride, padding, dilation, groups, false);
-  const Tensor squares = torch::stable::new_empty(x, {weight.size(0)}, ScalarType::Double);
+Tensor measured_weight_grads_cuda(const Tensors x, const Tensors grad, const Tensors weight,
+                                  const Tensors bias, const std::vector<int64_t> stride,
+                                  const std::vector<int64_t> padding,
+                                  const std::vector<int64_t> dilation, int64_t groups) {
+  const auto layers = check(x, grad, weight, bias, {stride, padding, dilation, groups});
+  const torch::stable::accelerator::DeviceGuard guard(x[0].get_device_index());
+  const Tensor squares = torch::stable::new_empty(x[0], {weight[0].size(0)}, ScalarType::Double);
   auto* out = static_cast<double*>(squares.mutable_data_ptr());
-  dispatch_on_gpu(given, [&](const auto& layer) { write_rows(layer, x, out); });
+  dispatch_on_gpu(x[0], [&](auto zero) { queue<decltype(zero)>(layers, out); });
   return squares;
 }
 #endif
@@ -188,19 +264,19 @@ STABLE_TORCH_LIBRARY_FRAGMENT(privimage, library) {
       "example_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
       "int[] stride, int[] padding, int[] dilation, int groups, bool accumulate) -> ()");
   library.def(
-      "measured_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
+      "measured_weight_grads(Tensor[] x, Tensor[] grad, Tensor(a!)[] weight, Tensor(b!)[] bias, "
       "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(privimage, CPU, library) {
   library.impl("example_weight_grad", TORCH_BOX(&example_weight_grad_cpu));
-  library.impl("measured_weight_grad", TORCH_BOX(&measured_weight_grad_cpu));
+  library.impl("measured_weight_grads", TORCH_BOX(&measured_weight_grads_cpu));
 }
 
 #ifdef PRIVIMAGE_CUDA
 STABLE_TORCH_LIBRARY_IMPL(privimage, CUDA, library) {
   library.impl("example_weight_grad", TORCH_BOX(&example_weight_grad_cuda));
-  library.impl("measured_weight_grad", TORCH_BOX(&measured_weight_grad_cuda));
+  library.impl("measured_weight_grads", TORCH_BOX(&measured_weight_grads_cuda));
 }
 #endif
 

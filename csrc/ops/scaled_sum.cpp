@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
@@ -135,6 +136,7 @@ Tensor example_weight_norms_cpu(const Tensor x, const Tensor grad, int64_t examp
                                 [&](int64_t begin, int64_t end) {
                                   cpu::example_weight_norms(job, partial.data(), begin, end);
                                 });
+    std::fill_n(out, examples, 0.0);
     cpu::add_blocks(partial.data(), blocks, examples, out);
   });
   return squares;
@@ -245,12 +247,12 @@ Tensor example_weight_norms_cuda(const Tensor x, const Tensor grad, int64_t exam
   dispatch_on_gpu(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
     const auto layer = describe<Scalar>(x, grad, examples, conv, nullptr);
-    WeightGradOnGpu<Scalar> job{layer, with_bias, nullptr, nullptr, nullptr, nullptr};
+    WeightGradOnGpu<Scalar> job{layer, with_bias, {}, nullptr, nullptr, nullptr};
     const int64_t slots = cuda::weight_grad_slots(job);
     const Tensor partial = new_doubles(x, {examples, slots});
-    job.squares = doubles(partial);
-    check_cuda(cuda::launch_example_weight_grad(job, stream), "example_weight_norms");
-    check_cuda(cuda::launch_row_sums(job.squares, examples, slots, doubles(squares), stream),
+    job.squares = {doubles(partial), slots, 0};
+    check_cuda(cuda::launch_example_weight_grads(&job, 1, stream), "example_weight_norms");
+    check_cuda(cuda::launch_row_sums(doubles(partial), examples, slots, doubles(squares), stream),
                "example_weight_norms");
   });
   return squares;
@@ -267,9 +269,9 @@ void recomputed_sum_cuda(const Tensor x, const Tensor grad, const Tensor scales,
     using Scalar = decltype(zero);
     const auto layer = describe<Scalar>(x, grad, scales.size(0), conv, nullptr);
     const Sums sums = read_sums(x, grad, scales, weight_sum, bias_sum, layer.geometry);
-    const WeightGradOnGpu<Scalar> job{layer,       bias_sum.has_value(), nullptr,
+    const WeightGradOnGpu<Scalar> job{layer,       bias_sum.has_value(), {},
                                       sums.scales, sums.weight,          sums.bias};
-    check_cuda(cuda::launch_example_weight_grad(job, stream), "recomputed_sum");
+    check_cuda(cuda::launch_example_weight_grads(&job, 1, stream), "recomputed_sum");
   });
 }
 #endif

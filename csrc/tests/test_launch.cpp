@@ -260,15 +260,35 @@ void a_bias_has_slots_of_its_own() {
   ConvGeometry shape = kUsual;
   shape.outputs = 70;
   const auto tiles = cuda::tiled<Bf16Math>(layer<Bfloat16>(shape));
-  CHECK(tiles && tiles->bias.channels == 70 && tiles->bias.first_slot == 2);
-  CHECK(tiles->bias.slots == 2 + 3);
+  CHECK(tiles && tiles->bias.channels == 70 && tiles->bias.squares.first == 2);
   const auto alone = cuda::tiled<Bf16Math>(layer<Bfloat16>(shape, false));
-  CHECK(alone && alone->bias.channels == 0 && alone->bias.slots == 2);
+  CHECK(alone && alone->bias.channels == 0);
   shape.groups = 2;
   const int64_t weights = 140 * 32 * 9;
   CHECK(cuda::weight_blocks(shape) == (weights + 127) / 128);
   CHECK(cuda::plain_slots(layer<float>(shape)) == cuda::weight_blocks(shape) + 5);
   CHECK(cuda::plain_slots(layer<float>(shape, false)) == cuda::weight_blocks(shape));
+}
+
+// A launch takes layers until they are four, or more blocks than a grid has.
+void layers_share_a_launch_while_they_fit() {
+  using Tile = cuda::ConvTile<Bf16Math, 1, 1, 64, 64>;
+  ConvGeometry shape{3, 2, 1, 130, 70, axis(4, 1, 1, 0), axis(4, 1, 1, 0)};
+  CHECK(cuda::has_tile_of<Tile>(shape) && !cuda::has_tile_of<Tile>(kUsual));
+  cuda::ConvWeightGrads<Bfloat16> together{};
+  LaunchShape whole{};
+  for (int64_t i = 0; i < 4; ++i) {
+    const auto job = cuda::tiled<Bf16Math>(layer<Bfloat16>(shape));
+    CHECK(job && cuda::add_layer<Tile>(*job, together, whole));
+    CHECK(together.first_block[i] == i * (6 + 3));  // tiles, and groups of the bias's channels
+  }
+  CHECK(whole.blocks_x == 3 && whole.blocks_y == 36 && whole.possible());
+  CHECK(!cuda::add_layer<Tile>(together.layers[0], together, whole) && together.count == 4);
+  shape.inputs = shape.outputs = 8192;  // 128 x 128 tiles, and 256 groups
+  const auto large = cuda::tiled<Bf16Math>(layer<Bfloat16>(shape));
+  together = {}, whole = {};
+  for (int64_t i = 0; i < 3; ++i) CHECK(cuda::add_layer<Tile>(*large, together, whole));
+  CHECK(!cuda::add_layer<Tile>(*large, together, whole) && whole.blocks_y == 3 * 16640);
 }
 
 void empty_layers_start_nothing_or_write_zeros() {
@@ -298,6 +318,7 @@ int main() {
   bands_fit_into_shared_memory<Tf32Math>();
   bands_fit_into_shared_memory<Fp32Math>();
   a_bias_has_slots_of_its_own();
+  layers_share_a_launch_while_they_fit();
   empty_layers_start_nothing_or_write_zeros();
   grids_are_empty_or_possible();
   normalisation_is_cut_as_its_kernels_need();

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from privimage.acceleration import memory_format, mixed_precision
 from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.denoiser import Denoiser, draw_noise_levels, drop_labels, losses
 from privimage.diffusion.ema import Ema
@@ -194,16 +195,12 @@ class Pretraining:
         return total
 
     def _piece_gradients(self, piece: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The piece's share of the gradient of the batch's mean loss, and of that loss.
-
-        On a GPU activations are bfloat16, channels last; weights, gradients and Adam stay float32.
-        """
+        """The piece's share of the gradient of the batch's mean loss, and of that loss."""
         images, sigma, noise, labels = piece
-        on_gpu = self._device.type == "cuda"
-        if on_gpu:
-            images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=on_gpu):
-            loss = losses(Denoiser(self._network), images, sigma, noise, labels).sum()
+        with mixed_precision(self._device):
+            loss = losses(
+                Denoiser(self._network), memory_format(images), sigma, noise, labels
+            ).sum()
         share = loss / self._settings.batch_size
         gradients = torch.autograd.grad(share, list(self._parameters.values()))
         return [*gradients, share.detach()]

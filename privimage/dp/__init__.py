@@ -36,6 +36,7 @@ from privimage.dp.plan import DEFAULT_MEMORY, StepPlan, plan
 from privimage.dp.privacy import Privacy
 from privimage.dp.private_engine import PrivateEngine
 from privimage.dp.recompute import planned_clipped_sum
+from privimage.dp.recording import record
 from privimage.dp.records import (
     UNITS,
     Plan,
@@ -97,6 +98,7 @@ __all__ = [
     "planned_clipped_sum",
     "poisson_sample",
     "rate_threshold",
+    "record",
     "register_rule",
     "replace_one_epsilon",
     "verify",

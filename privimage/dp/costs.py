@@ -24,14 +24,19 @@ class Costs:
 
     Attributes:
         multiply_add: one product of a weight gradient.
-        keep: writing a value into memory, and reading it for the norm and for the sum.
-        again: what a value that is computed again costs beside its products.
+        keep: what a value that is kept costs beside its products: written and measured, and read
+            for the sum.
+        norm: what a value costs beside its products that is computed for its norm alone.
+        sum: likewise for the sum alone.
+        gram: one product of two positions' values.
         layer: what a layer costs in a micro-batch beside its arithmetic, forward and back.
     """
 
     multiply_add: float
     keep: float
-    again: float
+    norm: float
+    sum: float
+    gram: float
     layer: float
 
 
@@ -68,7 +73,7 @@ def cache_path() -> Path:
 
 
 def measure_costs() -> Costs:
-    """Times a convolution, a wide linear layer of one position, and layers with nothing to do."""
+    """Times a convolution, wide linear layers, and layers with nothing to do."""
     examples, width, layers = 8, 64, 16
     images = torch.ones(examples, width, 16, 16).contiguous(memory_format=torch.channels_last)
     products = examples * 16 * 16 * 9 * width * width
@@ -83,17 +88,27 @@ def measure_costs() -> Costs:
     x, wide = torch.ones(examples, 1024, 1, 1), 1024 * 1024
     rows = torch.empty(examples, 1024, 1024, 1, 1)
     scales, total = torch.ones(examples).double(), torch.zeros(1024, 1024, 1, 1, dtype=torch.int64)
+    tokens = torch.ones(examples, width, 1024)
 
     def keep() -> None:
-        ops.example_weight_grad(x, x, rows, None, _ONE_TAP)
-        ops.scaled_sum(rows.flatten(1), ops.squared_norms(rows.flatten(1)))
+        squares = ops.measured_weight_grads([x], [x], [rows], [], _ONE_TAP)
+        ops.scaled_sum(rows.flatten(1), squares)
 
-    norms = _seconds(lambda: ops.example_weight_norms(x, x, examples, (1, 1), False, _ONE_TAP))
-    again = _seconds(lambda: ops.recomputed_sum(x, x, scales, total, None, _ONE_TAP))
+    norm = _seconds(lambda: ops.example_weight_norms(x, x, examples, (1, 1), False, _ONE_TAP))
+    sums = _seconds(lambda: ops.recomputed_sum(x, x, scales, total, None, _ONE_TAP))
+    gram = _seconds(lambda: ops.gram_sums(tokens, tokens, False))
+    product = large / products
+
+    def beside(seconds: float) -> float:
+        """What a value costs beside its product."""
+        return max(seconds / (examples * wide) - product, 0.0)
+
     return Costs(
-        multiply_add=large / products,
-        keep=max(_seconds(keep) - norms, 0.0) / (examples * wide),
-        again=max(again / (examples * wide) - large / products, 0.0),
+        multiply_add=product,
+        keep=beside(_seconds(keep)),
+        norm=beside(norm),
+        sum=beside(sums),
+        gram=gram / (2 * tokens.numel() * width),
         layer=small / layers,
     )
 

@@ -92,7 +92,7 @@ class _ExampleEmbedding(Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (indices,) = ctx.saved_tensors
         nothing = (None,) * 5
-        if not ctx.slot.is_open:
+        if not ctx.slot.is_open or ctx.slot.take_read(indices, grad, ctx.padding):
             return nothing
         accumulate, rows = claim(ctx.slot), ctx.slot.rows
         (taken,) = ops.as_taken(rows.dtype, grad)

@@ -85,6 +85,19 @@ class ExampleGradients:
             for (name, shape), end in zip(self.shapes.items(), ends, strict=True)
         }
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of gradients: float32, or float64 where a parameter is float64."""
+        dtype = torch.float32
+        for parameter in self._parameters:
+            dtype = torch.promote_types(dtype, parameter.dtype)
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the parameters, and of gradients."""
+        return self._parameters[0].device
+
     def __call__(self, losses: Losses, *batch: torch.Tensor, draws: int = 1) -> torch.Tensor:
         """The gradient of each example's mean loss over its draws.
 
@@ -95,8 +108,8 @@ class ExampleGradients:
             draws: rows an example.
 
         Returns:
-            [examples, P], flat in the order of `names`, detached; float32, or float64 where a
-            parameter is float64. A parameter that the losses do not use has gradient 0.
+            [examples, P] of `dtype`, flat in the order of `names`, detached. A parameter that the
+            losses do not use has gradient 0.
 
         Raises:
             UserError: a batch or losses of the wrong shape, or a use of a parameter that has no
@@ -119,7 +132,7 @@ class ExampleGradients:
             return
         by_id = {id(p): slots[name] for p, name in zip(self._parameters, self.names, strict=True)}
         with torch.enable_grad():
-            anchor = torch.zeros((), device=self._parameters[0].device, requires_grad=True)
+            anchor = torch.zeros((), device=self.device, requires_grad=True)
             examples = Examples(count, count * draws, anchor, by_id, self._memory_format)
             described = dict(zip(map(id, self._parameters), self._described, strict=True))
             with exchange(examples, described, batch) as watching:
@@ -175,10 +188,7 @@ class ExampleGradients:
 
     def arena(self, count: int) -> torch.Tensor:
         """[examples, P], holding anything."""
-        dtype = torch.float32
-        for parameter in self._parameters:
-            dtype = torch.promote_types(dtype, parameter.dtype)
-        return torch.empty(count, self.size, dtype=dtype, device=self._parameters[0].device)
+        return torch.empty(count, self.size, dtype=self.dtype, device=self.device)
 
     def slots_in(self, arena: torch.Tensor) -> dict[str, Slot]:
         """The columns of `arena` of each parameter."""
@@ -264,8 +274,9 @@ def _mean_over_draws(values: torch.Tensor, count: int, draws: int) -> torch.Tens
         return values
     if values.shape == (count * draws,):
         return values.reshape(count, draws).mean(dim=1)
+    either = f" or [{count}], one an example" if draws > 1 else ""
     raise UserError(
-        f"losses must have the shape [{count * draws}] or [{count}], one a row or example, "
+        f"losses must have the shape [{count * draws}], one a row{either}, "
         f"got {list(values.shape)}; a loss function needs reduction='none'"
     )
 

@@ -17,14 +17,16 @@ from privimage.dp.slots import Slot
 
 @dataclass(frozen=True)
 class Use:
-    """One use of a weight by a convolution or linear layer.
+    """One use of a weight by a convolution, a linear layer or an embedding.
 
     Attributes:
         weight: the parameter's name.
         bias: that of the bias that is used with it, if it is.
         shape: of the weight.
         positions: pixels (or tokens) x draws that an example's gradient sums over.
-        held: values of the layer's input and of its output's gradient, an example.
+        held: values of the layer's input and of its output's gradient, an example; an index of an
+            embedding stands for two.
+        is_table: whether an embedding reads it.
     """
 
     weight: str
@@ -32,6 +34,7 @@ class Use:
     shape: tuple[int, ...]
     positions: int
     held: int
+    is_table: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,13 @@ class Pass:
         writes: for each parameter, in the order in which gradients are written, its name and the
             most bytes that were in memory since the write before it, gradients of parameters apart.
         rest: the most bytes after the last write.
+        others: parameters with another use than those, by name.
     """
 
     uses: tuple[Use, ...]
     writes: tuple[tuple[str, int], ...]
     rest: int
+    others: frozenset[str] = frozenset()
 
     def peak(self, kept: Mapping[str, float]) -> float:
         """The most bytes at any time, if writing a parameter's gradient leaves so many behind."""
@@ -82,13 +87,14 @@ def observe(
     arena = gradients.arena(1)
     live = _LiveBytes()
     live.ignore([*model.parameters(), *model.buffers(), *example, arena])
-    notes = _Notes([], [], live)
+    notes = _Notes([], [], set(), live)
     slots = {
         name: _Noting(name, slot.rows, notes) for name, slot in gradients.slots_in(arena).items()
     }
     with torch.random.fork_rng(), live:
         gradients.write_into(slots, losses, *example, draws=draws)
-    return Pass(tuple(notes.uses), tuple(notes.writes), live.most())
+    others = frozenset(notes.others)
+    return Pass(tuple(notes.uses), tuple(notes.writes), live.most(), others)
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -138,6 +144,7 @@ class _Notes:
 
     uses: list[Use]
     writes: list[tuple[str, int]]
+    others: set[str]
     live: _LiveBytes
 
 
@@ -152,8 +159,9 @@ class _Noting(Slot):
 
     @property
     def rows(self) -> torch.Tensor:
-        """As of any slot."""
+        """As of any slot; whoever writes here by himself has another use."""
         self._note()
+        self._notes.others.add(self.name)
         return super().rows
 
     def take(
@@ -169,6 +177,16 @@ class _Noting(Slot):
             bias.used, name = True, bias.name
         self.used = True
         use = Use(self.name, name, shape, positions, x.numel() + grad.numel())
+        self._notes.uses.append(use)
+        return True
+
+    def take_read(self, indices: torch.Tensor, grad: torch.Tensor, padding_idx: int | None) -> bool:
+        """Notes the use."""
+        self._note()
+        self.used = True
+        held = grad.numel() + 2 * indices.numel()
+        shape = tuple(super().rows.shape[1:])
+        use = Use(self.name, None, shape, indices.numel(), held, is_table=True)
         self._notes.uses.append(use)
         return True
 

@@ -2,28 +2,28 @@
 
 A gradient that is kept until the norms are known is written to memory and read twice; one that is
 computed again for the sum takes its products a second time, and holds the layer's input and its
-output's gradient instead. So most are kept where there is room, but for wide linear layers of few
-positions. Where there is no room, micro-batches get smaller, which costs the layers' overhead more
-often, or more gradients are computed again, those first that cost least for the bytes they save:
-whatever is predicted to take the least time.
+output's gradient instead. A ghost's norm takes products of positions by positions in place of the
+first time, and an embedding's gradient no more than the rows that were read. So most are kept where
+there is room, but for wide linear layers of few positions and for large tables. Where there is no
+room, micro-batches get smaller, which costs the layers' overhead more often, or more gradients are
+computed for the sum alone, those first that cost least for the bytes they save: whatever is
+predicted to take the least time.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import nn
 
+from privimage.dp.choices import Choice, LayerPlan, kept_layer
 from privimage.dp.costs import Costs, machine_costs
 from privimage.dp.engine import ExampleGradients, Losses
 from privimage.dp.observation import Pass, Use, observe
 from privimage.errors import UserError, check_count
 from privimage.ops._library import is_native
-
-Choice = Literal["keep", "recompute"]
 
 DEFAULT_MEMORY = 2.0**30
 """Bytes that a micro-batch of fine-tuning or of a `PrivateEngine` may take, if nobody says more."""
@@ -31,41 +31,6 @@ DEFAULT_MEMORY = 2.0**30
 _ALLOCATED = 1.8
 """Bytes that a process grows by, at most, for each one in tensors that operators return: what they
 need inside and what the allocator leaves unused. Seen: 0.7 to 1.8 (benchmarks/kernels-log.md)."""
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """What happens to one layer's gradients.
-
-    Attributes:
-        weight: the parameter's name.
-        bias: that of the bias that is used with it, if it is.
-        shape: of the weight.
-        positions: pixels (or tokens) x draws that an example's gradient sums over.
-        seconds: predicted, an example, of each choice.
-        bytes: that an example leaves behind until the sum, of each choice.
-        choice: what happens.
-        reason: why.
-        must_keep: whether computing them again is no choice.
-    """
-
-    weight: str
-    bias: str | None
-    shape: tuple[int, ...]
-    positions: int
-    seconds: dict[Choice, float]
-    bytes: dict[Choice, float]
-    choice: Choice
-    reason: str
-    must_keep: bool = False
-
-    @property
-    def price(self) -> float:
-        """Seconds for each byte saved by computing again; infinite if none is."""
-        saved = self.bytes["keep"] - self.bytes["recompute"]
-        if self.must_keep or saved <= 0:
-            return float("inf")
-        return (self.seconds["recompute"] - self.seconds["keep"]) / saved
 
 
 @dataclass(frozen=True)
@@ -90,9 +55,14 @@ class StepPlan:
 
     @cached_property
     def recomputed(self) -> frozenset[str]:
-        """The parameters whose gradients are computed again."""
-        again = (layer for layer in self.layers if layer.choice == "recompute")
+        """The parameters whose gradients are not kept, but computed for the sum."""
+        again = (layer for layer in self.layers if layer.choice != "keep")
         return frozenset(n for one in again for n in (one.weight, one.bias) if n is not None)
+
+    @cached_property
+    def ghosts(self) -> frozenset[str]:
+        """The weights whose gradients' norms are bounds by Gram matrices."""
+        return frozenset(layer.weight for layer in self.layers if layer.choice == "ghost")
 
     @cached_property
     def bytes_an_example(self) -> float:
@@ -103,9 +73,8 @@ class StepPlan:
 
     @cached_property
     def bytes_fixed(self) -> float:
-        """Predicted growth whatever the size: the sum, in integers, and what is added to it."""
-        kept = (size for name, size in self.sizes.items() if name not in self.recomputed)
-        return _ALLOCATED * 2 * (sum(self.sizes.values()) + max(kept, default=0.0))
+        """Predicted growth whatever the size: the sum, in integers twice as wide as float32."""
+        return _ALLOCATED * 2 * sum(self.sizes.values())
 
     @property
     def bytes(self) -> float:
@@ -122,17 +91,14 @@ class StepPlan:
         """The same plan, with another choice for the layers whose weight's name starts so.
 
         Raises:
-            UserError: no such layer, or one that can't be computed again.
+            UserError: no such layer, or one that does not have this choice.
         """
         chosen = [layer for layer in self.layers if layer.weight.startswith(name)]
         if not chosen:
             raise UserError(
                 f"no planned layer '{name}'; known are {[x.weight for x in self.layers]}"
             )
-        layers = [
-            _chosen(layer, choice, "asked for") if layer in chosen else layer
-            for layer in self.layers
-        ]
+        layers = (x.choosing(choice) if x in chosen else x for x in self.layers)
         return replace(self, layers=tuple(layers))
 
     def __str__(self) -> str:
@@ -191,14 +157,15 @@ def plan(
     gradients = ExampleGradients(model, memory_format)
     observed = observe(model, gradients, losses or _sum_of_outputs, tensors, draws)
     costs = costs or machine_costs()
-    counted = Counter(name for use in observed.uses for name in (use.weight, use.bias) if name)
+    names = (name for use in observed.uses for name in (use.weight, use.bias) if name)
+    counted = Counter([*names, *observed.others])
     on_cpu = device.type == "cpu"
     observed = observed if on_cpu else observed.written_first()
     layers = tuple(
-        _kept(use, costs, examples, _obstacle(use, counted, native=is_native and on_cpu))
+        kept_layer(use, costs, examples, _obstacle(use, counted, native=is_native and on_cpu))
         for use in observed.uses[::-1]
     )
-    width = gradients.arena(0).element_size()
+    width = gradients.dtype.itemsize
     sizes = {name: float(width * shape.numel()) for name, shape in gradients.shapes.items()}
     overhead = costs.layer * len(gradients.module_sizes)
     found = StepPlan(layers, draws, examples, overhead, observed, sizes)
@@ -206,12 +173,12 @@ def plan(
 
 
 def _within(found: StepPlan, max_memory: float) -> StepPlan:
-    """The fastest of the plans that fit: with the first so many layers by price computed again."""
+    """The fastest of the plans that fit: with the first so many layers by price not kept."""
     order = sorted((x for x in found.layers if x.price < float("inf")), key=lambda x: x.price)
     best, least = None, float("inf")
     for count in range(len(order) + 1):
         again = {layer.weight for layer in order[:count]}
-        layers = (_again(x) if x.weight in again else x for x in found.layers)
+        layers = (x.keeping_nothing() if x.weight in again else x for x in found.layers)
         tried = replace(found, layers=tuple(layers))
         least = min(least, tried.bytes_fixed + tried.bytes_an_example)
         fitting = (max_memory - tried.bytes_fixed) / tried.bytes_an_example
@@ -228,7 +195,7 @@ def _within(found: StepPlan, max_memory: float) -> StepPlan:
 
 
 def _obstacle(use: Use, counted: Mapping[str, int], *, native: bool) -> str:
-    """Why a layer's gradients can't be computed again; empty if they can."""
+    """Why a layer's gradients must be kept; empty if they need not."""
     if counted[use.weight] > 1 or (use.bias is not None and counted[use.bias] > 1):
         return "used more than once"  # The norm is that of the sum.
     if use.bias is not None and _module_of(use.bias) != _module_of(use.weight):
@@ -238,33 +205,6 @@ def _obstacle(use: Use, counted: Mapping[str, int], *, native: bool) -> str:
 
 def _module_of(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _kept(use: Use, costs: Costs, examples: int, obstacle: str) -> LayerPlan:
-    values = torch.Size(use.shape).numel()
-    once = values * use.positions * costs.multiply_add
-    again = 2 * once + values * costs.again + costs.layer / examples
-    seconds: dict[Choice, float] = {"keep": once + values * costs.keep, "recompute": again}
-    held: dict[Choice, float] = {"keep": 4.0 * values, "recompute": 4.0 * use.held}
-    reason = obstacle or "there is room"
-    return LayerPlan(
-        *(use.weight, use.bias, use.shape, use.positions),
-        *(seconds, held, "keep", reason),
-        must_keep=bool(obstacle),
-    )
-
-
-def _again(layer: LayerPlan) -> LayerPlan:
-    saved = layer.bytes["keep"] - layer.bytes["recompute"]
-    more = 1e6 * (layer.seconds["recompute"] - layer.seconds["keep"])
-    reason = f"saves {saved / 1e3:.0f} KB an example for {more:.1f} us"
-    return _chosen(layer, "recompute", reason)
-
-
-def _chosen(layer: LayerPlan, choice: Choice, reason: str) -> LayerPlan:
-    if choice == "recompute" and layer.must_keep:
-        raise UserError(f"'{layer.weight}' must be kept: {layer.reason}")
-    return replace(layer, choice=choice, reason=reason)
 
 
 def _sum_of_outputs(model: nn.Module, *batch: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,10 @@ class Slot:
         """Whether this slot takes a layer's tensors, instead of its gradients written in rows."""
         return False
 
+    def take_read(self, indices: torch.Tensor, grad: torch.Tensor, padding_idx: int | None) -> bool:
+        """As `take`, of an embedding: what was read, and the gradient of that."""
+        return False
+
     def finish(self) -> None:
         """Zero, if nothing was written."""
         if not self.used:

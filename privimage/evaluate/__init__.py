@@ -2,6 +2,7 @@
 
 from privimage.evaluate.classifiers import Resources, accuracies, check_test_set
 from privimage.evaluate.duplicates import near_duplicates
+from privimage.evaluate.duration import Workload, evaluation_seconds
 from privimage.evaluate.evaluation import Material, evaluate
 from privimage.evaluate.features import FeatureNetwork, compute_features, load_features
 from privimage.evaluate.metrics import fid, inception_score, kid
@@ -20,6 +21,7 @@ __all__ = [
     "Material",
     "Parts",
     "Resources",
+    "Workload",
     "accuracies",
     "accuracy_table",
     "as_json",
@@ -28,6 +30,7 @@ __all__ = [
     "compute_features",
     "epsilon_sentence",
     "evaluate",
+    "evaluation_seconds",
     "fid",
     "from_json",
     "in_order",

@@ -12,7 +12,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from privimage.data import ImageSet, to_unit_range
@@ -30,6 +30,7 @@ from privimage.threads import Workers
 # Fewer images of a label leave none to hold out.
 _LEAST_TO_STOP_EARLY = 20
 _PREDICT_ROWS = 10_000
+_MOST_ITERATIONS = {"mlp": 200, "logistic": 300}
 
 
 @dataclass(frozen=True)
@@ -196,17 +197,30 @@ def _fitted(kind: str, training: ImageSet, test: ImageSet, seed: int) -> Predict
     if len(present) < 2:
         return Prediction(present.expand(len(test)), None)
     early = int(counts.min()) >= _LEAST_TO_STOP_EARLY
+    model = fit(kind, training, early, seed)
+    held_out = float(model[-1].best_validation_score_) if kind == "mlp" and early else None
+    pieces = [model.predict(_flat(piece)) for piece in test.images.split(_PREDICT_ROWS)]
+    return Prediction(torch.from_numpy(np.concatenate(pieces)), held_out)
+
+
+def fit(
+    kind: str, training: ImageSet, early: bool, seed: int, most_iterations: int | None = None
+) -> Pipeline:
+    """One of scikit-learn's classifiers, trained; an MLP stops `early` by a held-out tenth."""
     classifier = (
-        MLPClassifier((128,), early_stopping=early, n_iter_no_change=10, random_state=seed)
+        MLPClassifier(
+            (128,),
+            early_stopping=early,
+            n_iter_no_change=10,
+            max_iter=most_iterations or _MOST_ITERATIONS[kind],
+            random_state=seed,
+        )
         if kind == "mlp"
-        else LogisticRegression(max_iter=300, tol=1e-3)
+        else LogisticRegression(max_iter=most_iterations or _MOST_ITERATIONS[kind], tol=1e-3)
     )
     # What it scales is a copy already.
     model = make_pipeline(StandardScaler(copy=False), classifier)
-    model.fit(_flat(training.images), training.labels.numpy())
-    held_out = float(classifier.best_validation_score_) if kind == "mlp" and early else None
-    pieces = [model.predict(_flat(piece)) for piece in test.images.split(_PREDICT_ROWS)]
-    return Prediction(torch.from_numpy(np.concatenate(pieces)), held_out)
+    return model.fit(_flat(training.images), training.labels.numpy())
 
 
 def _flat(images: torch.Tensor) -> np.ndarray:

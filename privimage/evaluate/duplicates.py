@@ -10,7 +10,7 @@ from privimage.evaluate.result import NearDuplicates
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75)
 _NEAREST = 0.01
 # As many give the first hundredth to a few images, and keep the search to seconds.
-_MOST_LOOKED_UP = 1000
+MOST_LOOKED_UP = 1000
 MOST_AMONG = 50_000
 _PURPOSE = "near duplicates"
 
@@ -30,11 +30,11 @@ def near_duplicates(
         seed: decides which images are taken.
     """
     among = some(others, MOST_AMONG, seed, _PURPOSE).images
-    looked_up = some(synthetic, _MOST_LOOKED_UP, seed, _PURPOSE).images
+    looked_up = some(synthetic, MOST_LOOKED_UP, seed, _PURPOSE).images
     distances = nearest_distances(looked_up, among)
     reference = closer = None
     if test is not None:
-        reference = nearest_distances(some(test, _MOST_LOOKED_UP, seed, _PURPOSE).images, among)
+        reference = nearest_distances(some(test, MOST_LOOKED_UP, seed, _PURPOSE).images, among)
         closer = float((distances < reference.quantile(_NEAREST)).double().mean())
     return NearDuplicates(
         against=against,

@@ -14,6 +14,8 @@ from privimage.errors import UserError
 _COLUMNS = 10
 _ROWS = 20
 _LONGEST_NAME = 24
+# With more digits than this one nobody reads a number.
+_LONG = 1e12
 _ROUNDED_UP = Context(prec=3, rounding=ROUND_CEILING)
 
 
@@ -58,9 +60,11 @@ def epsilon_sentence(epsilon: float | None, delta: float, unit: str) -> str:
         return "NOT PRIVATE: nothing is promised to anybody in the images."
     upper = Decimal(epsilon).quantize(Decimal("0.01"), ROUND_CEILING)
     whose = "all images of any one person" if unit == "person" else "any one sensitive image"
+    factor = _ROUNDED_UP.plus(upper.exp())
+    times = f"{factor:,.0f}" if 1000 <= factor < _LONG else f"{factor:.3g}"
     return (
         f"ε = {upper} at δ = {delta:g}: with {whose} added or removed, "
-        f"any outcome is at most {_ROUNDED_UP.plus(upper.exp()):.3g} times as likely, "
+        f"any outcome is at most {times} times as likely, "
         f"but for a probability of {delta:g}."
     )
 

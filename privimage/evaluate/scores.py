@@ -54,12 +54,12 @@ def scores(
     beside: list[dict[str, float]] = []
     for step in reporter.stoppable_steps("scores", 1 + (splits if n >= LEAST_IMAGES else 0)):
         if step == 0:
-            values = _all(_taken(synthetic, random), real)
+            values = every_score(_taken(synthetic, random), real)
             continue
         order = torch.randperm(len(real[0]), generator=random)
         half, other = ([part[rows] for part in real] for rows in (order[:n], order[n : 2 * n]))
-        floors.append(_all(half, other))
-        beside.append(_all(_taken(synthetic, random, n), other))
+        floors.append(every_score(half, other))
+        beside.append(every_score(_taken(synthetic, random, n), other))
 
     def floor(name: str) -> Floor | None:
         if not floors:
@@ -103,7 +103,10 @@ def caveats(n_synthetic: int, n_real: int, facts: FeatureFacts) -> list[str]:
     return said
 
 
-def _all(synthetic: list[torch.Tensor], real: Outputs | list[torch.Tensor]) -> dict[str, float]:
+def every_score(
+    synthetic: list[torch.Tensor], real: Outputs | list[torch.Tensor]
+) -> dict[str, float]:
+    """The scores of one set of outputs against another, by the names of `NAMES`."""
     return {
         "fid": fid(synthetic[0], real[0]),
         "kid": kid(synthetic[0], real[0]),

@@ -2,14 +2,18 @@
 
 from privimage.ops import rules
 from privimage.ops._library import describe_build
-from privimage.ops.embedding import example_embedding_grad
+from privimage.ops.embedding import (
+    example_embedding_grad,
+    example_embedding_norms,
+    recomputed_embedding_sum,
+)
 from privimage.ops.layers import (
     ConvGeometry,
     as_taken,
     example_weight_grad,
     group_norm_silu,
     group_norm_silu_backward,
-    measured_weight_grad,
+    measured_weight_grads,
 )
 from privimage.ops.reference import GRID_BITS
 from privimage.ops.release import (
@@ -24,6 +28,7 @@ from privimage.ops.release import (
 )
 from privimage.ops.scaled import (
     example_weight_norms,
+    gram_sums,
     recomputed_sum,
     scaled_sum,
     squared_norms,
@@ -42,14 +47,17 @@ __all__ = [
     "clipped_sum",
     "describe_build",
     "example_embedding_grad",
+    "example_embedding_norms",
     "example_weight_grad",
     "example_weight_norms",
     "gaussian_integers",
+    "gram_sums",
     "group_norm_silu",
     "group_norm_silu_backward",
-    "measured_weight_grad",
+    "measured_weight_grads",
     "private_update",
     "random_words",
+    "recomputed_embedding_sum",
     "recomputed_sum",
     "scaled_sum",
     "self_test",

@@ -31,8 +31,16 @@ _SCHEMAS = {
         "example_embedding_grad(Tensor indices, Tensor grad, Tensor(a!) weight, int padding_idx, "
         "bool accumulate) -> ()"
     ),
-    "measured_weight_grad": (
-        "measured_weight_grad(Tensor x, Tensor grad, Tensor(a!) weight, Tensor(b!)? bias, "
+    "example_embedding_norms": (
+        "example_embedding_norms(Tensor indices, Tensor grad, int entries, int padding_idx) "
+        "-> Tensor"
+    ),
+    "recomputed_embedding_sum": (
+        "recomputed_embedding_sum(Tensor indices, Tensor grad, Tensor scales, "
+        "Tensor(a!) weight_sum, int padding_idx) -> ()"
+    ),
+    "measured_weight_grads": (
+        "measured_weight_grads(Tensor[] x, Tensor[] grad, Tensor(a!)[] weight, Tensor(b!)[] bias, "
         "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
     ),
     "squared_norms": "squared_norms(Tensor parts) -> Tensor",
@@ -47,6 +55,7 @@ _SCHEMAS = {
         "recomputed_sum(Tensor x, Tensor grad, Tensor scales, Tensor(a!) weight_sum, "
         "Tensor(b!)? bias_sum, int[] stride, int[] padding, int[] dilation, int groups) -> ()"
     ),
+    "gram_sums": "gram_sums(Tensor x, Tensor grad, bool with_bias) -> Tensor",
     "group_norm_silu": (
         "group_norm_silu(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps, bool silu) "
         "-> (Tensor, Tensor)"

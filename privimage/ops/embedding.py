@@ -1,4 +1,4 @@
-"""The operator behind an embedding: one gradient of the table an example.
+"""The operators behind an embedding: a table an example, or norms and sums without tables.
 
 Arguments are checked once, here, before the native code or the reference runs.
 """
@@ -6,6 +6,7 @@ Arguments are checked once, here, before the native code or the reference runs.
 import torch
 
 from privimage.ops.layers import wide_type
+from privimage.ops.scaled import check_scales
 
 
 def example_embedding_grad(
@@ -31,9 +32,7 @@ def example_embedding_grad(
         TypeError: a tensor of another type.
         ValueError: shapes that don't fit, or rows of `weight` in pieces.
     """
-    wide = wide_type(grad, "grad")
-    if indices.dtype != torch.int64:
-        raise TypeError(f"indices: expected torch.int64, got {indices.dtype}")
+    wide = _wide_type(indices, grad)
     if weight.dtype != wide or weight.device != grad.device or indices.device != grad.device:
         there = f"{weight.dtype} on {weight.device}"
         raise TypeError(f"weight: expected {wide} on {grad.device} as grad, got {there}")
@@ -50,6 +49,84 @@ def example_embedding_grad(
         indices.contiguous(),
         grad.contiguous(),
         weight,
-        -1 if padding_idx is None else padding_idx,
+        _number(padding_idx),
         accumulate,
     )
+
+
+def example_embedding_norms(
+    indices: torch.Tensor, grad: torch.Tensor, entries: int, padding_idx: int | None = None
+) -> torch.Tensor:
+    """The squared norm of what `example_embedding_grad` would write for each example.
+
+    Args:
+        indices: as there.
+        grad: as there.
+        entries: of a table.
+        padding_idx: as there.
+
+    Returns:
+        float64 [examples].
+
+    Raises:
+        TypeError, ValueError: as there.
+    """
+    _check_read(indices, grad)
+    result: torch.Tensor = torch.ops.privimage.example_embedding_norms(
+        indices.contiguous(), grad.contiguous(), entries, _number(padding_idx)
+    )
+    return result
+
+
+def recomputed_embedding_sum(
+    indices: torch.Tensor,
+    grad: torch.Tensor,
+    scales: torch.Tensor,
+    weight_sum: torch.Tensor,
+    padding_idx: int | None = None,
+) -> None:
+    """Adds `scaled_sum` of what `example_embedding_grad` would write, of which it keeps nothing.
+
+    The values are bitwise those that `example_embedding_norms` saw; rows that an example did not
+    read are never touched.
+
+    Args:
+        indices: as there.
+        grad: as there.
+        scales: as for `scaled_sum`.
+        weight_sum: int64 [entries, width], added to.
+        padding_idx: as there.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
+    """
+    _check_read(indices, grad)
+    check_scales(scales, len(grad), grad.device)
+    if weight_sum.dtype != torch.int64 or not weight_sum.is_contiguous():
+        raise TypeError(f"weight_sum: expected a contiguous int64 tensor, got {weight_sum.dtype}")
+    if weight_sum.dim() != 2 or weight_sum.shape[1] != grad.shape[2]:
+        there = list(weight_sum.shape)
+        raise ValueError(f"weight_sum: expected [entries, {grad.shape[2]}], got {there}")
+    torch.ops.privimage.recomputed_embedding_sum(
+        indices.contiguous(), grad.contiguous(), scales, weight_sum, _number(padding_idx)
+    )
+
+
+def _check_read(indices: torch.Tensor, grad: torch.Tensor) -> None:
+    _wide_type(indices, grad)
+    if grad.dim() != 3 or indices.shape != grad.shape[:-1]:
+        raise ValueError(
+            "expected indices [examples, positions] and grad [examples, positions, width], got "
+            f"{list(indices.shape)} and {list(grad.shape)}"
+        )
+
+
+def _wide_type(indices: torch.Tensor, grad: torch.Tensor) -> torch.dtype:
+    if indices.dtype != torch.int64:
+        raise TypeError(f"indices: expected torch.int64, got {indices.dtype}")
+    return wide_type(grad, "grad")
+
+
+def _number(padding_idx: int | None) -> int:
+    """As the operators take it."""
+    return -1 if padding_idx is None else padding_idx

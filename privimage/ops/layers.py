@@ -50,31 +50,46 @@ def example_weight_grad(
     )
 
 
-def measured_weight_grad(
-    x: torch.Tensor,
-    grad: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
+def measured_weight_grads(
+    x: Sequence[torch.Tensor],
+    grad: Sequence[torch.Tensor],
+    weight: Sequence[torch.Tensor],
+    bias: Sequence[torch.Tensor],
     geometry: ConvGeometry,
 ) -> torch.Tensor:
-    """`example_weight_grad`, and the squared norm of what it wrote for each example.
+    """`example_weight_grad` of several layers in one go, and the squared norm of what it wrote.
+
+    Small layers, such as the projections of an attention block, so fill a machine together that
+    each of them would leave idle in part: one loop over the threads of a CPU, one launch on a GPU
+    for up to four layers of one tap that are dense and channels-last.
 
     Args:
-        x: as there.
-        grad: as there.
-        weight: as there.
-        bias: as there; counts in the norm.
-        geometry: as there.
+        x: as there, one a layer; layers may differ in channels, pixels, taps and draws.
+        grad: as there, one a layer.
+        weight: as there, one a layer; no two share memory.
+        bias: as there, one a layer, and counts in the norm; or empty, where no layer has one.
+        geometry: as there, of every layer.
 
     Returns:
-        float64 [examples].
+        float64 [examples], over all layers.
 
     Raises:
-        TypeError, ValueError: as there.
+        TypeError: as there, or layers of several types or devices.
+        ValueError: as there, or lists of different lengths, or layers of different examples.
     """
-    _check_weight_grad(x, grad, weight, bias, geometry)
+    if not len(x) == len(grad) == len(weight) > 0 or len(bias) not in (0, len(x)):
+        found = [len(each) for each in (x, grad, weight, bias)]
+        raise ValueError(f"x, grad, weight, bias: expected as many of each, got {found}")
+    biases: Sequence[torch.Tensor | None] = bias or [None] * len(x)
+    for each in zip(x, grad, weight, biases, strict=True):
+        _check_weight_grad(*each, geometry)
+        if each[0].dtype != x[0].dtype or each[0].device != x[0].device:
+            there = f"{each[0].dtype} on {each[0].device}"
+            raise TypeError(f"x: expected {x[0].dtype} on {x[0].device} in all, got {there}")
+        if len(each[2]) != len(weight[0]):
+            raise ValueError(f"weight: expected {len(weight[0])} examples, got {len(each[2])}")
     stride, padding, dilation, groups = geometry
-    result: torch.Tensor = torch.ops.privimage.measured_weight_grad(
+    result: torch.Tensor = torch.ops.privimage.measured_weight_grads(
         x, grad, weight, bias, stride, padding, dilation, groups
     )
     return result

@@ -1,5 +1,7 @@
 """Every operator as the formula it stands for, in plain PyTorch: any float type, any device."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -214,22 +216,44 @@ def example_embedding_grad(
     weight.copy_(weight + sums if accumulate else sums)
 
 
-def measured_weight_grad(
-    x: torch.Tensor,
+def example_embedding_norms(
+    indices: torch.Tensor, grad: torch.Tensor, entries: int, padding_idx: int
+) -> torch.Tensor:
+    """→ float64 [examples]; see `privimage.ops.example_embedding_norms`."""
+    table = grad.new_zeros(len(grad), entries, grad.shape[2])
+    example_embedding_grad(indices, grad, table, padding_idx, False)
+    return squared_norms(table.flatten(1))
+
+
+def recomputed_embedding_sum(
+    indices: torch.Tensor,
     grad: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
+    scales: torch.Tensor,
+    weight_sum: torch.Tensor,
+    padding_idx: int,
+) -> None:
+    """Adds to weight_sum [entries, width]; see `privimage.ops.recomputed_embedding_sum`."""
+    table = grad.new_zeros(len(grad), *weight_sum.shape)
+    example_embedding_grad(indices, grad, table, padding_idx, False)
+    scaled_sum(table.flatten(1), scales, weight_sum.view(-1), True)
+
+
+def measured_weight_grads(
+    x: list[torch.Tensor],
+    grad: list[torch.Tensor],
+    weight: list[torch.Tensor],
+    bias: list[torch.Tensor],
     stride: list[int],
     padding: list[int],
     dilation: list[int],
     groups: int,
 ) -> torch.Tensor:
-    """`example_weight_grad`, and float64 [examples]; see `privimage.ops`."""
-    torch.ops.privimage.example_weight_grad(
-        x, grad, weight, bias, stride, padding, dilation, groups, False
-    )
-    squares = squared_norms(weight.flatten(1))
-    return squares if bias is None else squares + squared_norms(bias)
+    """`example_weight_grad` of several layers, and float64 [examples]; see `privimage.ops`."""
+    geometry = stride, padding, dilation, groups
+    biases: Sequence[torch.Tensor | None] = bias or [None] * len(x)
+    for layer in zip(x, grad, weight, biases, strict=True):
+        torch.ops.privimage.example_weight_grad(*layer, *geometry, False)
+    return torch.stack([squared_norms(rows.flatten(1)) for rows in [*weight, *bias]]).sum(0)
 
 
 def squared_norms(parts: torch.Tensor) -> torch.Tensor:
@@ -284,6 +308,15 @@ def recomputed_sum(
     scaled_sum(weight.flatten(1), scales, weight_sum.view(-1), True)
     if bias is not None and bias_sum is not None:
         scaled_sum(bias, scales, bias_sum, True)
+
+
+def gram_sums(x: torch.Tensor, grad: torch.Tensor, with_bias: bool) -> torch.Tensor:
+    """→ float64 [4, examples]; see `privimage.ops.gram_sums`."""
+    x, grad = x.double(), grad.double()
+    of_x, of_grad = x @ x.mT + float(with_bias), grad @ grad.mT
+    lengths = [gram.diagonal(dim1=1, dim2=2).sqrt() for gram in (of_x, of_grad)]
+    sums = [(of_x * of_grad).sum(2), lengths[0] * lengths[1], *lengths]
+    return torch.stack([each.sum(1) for each in sums])
 
 
 def group_norm_silu(

@@ -34,11 +34,22 @@ def example_embedding_grad(*arguments: object) -> None:
     """Writes into rows that the caller has; takes no part in autograd."""
 
 
-def measured_weight_grad(
-    x: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor, *others: object
+def example_embedding_norms(
+    indices: torch.Tensor, grad: torch.Tensor, *others: object
+) -> torch.Tensor:
+    """[examples, positions, width] → float64 [examples], without data."""
+    return grad.new_empty(grad.shape[0], dtype=torch.float64)
+
+
+def recomputed_embedding_sum(*arguments: object) -> None:
+    """Changes its arguments and returns nothing."""
+
+
+def measured_weight_grads(
+    x: list[torch.Tensor], grad: list[torch.Tensor], weight: list[torch.Tensor], *others: object
 ) -> torch.Tensor:
     """Writes into rows that the caller has; float64 [examples], without data."""
-    return x.new_empty(weight.shape[0], dtype=torch.float64)
+    return x[0].new_empty(weight[0].shape[0], dtype=torch.float64)
 
 
 def squared_norms(parts: torch.Tensor) -> torch.Tensor:
@@ -59,6 +70,11 @@ def example_weight_norms(
 
 def recomputed_sum(*arguments: object) -> None:
     """Changes its arguments and returns nothing."""
+
+
+def gram_sums(x: torch.Tensor, grad: torch.Tensor, with_bias: bool) -> torch.Tensor:
+    """[examples, positions, inputs] → float64 [4, examples], without data."""
+    return x.new_empty(4, x.shape[0], dtype=torch.float64)
 
 
 def group_norm_silu(
@@ -99,10 +115,13 @@ def register() -> None:
     torch.library.register_fake("privimage::private_update", private_update)
     torch.library.register_fake("privimage::example_weight_grad", example_weight_grad)
     torch.library.register_fake("privimage::example_embedding_grad", example_embedding_grad)
-    torch.library.register_fake("privimage::measured_weight_grad", measured_weight_grad)
+    torch.library.register_fake("privimage::example_embedding_norms", example_embedding_norms)
+    torch.library.register_fake("privimage::recomputed_embedding_sum", recomputed_embedding_sum)
+    torch.library.register_fake("privimage::measured_weight_grads", measured_weight_grads)
     torch.library.register_fake("privimage::squared_norms", squared_norms)
     torch.library.register_fake("privimage::scaled_sum", scaled_sum)
     torch.library.register_fake("privimage::example_weight_norms", example_weight_norms)
     torch.library.register_fake("privimage::recomputed_sum", recomputed_sum)
+    torch.library.register_fake("privimage::gram_sums", gram_sums)
     torch.library.register_fake("privimage::group_norm_silu", group_norm_silu)
     torch.library.register_fake("privimage::group_norm_silu_backward", group_norm_silu_backward)

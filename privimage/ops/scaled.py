@@ -46,7 +46,7 @@ def scaled_sum(
         TypeError, ValueError: an argument is not as above.
     """
     parts = _checked_parts(parts)
-    _check_scales(scales, len(parts), parts.device)
+    check_scales(scales, len(parts), parts.device)
     if total is None:
         total, accumulate = parts.new_empty(parts.shape[1], dtype=torch.int64), False
     _check_total("total", total)
@@ -110,7 +110,7 @@ def recomputed_sum(
         TypeError, ValueError: an argument is not as above.
     """
     _check_convolution(x, grad)
-    _check_scales(scales, len(scales), x.device)
+    check_scales(scales, len(scales), x.device)
     _check_total("weight_sum", weight_sum)
     if bias_sum is not None:
         _check_total("bias_sum", bias_sum)
@@ -118,6 +118,38 @@ def recomputed_sum(
     torch.ops.privimage.recomputed_sum(
         x, grad, scales, weight_sum, bias_sum, stride, padding, dilation, groups
     )
+
+
+def gram_sums(x: torch.Tensor, grad: torch.Tensor, with_bias: bool) -> torch.Tensor:
+    """Four sums for each example, of which the norm of a linear layer's gradient follows.
+
+    With x_t and g_t for an example's values at position t, they are: over all pairs of positions
+    <x_t, x_s> <g_t, g_s>, which is the squared norm of Σ g_t x_t'; over all positions |x_t| |g_t|,
+    |x_t| and |g_t|. In float64, each in an order that the shapes of one example decide.
+
+    Args:
+        x: float32 or float64 [examples, positions, inputs], what the layer was given.
+        grad: [examples, positions, outputs], gradient of its output.
+        with_bias: whether a bias counts, as an input that is always 1.
+
+    Returns:
+        float64 [4, examples]; infinite or NaN where an example is not finite, or its squares.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
+    """
+    wide_type(x)
+    if grad.dtype != x.dtype:
+        raise TypeError(f"x, grad: expected the same float type, got {x.dtype} and {grad.dtype}")
+    if x.dim() != 3 or grad.dim() != 3 or x.shape[:2] != grad.shape[:2]:
+        raise ValueError(
+            "x, grad: expected [examples, positions, inputs] and [examples, positions, outputs], "
+            f"got {list(x.shape)} and {list(grad.shape)}"
+        )
+    result: torch.Tensor = torch.ops.privimage.gram_sums(
+        x.contiguous(), grad.contiguous(), with_bias
+    )
+    return result
 
 
 def _checked_parts(parts: torch.Tensor) -> torch.Tensor:
@@ -128,7 +160,8 @@ def _checked_parts(parts: torch.Tensor) -> torch.Tensor:
     return parts if parts.shape[1] < 2 or parts.stride(1) == 1 else parts.contiguous()
 
 
-def _check_scales(scales: torch.Tensor, examples: int, device: torch.device) -> None:
+def check_scales(scales: torch.Tensor, examples: int, device: torch.device) -> None:
+    """Raises TypeError or ValueError unless they are float64 [examples] on that device."""
     if scales.dtype != torch.float64 or scales.device != device:
         there = f"{scales.dtype} on {scales.device}"
         raise TypeError(f"scales: expected torch.float64 on {device}, got {there}")

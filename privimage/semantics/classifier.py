@@ -19,7 +19,7 @@ from privimage.seeds import generator
 _HELD_OUT = 0.05
 _MOST_HELD_OUT = 10_000
 _WARMUP = 0.05
-_PREDICT_ROWS = 250
+PREDICT_ROWS = 250
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,8 @@ def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """
     device = next(model.parameters()).device
     rows = []
-    for piece in images.split(_PREDICT_ROWS):
-        padded = torch.zeros((_PREDICT_ROWS, *images.shape[1:]), dtype=torch.uint8)
+    for piece in images.split(PREDICT_ROWS):
+        padded = torch.zeros((PREDICT_ROWS, *images.shape[1:]), dtype=torch.uint8)
         padded[: len(piece)] = piece
         rows.append(model(to_unit_range(padded).to(device)).float().cpu()[: len(piece)])
     if not rows:

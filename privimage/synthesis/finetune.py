@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from privimage.acceleration import accelerated, mixed_precision
 from privimage.checkpoint import Checkpoints
 from privimage.data import ImageSet, to_unit_range
 from privimage.diffusion.denoiser import Denoiser, Network, draw_noise_levels, drop_labels, losses
@@ -31,10 +32,14 @@ from privimage.dp import (
     planned_clipped_sum,
     poisson_sample,
     rate_threshold,
+    record,
 )
 from privimage.errors import UserError, check_count, check_positive, check_probability
 from privimage.progress import Reporter, Stopped
 from privimage.threads import Workers
+
+_WORTH_RECORDING = 200
+"""Micro-batches: recording one takes as long as some 20, and saves a tenth of each and more."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,8 @@ class Finetuner:
         self.is_secret = key.is_secret
         self._sampling, self._draws = key.stream(Domain.SAMPLING), key.stream(Domain.EXAMPLES)
         self._gradients = ExampleGradients(network, torch.channels_last)
+        self._device = next(network.parameters()).device
+        self._images = sensitive.images.to(self._device)
         self._optimizer = DPAdam(
             [parameter for parameter in network.parameters() if parameter.requires_grad],
             settings.learning_rate,
@@ -118,6 +125,12 @@ class Finetuner:
             ),
             [self._filler(settings.draws)],
         )
+        self._sum = self._summed
+        micro_batches = max(settings.sample_rate * public_size / self._plan.examples, 1)
+        if settings.steps * micro_batches >= _WORTH_RECORDING:
+            filler = self._filler(self._plan.examples * settings.draws)
+            recorded = record(self._summed, *filler, self._counted(1))
+            self._sum = accelerated(recorded, self._device)
 
     def step(self) -> None:
         """Samples a batch, sums its clipped gradients, adds noise and updates weights and EMA."""
@@ -147,10 +160,6 @@ class Finetuner:
         """The inverse of `state`."""
         self._optimizer.restore(tensors)
 
-    @property
-    def _device(self) -> torch.device:
-        return self._optimizer.flat.device
-
     def _clipped_sum(self, piece: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """The clipped gradients of these units, summed: int64 [parameters].
 
@@ -172,30 +181,46 @@ class Finetuner:
         settings, (chosen, words) = self._settings, piece
         draws, no_label = settings.draws, len(self._sensitive.names)
         images, sigma, noise, labels = self._filler(self._plan.examples * draws)
-        coins = torch.ones(len(labels))
+        sigma, labels, coins = sigma.cpu(), labels.cpu(), torch.ones(len(labels))
         for i, (unit, generator) in enumerate(zip(chosen.tolist(), generators(words), strict=True)):
             rows = slice(i * draws, (i + 1) * draws)
             shown = _going_round(self._units[unit], draws, generator)
-            images[rows] = to_unit_range(self._sensitive.images[shown])
+            images[rows] = self._images[shown.to(self._device)]
             labels[rows] = self._sensitive.labels[shown]
             sigma[rows] = draw_noise_levels(generator, draws)
-            noise[rows] = torch.randn((draws, *noise.shape[1:]), generator=generator)
+            noise[rows] = self._gaussian(generator, (draws, *noise.shape[1:]))
             coins[rows] = torch.rand(draws, generator=generator)
         labels = drop_labels(labels, coins, settings.label_dropout, no_label)
+        batch = images, sigma.to(self._device), noise, labels.to(self._device)
+        return self._sum(*batch, self._counted(len(chosen)))
+
+    def _gaussian(self, generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
+        """Unit Gaussian noise, drawn where it is needed, from a seed that `generator` draws."""
+        seed = int(torch.randint(2**63 - 1, (), generator=generator))
+        there = torch.Generator(self._device).manual_seed(seed)
+        return torch.randn(shape, generator=there, device=self._device)
+
+    def _summed(self, *batch: torch.Tensor) -> torch.Tensor:
+        """The clipped sum of a micro-batch, of which its last tensor says how many units count."""
+        *tensors, counted = batch
         return planned_clipped_sum(
             self._gradients,
             _losses,
-            *(tensor.to(self._device) for tensor in (images, sigma, noise, labels)),
+            *tensors,
             plan=self._plan,
             rule=self._rule,
-            examples=len(chosen),
+            examples=counted,
         )
+
+    def _counted(self, units: int) -> torch.Tensor:
+        return torch.tensor(units, device=self._device)
 
     def _filler(self, rows: int) -> tuple[torch.Tensor, ...]:
         """Grey images without label or noise, as `_losses` takes them."""
-        images = torch.full((rows, *self._sensitive.images.shape[1:]), 128, dtype=torch.uint8)
-        labels = torch.full((rows,), len(self._sensitive.names))
-        return to_unit_range(images), torch.ones(rows), torch.zeros(images.shape), labels
+        shape, there = (rows, *self._images.shape[1:]), self._device
+        images = torch.full(shape, 128, dtype=torch.uint8, device=there)
+        labels = torch.full((rows,), len(self._sensitive.names), device=there)
+        return images, torch.ones(rows, device=there), torch.zeros(shape, device=there), labels
 
 
 def _going_round(images: torch.Tensor, draws: int, generator: torch.Generator) -> torch.Tensor:
@@ -206,13 +231,14 @@ def _going_round(images: torch.Tensor, draws: int, generator: torch.Generator) -
 
 def _losses(
     network: Network,
-    clean: torch.Tensor,
+    images: torch.Tensor,
     sigma: torch.Tensor,
     noise: torch.Tensor,
     labels: torch.Tensor,
 ) -> torch.Tensor:
-    """The denoising losses of a batch as a function of the network, [rows]."""
-    return losses(Denoiser(network), clean, sigma, noise, labels)
+    """The denoising losses of uint8 images as a function of the network, [rows]."""
+    with mixed_precision(images.device):
+        return losses(Denoiser(network), to_unit_range(images), sigma, noise, labels)
 
 
 def finetune(

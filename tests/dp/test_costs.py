@@ -31,7 +31,7 @@ def test_a_cache_that_is_not_this_machines_is_not_used(text):
 
 
 def test_a_cache_that_can_not_be_written_costs_nothing_else(tmp_path, monkeypatch):
-    found = costs.Costs(1.0, 2.0, 3.0, 4.0)
+    found = costs.Costs(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
     monkeypatch.setattr(costs, "measure_costs", lambda: found)
     (tmp_path / "privimage").write_text("in the way")
     assert costs.machine_costs() == found

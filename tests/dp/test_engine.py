@@ -513,7 +513,7 @@ def test_a_buffer_that_learns_from_the_data_is_found():
 @pytest.mark.parametrize(
     ("losses", "batch", "draws", "problem"),
     [
-        (lambda m, x: m(x).sum(), [torch.ones(4, 3)], 1, r"losses must have the shape \[4\] or"),
+        (lambda m, x: m(x).sum(), [torch.ones(4, 3)], 1, r"shape \[4\], one a row"),
         (row_sums, [torch.ones(4, 3)], 3, "4 rows does not hold 3 draws"),
         (row_sums, [torch.ones(4, 3)], 0, "draws must be a whole number of at least 1"),
         (row_sums, [], 1, "as many rows each"),

@@ -87,7 +87,9 @@ def test_what_is_recomputed_is_what_was_kept(device, dtype, layer, layout):
         size_of_weight = torch.Size(shape).numel()
         rows = torch.empty(3, size_of_weight + outputs * with_bias, device=device)
         weight, bias = rows[:, :size_of_weight].view(3, *shape), rows[:, size_of_weight:]
-        measured = ops.measured_weight_grad(x, grad, weight, bias if with_bias else None, geometry)
+        measured = ops.measured_weight_grads(
+            [x], [grad], [weight], [bias] if with_bias else [], geometry
+        )
         squares = ops.squared_norms(rows)
         _close(measured, squares, 1e-13)
         _close(squares, rows.double().square().sum(1), 1e-13)
@@ -100,6 +102,38 @@ def test_what_is_recomputed_is_what_was_kept(device, dtype, layer, layout):
         found = torch.cat([total.flatten() for total in sums])[: rows.shape[1]] - 7
         assert torch.equal(found, ops.scaled_sum(rows, scales))
         assert torch.equal(found.cpu(), _scaled_sum(rows.cpu(), scales.cpu()))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["first", "last"])
+@pytest.mark.parametrize(("taps", "with_bias"), [(1, True), (1, False), (3, True)])
+@pytest.mark.parametrize(("device", "dtype"), TYPES)
+def test_layers_of_one_call_get_what_each_gets_alone(device, dtype, taps, with_bias, layout):
+    geometry = (1, 1), (taps // 2,) * 2, (1, 1), 1
+    layers = [(2, 64, 64, 8), (2, 64, 24, 8), (1, 8, 70, 5), (3, 130, 16, 4), (2, 16, 64, 6)]
+    x, grad, rows, alone = [], [], [], []
+    for draws, inputs, outputs, size in layers:
+        for made, channels in ((x, inputs), (grad, outputs)):
+            tensor = _random(3 * draws, channels, size, size, dtype=dtype)
+            made.append(tensor.contiguous(memory_format=layout).to(device))
+        for made in (rows, alone):
+            made.append(torch.full((3, outputs * (inputs * taps**2 + 1)), 7.0, device=device))
+
+    def parts(each):
+        """Weight and bias, one behind the other in a row."""
+        for all_of_it, (_, inputs, outputs, _) in zip(each, layers, strict=True):
+            weight = all_of_it[:, :-outputs].view(3, outputs, inputs, taps, taps)
+            yield weight, all_of_it[:, -outputs:]
+
+    weight, bias = map(list, zip(*parts(rows), strict=True))
+    squares = ops.measured_weight_grads(x, grad, weight, bias if with_bias else [], geometry)
+    for layer in zip(x, grad, parts(alone), strict=True):
+        *tensors, (for_weight, for_bias) = layer
+        for_bias = for_bias if with_bias else None
+        ops.example_weight_grad(*tensors, for_weight, for_bias, geometry)
+    assert all(map(torch.equal, rows, alone))
+    written = rows if with_bias else [each.flatten(1) for each in weight]
+    expected = torch.stack([each.double().square().sum(1) for each in written]).sum(0)
+    _close(squares, expected, 1e-12)
 
 
 @pytest.mark.parametrize(("device", "dtype"), TYPES)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from privimage import ops
 from privimage.ops import reference
@@ -58,9 +59,22 @@ def _weight_grad(rows, bias=None):
     return (x, grad, _random(rows, 6, 4, 3, 3), bias, [1, 1], [1, 1], [1, 1], 1, False)
 
 
+def _projections(examples, *channels, with_bias=True):
+    """Arguments of `measured_weight_grads`: 1x1 layers of so many outputs, 3 inputs, 2 draws."""
+    x = [_random(2 * examples, 3, 5, 4) for _ in channels]
+    grad = [_random(2 * examples, n, 5, 4) for n in channels]
+    weight = [_random(examples, n, 3, 1, 1) for n in channels]
+    bias = [_random(examples, n) for n in channels if with_bias]
+    return (x, grad, weight, bias, [1, 1], [0, 0], [1, 1], 1)
+
+
 def _embedding_grad(examples, padding):
     indices = torch.arange(examples * 4).view(examples, 4) * 7 % 5
     return (indices, _random(examples, 4, 3), _random(examples, 5, 3), padding, True)
+
+
+def _embedding_parts(examples):
+    return _embedding_grad(examples, 2)[:2]
 
 
 def _recomputed(rows, with_bias=True):
@@ -84,21 +98,31 @@ SAMPLES = {
         _embedding_grad(2, 2),
         _embedding_grad(0, 0),
     ],
+    "example_embedding_norms": [(*_embedding_parts(3), 5, 2), (*_embedding_parts(0), 5, -1)],
     "example_weight_grad": [_weight_grad(2), _weight_grad(3, _random(3, 6)), _weight_grad(0)],
     "example_weight_norms": [
         (*_weight_grad(2)[:2], 2, [3, 3], True, [1, 1], [1, 1], [1, 1], 1),
         (*_weight_grad(0)[:2], 0, [3, 3], False, [1, 1], [1, 1], [1, 1], 1),
     ],
     "gaussian_integers": [(KEY, 1, 2, 300, 1e9), (KEY, 0, 0, 0, 1.0)],
+    "gram_sums": [
+        (_random(3, 5, 9), _random(3, 5, 17), True),
+        (_random(2, 1, 9), _random(2, 1, 3), False),
+        (_random(0, 5, 9), _random(0, 5, 3), True),
+    ],
     "group_norm_silu": [(*_norm(3), 1e-5, True), (*_norm(2, affine=False), 1e-5, False)],
     "group_norm_silu_backward": [_norm_backward(3), _norm_backward(2, affine=False)],
-    "measured_weight_grad": [
-        _weight_grad(2)[:-1],
-        _weight_grad(3, _random(3, 6))[:-1],
-        _weight_grad(0)[:-1],
+    "measured_weight_grads": [
+        _projections(3, 8, 5, 7),
+        _projections(2, 4, with_bias=False),
+        _projections(0, 4, 4),
     ],
     "private_update": [_update(37), _update(300, adam=False), _update(0)],
     "random_words": [(KEY, 1, 2, 300), (KEY, 0, 0, 0)],
+    "recomputed_embedding_sum": [
+        (*_embedding_parts(3), _random(3).double(), torch.arange(15).view(5, 3), 2),
+        (*_embedding_parts(0), _random(0).double(), torch.arange(15).view(5, 3), -1),
+    ],
     "recomputed_sum": [_recomputed(3), _recomputed(2, with_bias=False), _recomputed(0)],
     "scaled_sum": [
         (_random(5, 37), _random(5, dtype=torch.float64) * 1e5, torch.ones(37).long(), True),
@@ -111,13 +135,15 @@ STEMS = {
     "gaussian_integers": "noise",
     "random_words": "noise",
     "group_norm_silu_backward": "group_norm_silu",
-    "measured_weight_grad": "example_weight_grad",
+    "measured_weight_grads": "example_weight_grad",
     "squared_norms": "scaled_sum",
     "example_weight_norms": "scaled_sum",
     "recomputed_sum": "scaled_sum",
+    "example_embedding_norms": "example_embedding_grad",
+    "recomputed_embedding_sum": "example_embedding_grad",
 }
-# On a GPU noise is drawn inside the update.
-ON_CPU_ALONE = {"noise"}
+# On a GPU noise is drawn inside the update, and all gradients are kept.
+ON_CPU_ALONE = {"noise", "gram_sums"}
 
 
 def _calls():
@@ -129,7 +155,12 @@ def _overload(name):
 
 
 def _copies(arguments):
-    return [value.clone() if isinstance(value, torch.Tensor) else value for value in arguments]
+    return tree_map_only(torch.Tensor, torch.clone, list(arguments))
+
+
+def _tensors(arguments):
+    """Those among the arguments, and in lists among them."""
+    return [value for value in tree_leaves(arguments) if isinstance(value, torch.Tensor)]
 
 
 def _results(result):
@@ -142,7 +173,7 @@ def _results(result):
 def _after(name, arguments):
     """What a call returns, and its tensors afterwards."""
     results = _results(_overload(name)(*arguments))
-    return [value for value in arguments if isinstance(value, torch.Tensor)] + results
+    return _tensors(arguments) + results
 
 
 def test_every_op_has_samples_and_every_sample_an_op():
@@ -189,9 +220,7 @@ def test_an_op_compiles_without_a_graph_break(name, arguments):
 
 @pytest.mark.parametrize(("name", "arguments"), _calls())
 def test_the_meta_device_gets_shape_and_type_alone(name, arguments):
-    on_meta = [
-        value.to("meta") if isinstance(value, torch.Tensor) else value for value in arguments
-    ]
+    on_meta = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), list(arguments))
     found = _results(_overload(name)(*on_meta))
     for one, other in zip(found, _results(_overload(name)(*_copies(arguments))), strict=True):
         assert one.device.type == "meta"
@@ -205,8 +234,8 @@ def test_an_op_writes_only_where_its_schema_says(name, arguments):
     for argument, before, after in zip(
         _overload(name)._schema.arguments, arguments, given, strict=True
     ):
-        if isinstance(before, torch.Tensor) and argument.alias_info is None:
-            assert torch.equal(before, after), argument.name
+        if argument.alias_info is None:
+            assert all(map(torch.equal, _tensors(before), _tensors(after))), argument.name
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops.test_every_op import NAMES, SAMPLES
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from privimage import ops
 
@@ -62,6 +63,11 @@ def _changed(data, value):
         return data.draw(st.integers(-3, 9))
     if isinstance(value, float):
         return data.draw(st.floats())
+    if isinstance(value, list) and data.draw(st.booleans()) and any(map(torch.is_tensor, value)):
+        changed = data.draw(st.integers(0, len(value) - 1))
+        return [_strange(data, t) if i == changed else t for i, t in enumerate(value)]
+    if isinstance(value, list) and any(map(torch.is_tensor, value)):
+        return data.draw(st.lists(st.sampled_from(value), max_size=3))
     if isinstance(value, list):
         return data.draw(st.lists(st.integers(-2, 4), max_size=3))
     return value
@@ -69,18 +75,22 @@ def _changed(data, value):
 
 def _called(overload, arguments, around):
     """What an operator says to its arguments or returns, their guards and tensors afterwards."""
-    given, buffers = [], []
-    for value in arguments:
-        if isinstance(value, torch.Tensor) and not value.is_meta:
-            value, buffer = _guarded(value, around)
-            buffers.append(buffer)
-        given.append(value)
+    buffers = []
+
+    def guarded(tensor):
+        if tensor.is_meta:
+            return tensor
+        tensor, buffer = _guarded(tensor, around)
+        buffers.append(buffer)
+        return tensor
+
+    given = tree_map_only(torch.Tensor, guarded, list(arguments))
     try:
         result = overload(*given)
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         return str(error), buffers, []
     results = [] if result is None else [result] if torch.is_tensor(result) else list(result)
-    written = [value for value in given if torch.is_tensor(value)]
+    written = [value for value in tree_leaves(given) if torch.is_tensor(value)]
     # One argument without values, and there are none in the result.
     has_values = not any(value.is_meta for value in written)
     return None, buffers, results + written if has_values else []

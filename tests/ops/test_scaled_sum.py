@@ -52,7 +52,8 @@ def test_what_is_recomputed_is_what_was_kept(
     rows = kept.clone().fill_(float("nan"))
     weight = rows[:, :size].view(examples, *shape)
     bias = rows[:, size:] if with_bias else None
-    measured = ops.measured_weight_grad(x, grad, weight, bias, geometry)
+    biases = [bias] if with_bias else []
+    measured = ops.measured_weight_grads([x], [grad], [weight], biases, geometry)
     assert torch.equal(rows, kept)
 
     squares = ops.squared_norms(kept)
@@ -73,7 +74,7 @@ def test_what_is_recomputed_is_what_was_kept(
     assert torch.equal(found - 7, expected)
 
     # The reference computes parts in another order.
-    measured = reference.measured_weight_grad(x, grad, weight, bias, *geometry)
+    measured = reference.measured_weight_grads([x], [grad], [weight], biases, *geometry)
     torch.testing.assert_close(measured, squares, rtol=1e-13, atol=0)
     norms = reference.example_weight_norms(x, grad, examples, taps, with_bias, *geometry)
     torch.testing.assert_close(norms, squares, rtol=1e-4, atol=0)

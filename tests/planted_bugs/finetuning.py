@@ -13,7 +13,9 @@ import privacy_checks as checks
 import torch
 
 from privimage import ops
-from privimage.dp import GRID_UNITS, ClipRule, DPAdam, SecretKey, clipped_sum, recompute
+from privimage.dp import GRID_UNITS, ClipRule, DPAdam, SecretKey, clipped_sum, later
+from privimage.dp.kept import Arena
+from privimage.dp.later import LayerUse
 from privimage.dp.noise import SecretStream
 from privimage.dp.optimizers import DPOptimizer
 from privimage.selftest import checks as selftests
@@ -30,8 +32,8 @@ from privimage.selftest.probe import PUBLIC_SIZE
 from privimage.synthesis import finetune
 
 _update, _step, _sum = SecretStream.private_update, DPOptimizer.step, finetune.planned_clipped_sum
-_scales, _add_kept, _add_again = ClipRule.scales, recompute._Arena.add_to, recompute._Use.add_to
-_squares, _again = recompute._Arena.squares, recompute._Use.squares
+_scales, _add_kept, _add_again = ClipRule.scales, Arena.add_to, LayerUse.add_to
+_squares, _again = Arena.squares, LayerUse.squares
 _sample, _losses, _state = finetune.poisson_sample, finetune.losses, finetune.Finetuner.state
 _finetuner_step, _draws_together = finetune.Finetuner.step, finetune.Finetuner._clipped_sum
 _begin = finetune.Finetuner.__init__
@@ -153,9 +155,17 @@ def _norm_of_another_layer(use):
     return _again(use) if use.weight.start == 0 else torch.zeros_like(use.norms)
 
 
-def _kept_added_twice(arena, total, scales):
-    _add_kept(arena, total, scales)
-    _add_kept(arena, total, scales)
+def _gram_without_margin(x, grad, *, with_bias):
+    return ops.gram_sums(x, grad, with_bias)[0].clamp(min=0)
+
+
+def _squared_before_it_is_added_up(indices, grad, entries, padding_idx=None):
+    return grad.double().square().sum((1, 2))
+
+
+def _kept_added_twice(arena, total, scales, *, accumulate):
+    _add_kept(arena, total, scales, accumulate=accumulate)
+    _add_kept(arena, total, scales, accumulate=True)
 
 
 def _computed_again_without_scales(use, total, scales):
@@ -362,20 +372,28 @@ BUGS = {
         check_sensitivity,
     ),
     "a kept part that no norm counts": (
-        *(recompute._Arena, "squares", _norm_of_the_first_arena),
+        *(Arena, "squares", _norm_of_the_first_arena),
         check_sensitivity,
     ),
     "a kept part added twice": (
-        *(recompute._Arena, "add_to", _kept_added_twice),
+        *(Arena, "add_to", _kept_added_twice),
         check_coupled_step,
     ),
     "a layer computed again with the norm of another": (
-        *(recompute._Use, "squares", _norm_of_another_layer),
+        *(LayerUse, "squares", _norm_of_another_layer),
         check_sensitivity,
     ),
     "a layer computed again and not clipped": (
-        *(recompute._Use, "add_to", _computed_again_without_scales),
+        *(LayerUse, "add_to", _computed_again_without_scales),
         check_sensitivity,
+    ),
+    "a ghost norm without its margin": (
+        *(later, "ghost_squares", _gram_without_margin),
+        checks.check_ghosts_and_tables,
+    ),
+    "a repeated word squared before it is added up": (
+        *(later.ops, "example_embedding_norms", _squared_before_it_is_added_up),
+        checks.check_ghosts_and_tables,
     ),
     "divided by the real batch size": (
         *(finetune.Finetuner, "step", _real_batch_size),

@@ -6,9 +6,9 @@ import pytest
 import torch
 from truth import one_at_a_time
 
-from privimage.data import ImageSet, to_bytes
+from privimage.data import ImageSet
 from privimage.diffusion.unet import UNet, UNetShape
-from privimage.dp import DEFAULT_MEMORY, GRID_UNITS, Ledger, Plan, SubsampledGaussian
+from privimage.dp import DEFAULT_MEMORY, GRID_UNITS, Ledger, Plan, SubsampledGaussian, record
 from privimage.dp.noise import TEST_KEY
 from privimage.errors import UserError
 from privimage.ops._library import is_native
@@ -142,7 +142,7 @@ def test_a_step_shows_only_the_chosen_persons_and_at_most_as_many_images_as_draw
     shown = []
 
     def clipped_sum(engine, losses, clean, *rest, plan, **options):
-        shown.append(to_bytes(clean[:, 0, 0, 0]).long().view(-1, plan.draws))
+        shown.append(clean[:, 0, 0, 0].long().view(-1, plan.draws))
         return torch.zeros(engine.size, dtype=torch.int64)
 
     monkeypatch.setattr(module, "planned_clipped_sum", clipped_sum)
@@ -307,6 +307,21 @@ def test_with_plain_autograd_epsilon_ledger_and_noise_are_the_same(
         assert one.double().norm() > 0.5 * GRID_UNITS
     changed = (ours[0] - plain[0]).norm() / ours[0].norm()
     assert changed <= 1e-3
+
+
+def test_a_recorded_step_is_the_step_bit_for_bit(workers, monkeypatch):
+    recorded, released = [], []
+    monkeypatch.setenv(TEST_KEY, "any")
+    monkeypatch.setattr(module, "record", lambda *given: recorded.append(1) or record(*given))
+    for worth in (1, 10**9):
+        monkeypatch.setattr(module, "_WORTH_RECORDING", worth)
+        settings = _settings(sample_rate=0.7, label_dropout=0.5)
+        tuner = Finetuner(_images(9), _network(), settings, 1.0, 10, workers)
+        for _ in range(3):
+            tuner.step()
+        released.append(tuner.released())
+    assert len(recorded) == 1
+    assert torch.equal(*released)
 
 
 def test_an_empty_batch_is_a_step(workers):

@@ -48,6 +48,11 @@ def plain(name: str, before: str, after: str) -> Bug:
     return Bug(name, "example_weight_grad", before, after)
 
 
+def slots(name: str, before: str, after: str) -> Bug:
+    """A bug in where squares go."""
+    return Bug(name, "conv_weight_grad", before, after, "kernels/weight_grad.h")
+
+
 def bias(name: str, before: str, after: str) -> Bug:
     """A bug in the gradient of a bias as a part of a convolution's launch."""
     return Bug(name, "conv_weight_grad", before, after, "kernels/bias_grad.cuh")
@@ -236,8 +241,8 @@ BUGS = [
     conv("squares rounded to fp32", "const double value = sums", "const float value = sums"),
     conv(
         "squares in a neighbour's slot",
-        "block_.x() * slots + block_.y()",
-        "block_.x() * slots",
+        "squares.at(block_.x(), tile_)",
+        "squares.at(block_.x(), 0)",
     ),
     conv(
         "draws of different examples mixed",
@@ -285,7 +290,7 @@ BUGS = [
         "Wide<Scalar> value = 0;",
         "Wide<Scalar> value = 1;",
     ),
-    plain("blocks of an example share a slot", "plain_slots(job) + slot", "plain_slots(job)"),
+    plain("blocks of an example share a slot", "at(example, slot)", "at(example, 0)"),
     plain(
         "squares rounded to fp32", "double(value) * double(value)", "float(value) * float(value)"
     ),
@@ -303,7 +308,7 @@ BUGS = [
         "exists = channel < job.channels;",
         "exists = true;",
     ),
-    plain_bias("squares in the weight's slots", "job.first_slot + group", "group"),
+    plain_bias("groups of channels share a slot", "at(example, group)", "at(example, 0)"),
     plain_bias("what was there not added", "value += *to;", ""),
     bias(
         "half of the lanes not added", "mask = 16; mask >= kColumns", "mask = 8; mask >= kColumns"
@@ -322,8 +327,36 @@ BUGS = [
     ),
     bias("examples that are not finite added", " && job.scales[example] != 0.0", ""),
     bias("half of the channels squared", "mask = 16; mask > 0", "mask = 8; mask > 0"),
-    conv("a bias's blocks as tiles", "if (block.y() < tiles)", "if (block.y() <= tiles)"),
-    conv("squares without the bias's slots", " + bias_blocks(job_.bias.channels);", ";"),
+    conv("a bias's blocks as tiles", "if (slot < tiles)", "if (slot <= tiles)"),
+    # Several layers in one launch
+    conv("the first layer's tensors for all", "jobs.layers[layer];", "jobs.layers[0];"),
+    conv("blocks counted from the first layer on", "- jobs.first_block[layer];", "- 0;"),
+    conv(
+        "the last layer's blocks as its neighbour's",
+        "layer + 1 < jobs.count",
+        "layer + 2 < jobs.count",
+    ),
+    conv(
+        "a layer's first block as the last one's",
+        "block.y() >= jobs.first_block",
+        "block.y() > jobs.first_block",
+    ),
+    tile(
+        "a layer's blocks where the first one's are",
+        "first_block[together.count] = shape.blocks_y",
+        "first_block[together.count] = 0",
+    ),
+    tile(
+        "shared memory of the last layer alone",
+        "std::max(shape.shared_bytes, alone.shared_bytes)",
+        "alone.shared_bytes",
+    ),
+    slots("a layer's squares over another's", "first + slots}", "slots}"),
+    slots(
+        "squares of all in the first slots",
+        "example * count + first + slot",
+        "example * count + slot",
+    ),
     tree("a quarter of the threads added", "half = 512", "half = 64"),
     scaled("examples of scale 0 added", "scale != 0.0 ? double", "true ? double"),
     scaled("norms over the gap", "block.x() * kept.stride", "block.x() * kept.parameters"),

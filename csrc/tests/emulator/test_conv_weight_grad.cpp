@@ -2,6 +2,7 @@
 // shapes: every way to multiply, every tile, every output.
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "kernels/conv_weight_grad.cuh"
@@ -13,7 +14,9 @@ namespace {
 
 using cuda::Bf16Math;
 using cuda::ConvTile;
+using cuda::ConvWeightGrads;
 using cuda::Fp32Math;
+using cuda::LaunchShape;
 using cuda::Tf32Math;
 using emulator::Counters;
 using emulator::Guarded;
@@ -87,7 +90,7 @@ std::vector<double> define(const Layer<Scalar>& layer, bool magnitudes = false) 
           const Scalar* input =
               layer.x.data() +
               ((image * shape.height.inputs + y) * shape.width.inputs + x) * shape.inputs;
-          double values[128];
+          std::vector<double> values(shape.inputs);
           for (int64_t in = 0; in < shape.inputs; ++in) values[in] = value(input[in]);
           for (int64_t out = 0; out < shape.outputs; ++out) {
             const double factor = value(grad[out]);
@@ -133,6 +136,14 @@ struct Result {
   Counters counters;
 };
 
+template <typename Tile>
+Counters launch(const ConvWeightGrads<typename Tile::Scalar>& jobs, const LaunchShape& shape,
+                uint64_t seed) {
+  return emulator::run(
+      {shape.blocks_x, shape.blocks_y, shape.threads, shape.shared_bytes, seed},
+      [&](const cuda::Block& block) { cuda::conv_weight_grads<Tile>(block, jobs); });
+}
+
 // What `scales` holds for an example comes from the squares that an earlier run measured.
 template <typename Tile, typename Scalar = typename Tile::Scalar>
 Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
@@ -143,10 +154,8 @@ Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
   std::vector<double> factors;
   for (double squares : measured) factors.push_back(grid_scale(squares, {kClip}));
   Guarded<double> scales(factors);
-  CHECK(cuda::conv_counts_fit<Tile>(shape));
   const int64_t channels = layer.with_bias ? shape.outputs : 0, beside = channels + kBeside;
-  const cuda::LaunchShape launch = cuda::conv_launch<Tile>(shape, channels);
-  const int64_t slots = launch.blocks_y;
+  const int64_t slots = cuda::conv_launch<Tile>(shape, channels).blocks_y;
   Guarded<float> parts(asked.parts ? shape.examples * stride : 0);
   Guarded<float> bias(asked.parts ? shape.examples * beside : 0);
   for (Guarded<float>* rows : {&parts, &bias}) {
@@ -155,7 +164,7 @@ Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
   Guarded<double> squares(asked.squares ? shape.examples * slots : 0);
   Guarded<int64_t> sum(std::vector<int64_t>(asked.sum ? layer.weights() : 0, 7));
   Guarded<int64_t> bias_sum(std::vector<int64_t>(asked.sum ? channels : 0, 7));
-  double* const to_squares = asked.squares ? squares.data() : nullptr;
+  const SquareSlots all{asked.squares ? squares.data() : nullptr, slots, 0};
   const BiasGrad<Scalar> of_bias{grad.data(),
                                  {},
                                  shape.draws,
@@ -165,26 +174,17 @@ Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
                                  asked.parts ? bias.data() : nullptr,
                                  beside,
                                  asked.accumulate,
-                                 to_squares,
-                                 slots,
-                                 cuda::conv_slots<Tile>(shape),
+                                 all.behind(cuda::conv_slots<Tile>(shape)),
                                  scales.data(),
                                  asked.sum ? bias_sum.data() : nullptr};
-  const ConvWeightGrad<Scalar> job{shape,
-                                   x.data(),
-                                   grad.data(),
-                                   asked.parts ? parts.data() : nullptr,
-                                   stride,
-                                   asked.accumulate,
-                                   to_squares,
-                                   scales.data(),
-                                   asked.sum ? sum.data() : nullptr,
-                                   of_bias};
-  CHECK(launch.possible());
+  ConvWeightGrads<Scalar> jobs{};
+  LaunchShape whole{};
+  CHECK(cuda::add_layer<Tile>(
+      {shape, x.data(), grad.data(), asked.parts ? parts.data() : nullptr, stride, asked.accumulate,
+       all, scales.data(), asked.sum ? sum.data() : nullptr, of_bias},
+      jobs, whole));
   Result result;
-  result.counters =
-      emulator::run({launch.blocks_x, launch.blocks_y, launch.threads, launch.shared_bytes, seed},
-                    [&](const cuda::Block& block) { cuda::conv_weight_grad<Tile>(block, job); });
+  result.counters = launch<Tile>(jobs, whole, seed);
   for (int64_t i = 0; i < parts.size(); ++i) result.parts.push_back(parts[i]);
   for (int64_t i = 0; i < bias.size(); ++i) result.bias.push_back(bias[i]);
   for (int64_t i = 0; i < sum.size(); ++i) result.sum.push_back(sum[i] - 7);
@@ -296,6 +296,7 @@ void whole_numbers_are_exact() {
   is_exact<Wide<Bf16Math>>({2, 1, 7, 7, 72, 40});    // two tiles of inputs
   is_exact<Wide<Bf16Math>>({1, 2, 4, 6, 128, 128});  // four tiles
   is_exact<Wide<Bf16Math>>({1, 1, 10, 9, 33, 65});
+  is_exact<Wide<Bf16Math>>({1, 1, 3, 3, 512, 256});  // 256 x 4608 weights
   is_exact<Strided<Bf16Math>>({2, 1, 14, 14, 40, 64, 2});
   is_exact<Strided<Bf16Math>>({1, 2, 19, 37, 8, 16, 2});  // odd sizes, three bands side by side
   is_exact<Strided<Bf16Math>>({1, 1, 9, 8, 16, 5, 2, 0});
@@ -368,6 +369,78 @@ void examples_do_not_touch_each_other() {
   CHECK(added.bias_sum == scaled(clean.bias, layer.shape.outputs, others));
 }
 
+// Layers of other channels, pixels and draws in one launch give what each gives alone, bit by bit,
+// and squares side by side.
+template <typename Math>
+void layers_of_one_launch_are_those_alone() {
+  using Tile = Single<Math>;
+  using Scalar = typename Math::Scalar;
+  const std::vector<Shape> shapes = {
+      {3, 2, 4, 5, 20, 70}, {3, 1, 1, 6, 64, 24}, {3, 2, 7, 3, 130, 8}, {3, 0, 1, 2, 8, 8}};
+  std::vector<Layer<Scalar>> layers;
+  int64_t slots = 0;
+  for (const Shape& shape : shapes) {
+    layers.push_back(draw_fractions<Scalar>(geometry_of(1, shape), {++seed}));
+    layers.back().with_bias = layers.size() != 2;
+    const int64_t channels = layers.back().with_bias ? shape.outputs : 0;
+    slots += cuda::conv_launch<Tile>(layers.back().shape, channels).blocks_y;
+  }
+  Guarded<double> squares(3 * slots);
+  std::vector<std::unique_ptr<Guarded<Scalar>>> inputs;
+  std::vector<std::unique_ptr<Guarded<float>>> rows;
+  ConvWeightGrads<Scalar> jobs{};
+  LaunchShape whole{};
+  SquareSlots mine{squares.data(), slots, 0};
+  for (const Layer<Scalar>& layer : layers) {
+    const ConvGeometry& shape = layer.shape;
+    const int64_t channels = layer.with_bias ? shape.outputs : 0, before = whole.blocks_y;
+    inputs.push_back(std::make_unique<Guarded<Scalar>>(layer.x));
+    inputs.push_back(std::make_unique<Guarded<Scalar>>(layer.grad));
+    rows.push_back(std::make_unique<Guarded<float>>(3 * (layer.weights() + kBeside)));
+    rows.push_back(std::make_unique<Guarded<float>>(3 * (channels + kBeside)));
+    const Scalar *const x = inputs[inputs.size() - 2]->data(), *const grad = inputs.back()->data();
+    const BiasGrad<Scalar> of_bias{grad,
+                                   {},
+                                   shape.draws,
+                                   channels,
+                                   shape.height.outputs,
+                                   shape.width.outputs,
+                                   rows.back()->data(),
+                                   channels + kBeside,
+                                   false,
+                                   mine.behind(cuda::conv_slots<Tile>(shape)),
+                                   nullptr,
+                                   nullptr};
+    CHECK(cuda::add_layer<Tile>({shape, x, grad, rows[rows.size() - 2]->data(),
+                                 layer.weights() + kBeside, false, mine, nullptr, nullptr, of_bias},
+                                jobs, whole));
+    mine = mine.behind(whole.blocks_y - before);
+  }
+  CHECK(mine.first == slots && whole.blocks_y == slots);
+  CHECK(!cuda::add_layer<Tile>(jobs.layers[0], jobs, whole));  // no room for a fifth
+  launch<Tile>(jobs, whole, seed);
+  int64_t first = 0;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Result alone = emulate<Tile>(layers[i], {true, true, false, false}, seed + i);
+    const auto same = [](const Guarded<float>& found, const std::vector<float>& expected) {
+      CHECK(found.size() == int64_t(expected.size()));
+      for (int64_t j = 0; j < found.size(); ++j) {
+        CHECK(found[j] == expected[j] || (std::isnan(found[j]) && std::isnan(expected[j])));
+      }
+    };
+    same(*rows[2 * i], alone.parts);
+    same(*rows[2 * i + 1], alone.bias);
+    const int64_t channels = layers[i].with_bias ? layers[i].shape.outputs : 0;
+    const int64_t own = cuda::conv_launch<Tile>(layers[i].shape, channels).blocks_y;
+    for (int64_t example = 0; example < 3; ++example) {
+      double total = 0.0;
+      for (int64_t slot = 0; slot < own; ++slot) total += squares[example * slots + first + slot];
+      CHECK(total == alone.squares[example]);
+    }
+    first += own;
+  }
+}
+
 template <typename Tile>
 double wavefronts(int64_t height, int64_t width, int64_t stride = 1) {
   const auto layer = draw_whole_numbers<Bfloat16>(
@@ -397,5 +470,7 @@ int main() {
   privimage::examples_do_not_touch_each_other<privimage::cuda::Bf16Math>();
   privimage::examples_do_not_touch_each_other<privimage::cuda::Tf32Math>();
   privimage::examples_do_not_touch_each_other<privimage::cuda::Fp32Math>();
+  privimage::layers_of_one_launch_are_those_alone<privimage::cuda::Bf16Math>();
+  privimage::layers_of_one_launch_are_those_alone<privimage::cuda::Fp32Math>();
   privimage::fragments_are_read_without_bank_conflicts();
 }

@@ -68,14 +68,14 @@ void is_exact(const Case& given, bool accumulate, uint64_t seed) {
   const auto run = [&](const WeightGradOnGpu<Scalar>& job) {
     emulate(cuda::weight_launch(shape),
             [&](const Block& block) { cuda::plain_weight_grad(block, job); });
-    const auto of_bias = cuda::bias_of(job, cuda::weight_blocks(shape), cuda::plain_slots(job));
+    const auto of_bias = cuda::bias_of(job, cuda::weight_blocks(shape));
     emulate(cuda::bias_launch<Scalar>(shape.examples, of_bias.channels),
             [&](const Block& block) { cuda::bias_grad(block, of_bias); });
   };
   const int64_t slots =
-      cuda::plain_slots(WeightGradOnGpu<Scalar>{layer, true, nullptr, nullptr, nullptr, nullptr});
+      cuda::plain_slots(WeightGradOnGpu<Scalar>{layer, true, {}, nullptr, nullptr, nullptr});
   Guarded<double> squares(shape.examples * slots), again(shape.examples * slots);
-  run({layer, true, squares.data(), nullptr, nullptr, nullptr});
+  run({layer, true, {squares.data(), slots, 0}, nullptr, nullptr, nullptr});
   std::vector<double> expected(before.size(), accumulate), for_bias(before_bias.size(), accumulate);
   for (int64_t image = 0; image < images; ++image) {
     const int64_t example = image / shape.draws;
@@ -110,7 +110,7 @@ void is_exact(const Case& given, bool accumulate, uint64_t seed) {
   // Norms and sums of the same values, without any rows.
   ExampleWeightGrad<Scalar> no_rows = layer;
   no_rows.weight = no_rows.bias = nullptr;
-  run({no_rows, true, again.data(), nullptr, nullptr, nullptr});
+  run({no_rows, true, {again.data(), slots, 0}, nullptr, nullptr, nullptr});
   std::vector<double> factors;
   for (int64_t example = 0; example < shape.examples; ++example) {
     double found = 0.0, wanted = 0.0;
@@ -129,7 +129,7 @@ void is_exact(const Case& given, bool accumulate, uint64_t seed) {
   Guarded<double> scales(factors);
   Guarded<int64_t> sum(std::vector<int64_t>(weights, 7)),
       bias_sum(std::vector<int64_t>(outputs, 7));
-  run({no_rows, true, nullptr, scales.data(), sum.data(), bias_sum.data()});
+  run({no_rows, true, {}, scales.data(), sum.data(), bias_sum.data()});
   const auto is_scaled = [&](const Guarded<int64_t>& sums, const std::vector<double>& rows,
                              int64_t stride) {
     for (int64_t i = 0; i < sums.size(); ++i) {

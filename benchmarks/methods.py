@@ -1,0 +1,58 @@
+"""Which methods there are, by name, and in which pieces of the micro-batch each may run."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import peers
+import torch
+from models import Setting
+from steps import Step, ordinary, ours
+
+ORDINARY = ("ordinary channels-first", "ordinary channels-last")
+OURS = "privimage"
+COMPILED = "torch.compile"
+UNRECORDED = "call by call"
+PIECES = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to take a step.
+
+    Attributes:
+        build: makes the step that takes the micro-batch in so many pieces.
+        pieces: numbers of pieces that it may choose from.
+        folds: whether an image's draws are averaged before they are clipped.
+    """
+
+    build: Callable[[int], Step]
+    pieces: tuple[int, ...] = (1,)
+    folds: bool = True
+
+
+def methods(setting: Setting, limits: Sequence[int] = ()) -> dict[str, Method]:
+    """All that can run here, by name; ours also in so many megabytes."""
+    pieces = tuple(count for count in PIECES if setting.examples % count == 0)
+    last = torch.channels_last
+    found = {
+        ORDINARY[0]: Method(lambda _: ordinary(setting, torch.contiguous_format)),
+        ORDINARY[1]: Method(lambda _: ordinary(setting, last)),
+        COMPILED: Method(lambda _: ordinary(setting, last, is_compiled=True)),
+        OURS: Method(lambda _: ours(setting)),
+        UNRECORDED: Method(lambda _: ours(setting, is_recorded=False)),
+    }
+    for mb in limits:
+        found[f"{OURS} in {mb} MB"] = Method(lambda _, mb=mb: ours(setting, 1e6 * mb))
+    found["vmap(grad)"] = Method(partial(peers.vmap_grad, setting), pieces)
+    found["loop over images"] = Method(partial(peers.loop, setting))
+    if importlib.util.find_spec("opacus") is not None:
+        hooks = partial(peers.opacus_rows, setting, functorch=False)
+        functorch = partial(peers.opacus_rows, setting, functorch=True)
+        found["opacus hooks"] = Method(hooks, pieces)
+        found["opacus functorch"] = Method(functorch, pieces)
+        found["opacus ghost"] = Method(partial(peers.opacus_ghost, setting), pieces, folds=False)
+    if importlib.util.find_spec("fastDP") is not None:
+        found["fastDP"] = Method(partial(peers.fastdp, setting), pieces, folds=False)
+    return found

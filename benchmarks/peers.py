@@ -1,0 +1,170 @@
+"""What else takes private steps: Opacus in three modes, fastDP, `torch.func`, a loop over images.
+
+Each peer is a function of a setting and of the number of pieces that the micro-batch is taken in,
+so that it can run in the size that suits it. An image's draws are averaged before clipping, except
+where a library can't do that: Opacus' ghost clipping and fastDP clip each row.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable
+
+import torch
+from models import Setting
+from steps import MAX_GRAD_NORM, NOISE_MULTIPLIER, Step, Update, in_format
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+FIRST, LAST = torch.contiguous_format, torch.channels_last
+
+Sums = Callable[..., list[torch.Tensor]]
+"""A micro-batch -> the sums of the clipped gradients, one a parameter."""
+
+
+def in_pieces(
+    setting: Setting,
+    pieces: int,
+    network: nn.Module,
+    clipped_sums: Sums,
+    layout: torch.memory_format,
+) -> Step:
+    """The step of a peer that leaves noise and update to PyTorch."""
+    update, batch = Update(network), in_format(setting.batch(), layout)
+    batches = list(zip(*(tensor.chunk(pieces) for tensor in batch), strict=True))
+
+    def gradient() -> list[torch.Tensor]:
+        total = clipped_sums(*batches[0])
+        for piece in batches[1:]:
+            torch._foreach_add_(total, clipped_sums(*piece))
+        return total
+
+    def finish(sums: list[torch.Tensor]) -> None:
+        update.with_noise(sums, setting.examples)
+
+    return Step(gradient, finish, flat)
+
+
+def flat(sums: list[torch.Tensor]) -> torch.Tensor:
+    """One after the other, float64."""
+    return torch.cat([total.double().flatten() for total in sums])
+
+
+def clip_and_sum(parts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """[examples, *shape] each -> [*shape] each."""
+    norms = torch.stack([part.flatten(1).norm(dim=1) for part in parts]).norm(dim=0)
+    scales = (MAX_GRAD_NORM / norms).clamp(max=1)
+    return [torch.tensordot(scales, part, 1) for part in parts]
+
+
+def opacus_rows(setting: Setting, pieces: int, *, functorch: bool) -> Step:
+    """Opacus by hooks or by functorch, layer by layer: a gradient a row, averaged over draws."""
+    from opacus import GradSampleModule
+
+    _silence_opacus()
+    layout = LAST if functorch else FIRST
+    network = GradSampleModule(
+        setting.network().to(memory_format=layout), loss_reduction="sum", force_functorch=functorch
+    )
+    parameters = list(network.parameters())
+
+    def clipped_sums(*batch: torch.Tensor) -> list[torch.Tensor]:
+        setting.losses(network, *batch).sum().backward()
+        rows = [p.grad_sample.unflatten(0, (-1, setting.draws)) for p in parameters]
+        for parameter in parameters:
+            parameter.grad = parameter.grad_sample = None
+        return clip_and_sum([row.mean(1) for row in rows])
+
+    return in_pieces(setting, pieces, network, clipped_sums, layout)
+
+
+def opacus_ghost(setting: Setting, pieces: int) -> Step:
+    """Opacus' ghost clipping: norms in one backward pass, the weighted sum in a second."""
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+    from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+
+    _silence_opacus()
+    network = GradSampleModuleFastGradientClipping(
+        setting.network(), loss_reduction="sum", max_grad_norm=MAX_GRAD_NORM
+    )
+    parameters = list(network.parameters())
+
+    def clipped_sums(*batch: torch.Tensor) -> list[torch.Tensor]:
+        losses = setting.losses(network, *batch)
+        # Of an optimiser it wants that the first pass's gradients are forgotten.
+        DPTensorFastGradientClipping(network, network, losses, "sum").backward()
+        sums = [p.grad / setting.draws for p in parameters]
+        network.zero_grad()
+        return sums
+
+    return in_pieces(setting, pieces, network, clipped_sums, FIRST)
+
+
+def _silence_opacus() -> None:
+    """Its hooks warn at every step that a batch needs no gradient, and of no autocast on a CPU."""
+    warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+    warnings.filterwarnings("ignore", "In CPU autocast", UserWarning)
+
+
+def fastdp(setting: Setting, pieces: int) -> Step:
+    """The mixed ghost clipping of Bu et al. (arXiv 2210.00038); it adds the noise itself."""
+    from fastDP import PrivacyEngine
+
+    network = setting.network()
+    update, batch = Update(network), setting.batch()
+    batches = list(zip(*(tensor.chunk(pieces) for tensor in batch), strict=True))
+    with contextlib.redirect_stdout(io.StringIO()):  # It prints what it is about to do.
+        engine = PrivacyEngine(
+            network,
+            batch_size=len(batch[0]),
+            sample_size=len(batch[0]),
+            epochs=1,
+            noise_multiplier=NOISE_MULTIPLIER,
+            max_grad_norm=MAX_GRAD_NORM,
+            clipping_mode="MixOpt",
+            clipping_fn="Abadi",
+            loss_reduction="sum",
+        )
+        engine.attach(update.adam)
+
+    def gradient() -> None:
+        for piece in batches:
+            setting.losses(network, *piece).sum().backward()
+
+    return Step(gradient, lambda _: update())
+
+
+def vmap_grad(setting: Setting, pieces: int) -> Step:
+    """torch.func: the gradient of one image's loss, vectorised over the images."""
+    network = setting.network()
+    names = [name for name, _ in network.named_parameters()]
+
+    def loss(weights: dict[str, torch.Tensor], *example: torch.Tensor) -> torch.Tensor:
+        return setting.losses(
+            lambda *inputs: functional_call(network, weights, inputs), *example
+        ).mean()
+
+    def clipped_sums(*batch: torch.Tensor) -> list[torch.Tensor]:
+        each = vmap(grad(loss), in_dims=(None, *[0] * len(batch)))
+        weights = {name: p.detach() for name, p in network.named_parameters()}
+        parts = each(weights, *(t.unflatten(0, (-1, setting.draws)) for t in batch))
+        return clip_and_sum([parts[name] for name in names])
+
+    return in_pieces(setting, pieces, network, clipped_sums, FIRST)
+
+
+def loop(setting: Setting, pieces: int) -> Step:
+    """Ordinary autograd, an image at a time."""
+    network = setting.network().to(memory_format=LAST)
+    parameters = list(network.parameters())
+
+    def clipped_sums(*batch: torch.Tensor) -> list[torch.Tensor]:
+        sums = [torch.zeros_like(parameter) for parameter in parameters]
+        for example in zip(*(tensor.split(setting.draws) for tensor in batch), strict=True):
+            parts = torch.autograd.grad(setting.losses(network, *example).mean(), parameters)
+            norm = torch.stack(torch._foreach_norm(parts)).norm()
+            scale = (MAX_GRAD_NORM / norm).clamp(max=1).item()
+            torch._foreach_add_(sums, parts, alpha=scale)
+        return sums
+
+    return in_pieces(setting, 1, network, clipped_sums, LAST)

@@ -1,0 +1,56 @@
+"""Figures that are kept: with machine, versions and commit, and rows that replace older ones."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def merge(path: Path, rows: Sequence[dict[str, Any]], identity: Sequence[str]) -> None:
+    """Writes rows to a file of figures, in place of older ones that agree with them in `identity`.
+
+    Rows are in the order in which they first came; each says at which commit it was measured. A
+    file is of one machine: figures of another one are all replaced.
+    """
+    figures = json.loads(path.read_text()) if path.exists() else {}
+    old = figures.get("rows", []) if figures.items() >= machine().items() else []
+    kept = {tuple(row.get(key) for key in identity): row for row in old}
+    here = commit()
+    for row in rows:
+        kept[tuple(row.get(key) for key in identity)] = {**row, "commit": here}
+    path.write_text(json.dumps({**machine(), "rows": list(kept.values())}, indent=1) + "\n")
+
+
+def machine() -> dict[str, str]:
+    """What the figures are of."""
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    if torch.get_default_device().type == "cuda":
+        name = torch.cuda.get_device_name()
+        versions |= {"driver": driver(), "cuda": torch.version.cuda}
+    else:
+        name = f"{len(os.sched_getaffinity(0))} cores of {cpu_name()}, {platform.machine()}"
+    return {"machine": name, **versions}
+
+
+def driver() -> str:
+    """Its version."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.check_output(command, text=True).splitlines()[0]
+
+
+def cpu_name() -> str:
+    """The processor, as Linux has it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "CPU")
+
+
+def commit() -> str:
+    """Of the sources beside this file; "unknown" where git has none."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,127 @@
+"""One optimiser step in its two stages: what all methods share, the ordinary step, and ours."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from models import Setting
+from torch import nn
+
+from privimage.acceleration import accelerated
+from privimage.dp import (
+    GRID_UNITS,
+    ClipRule,
+    DPAdam,
+    ExampleGradients,
+    plan,
+    planned_clipped_sum,
+    record,
+)
+
+MAX_GRAD_NORM = 1.0
+NOISE_MULTIPLIER = 1.0
+LEARNING_RATE = 1e-4
+EMA_DECAY = 0.999
+
+
+@dataclass(frozen=True)
+class Step:
+    """A whole step of one method on one micro-batch.
+
+    Attributes:
+        gradient: forward and backward pass; of private methods the norms, clipping and the sum.
+        update: from what `gradient` returned: noise if it is private, Adam, average of the weights.
+        summed: what `gradient` returned as a vector [parameters]; of private methods alone.
+        predicted: bytes that `gradient` is to take, where a plan says so.
+    """
+
+    gradient: Callable[[], Any]
+    update: Callable[[Any], None]
+    summed: Callable[[Any], torch.Tensor] | None = None
+    predicted: float | None = None
+
+    def __call__(self) -> None:
+        """The step."""
+        self.update(self.gradient())
+
+
+class Update:
+    """Fused Adam and the average of the weights, as every method but ours uses them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.parameters = list(network.parameters())
+        self.adam = torch.optim.Adam(self.parameters, LEARNING_RATE, fused=True)
+        self._average = [parameter.detach().clone() for parameter in self.parameters]
+
+    def __call__(self) -> None:
+        """From the parameters' `grad`, which is forgotten afterwards."""
+        self.adam.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self._average, self.parameters, 1 - EMA_DECAY)
+        self.adam.zero_grad()
+
+    def with_noise(self, sums: list[torch.Tensor], examples: int) -> None:
+        """From clipped sums: as `__call__`, with the noisy mean as `grad`."""
+        for parameter, total in zip(self.parameters, sums, strict=True):
+            noise = torch.randn_like(total) * (NOISE_MULTIPLIER * MAX_GRAD_NORM)
+            parameter.grad = (total + noise) / examples
+        self()
+
+
+def in_format(
+    batch: tuple[torch.Tensor, ...], memory_format: torch.memory_format
+) -> list[torch.Tensor]:
+    """The same batch, its images laid out so."""
+    return [t.contiguous(memory_format=memory_format) if t.dim() == 4 else t for t in batch]
+
+
+def ordinary(
+    setting: Setting, memory_format: torch.memory_format, *, is_compiled: bool = False
+) -> Step:
+    """The step of a training without privacy."""
+    network = setting.network().to(memory_format=memory_format)
+    update, batch = Update(network), in_format(setting.batch(), memory_format)
+    run = torch.compile(network) if is_compiled else network
+
+    def gradient() -> None:
+        setting.losses(run, *batch).mean().backward()
+
+    return Step(gradient, lambda _: update())
+
+
+def ours(setting: Setting, max_memory: float | None = None, *, is_recorded: bool = True) -> Step:
+    """Our step, as the plan has it for so many bytes (None: as many as it takes).
+
+    Recorded as `privimage train` has it, or call by call as `PrivateEngine` does.
+    """
+    network, batch = setting.network(), setting.batch()
+    gradients = ExampleGradients(network, torch.channels_last)
+    chosen = plan(
+        network,
+        setting.batch(1),
+        draws=setting.draws,
+        max_memory=max_memory,
+        examples=setting.examples,
+        losses=setting.losses,
+        memory_format=torch.channels_last,
+    )
+    adam = DPAdam(
+        network.parameters(),
+        LEARNING_RATE,
+        NOISE_MULTIPLIER,
+        setting.examples,
+        ema_decay=lambda update: EMA_DECAY,
+    )
+
+    def total(*batch: torch.Tensor) -> torch.Tensor:
+        return planned_clipped_sum(
+            gradients, setting.losses, *batch, plan=chosen, rule=ClipRule(MAX_GRAD_NORM)
+        )
+
+    sums = accelerated(record(total, *batch), batch[0].device) if is_recorded else total
+
+    def summed(total: torch.Tensor) -> torch.Tensor:
+        return total.double() * (MAX_GRAD_NORM / GRID_UNITS)
+
+    return Step(lambda: sums(*batch), adam.step, summed, chosen.bytes)

@@ -1,0 +1,93 @@
+"""How networks compute on the device they are on: the one place that knows what a GPU wants.
+
+There activations are bfloat16, images lie channels last, what is called again and again is compiled
+as one graph and replayed as one launch; weights, losses and sums stay float32 or better. Elsewhere
+everything runs as it is written.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from threading import Lock
+
+import torch
+from torch import nn
+
+Function = Callable[..., torch.Tensor]
+"""Of tensors alone."""
+
+
+def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Inside, layers compute in bfloat16 on a GPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def memory_format(images: torch.Tensor) -> torch.Tensor:
+    """[rows, channels, height, width] as convolutions on their device read them fastest."""
+    return images.contiguous(memory_format=torch.channels_last) if images.is_cuda else images
+
+
+def accelerated(function: Function, device: torch.device) -> Function:
+    """`function` without gradients: on a GPU compiled without a break, and a CUDA graph a shape.
+
+    Everything but its arguments, such as the weights of a network, is read anew in every call from
+    where it was in the first one.
+    """
+    if device.type != "cuda":
+        return function
+    return _Replayed(torch.compile(function, fullgraph=True, dynamic=False))
+
+
+def inference(network: nn.Module) -> Function:
+    """The forward pass of `network`, of images and what else it takes, without gradients.
+
+    For many images: on a GPU the first call of a shape takes a minute to compile.
+    """
+    device = next(network.parameters()).device
+
+    def forward(images: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        with mixed_precision(device):
+            output: torch.Tensor = network(memory_format(images), *others)
+            return output
+
+    return accelerated(forward, device)
+
+
+class _Replayed:
+    """A function on a GPU, captured when it first meets arguments of a shape."""
+
+    def __init__(self, function: Function) -> None:
+        self._function = function
+        self._captured: dict[tuple[torch.Size, ...], _Graph] = {}
+        self._lock = Lock()
+
+    @torch.no_grad()
+    def __call__(self, *given: torch.Tensor) -> torch.Tensor:
+        """The result, in memory of its own; threads take turns."""
+        with self._lock:
+            shapes = tuple(tensor.shape for tensor in given)
+            if shapes not in self._captured:
+                self._captured[shapes] = _Graph(self._function, given)
+            return self._captured[shapes].replay(given)
+
+
+class _Graph:
+    """One launch for all kernels of a function, whose arguments are copied to where they were."""
+
+    def __init__(self, function: Function, given: tuple[torch.Tensor, ...]) -> None:
+        self._given = [tensor.clone() for tensor in given]
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):  # Compiles, and loads kernels, which a capture may not.
+            for _ in range(2):
+                function(*self._given)
+        torch.cuda.current_stream().wait_stream(beside)
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads may allocate meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._result = function(*self._given)
+
+    def replay(self, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        for here, tensor in zip(self._given, given, strict=True):
+            here.copy_(tensor)
+        self._graph.replay()
+        return self._result.clone()

@@ -1,0 +1,60 @@
+"""What a GPU is given: networks that compile as one graph; on a CPU everything as it is written."""
+
+import pytest
+import torch
+
+from privimage.acceleration import accelerated, inference, mixed_precision
+from privimage.diffusion.compact_unet import CompactUNet
+from privimage.diffusion.denoiser import Denoiser
+from privimage.diffusion.unet import UNet, UNetShape
+
+SHAPE = UNetShape(8, 1, 8, (1, 2), (4,), 3, blocks_per_level=1)
+CUDA = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+)
+
+
+def batch():
+    random = torch.Generator().manual_seed(0)
+    levels = torch.rand(2, generator=random) + 0.1
+    return torch.randn(2, 1, 8, 8, generator=random), levels, torch.tensor([0, 3])
+
+
+@pytest.mark.parametrize("kind", [UNet, CompactUNet])
+def test_a_denoiser_compiles_without_a_graph_break(kind):
+    torch.manual_seed(0)
+    network = kind(SHAPE).eval()
+
+    def in_half(*given):
+        with torch.autocast("cpu", torch.bfloat16):
+            return network(*given)
+
+    torch.compiler.reset()
+    compiled = torch.compile(in_half, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        expected = Denoiser(in_half)(*batch())
+        torch.testing.assert_close(Denoiser(compiled)(*batch()), expected)
+        assert not torch.equal(expected, Denoiser(network)(*batch()))
+
+
+def test_on_a_cpu_nothing_is_exchanged():
+    network = UNet(SHAPE).eval()
+    function = torch.sin
+    assert accelerated(function, torch.device("cpu")) is function
+    with torch.no_grad():
+        assert torch.equal(inference(network)(*batch()), network(*batch()))
+    with mixed_precision(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_a_replay_gives_what_the_function_gives(device):
+    weight = torch.full((3,), 2.0, device=device)
+    function = accelerated(lambda x, y: x * weight + y, torch.device(device))
+    for rows in (2, 5, 2):
+        x, y = torch.randn(2, rows, 3, device=device)
+        first = function(x, y)
+        assert torch.equal(first, x * weight + y)
+        weight.add_(1)
+        assert torch.equal(function(y, x), y * weight + x)
+        assert torch.equal(first, x * (weight - 1) + y)
