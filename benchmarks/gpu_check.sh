@@ -1,7 +1,7 @@
 #!/bin/sh
 # Everything that needs one GPU, in one call of under nine minutes: build from source, correctness
-# against float64, compute-sanitizer, main timings. The last lines are a short table; what belongs
-# into benchmarks/results lies in one JSON file in the folder.
+# against float64, compute-sanitizer, main timings. The last lines are a short table; before the rows
+# stands the file that belongs into benchmarks/results, such as h200-2026-01-31.json.
 #
 #     sh benchmarks/gpu_check.sh [FOLDER]     # where logs and figures go; default build/gpu
 #
@@ -17,6 +17,8 @@ ROOT=$(pwd)
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 SITE=$OUT/site
+GPU=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr 'A-Z ' 'a-z-')
+RESULT=$OUT/${GPU#nvidia-}-$(date +%F).json
 FAILED=0
 TABLE=$OUT/table.txt
 : > "$TABLE"
@@ -41,17 +43,17 @@ INSTALL='-m pip install --quiet --no-deps --no-index --no-build-isolation --upgr
 for wheel in "$WHEELS"/*.whl; do
     [ ! -e "$wheel" ] || "$PYTHON" $INSTALL "$SITE" "$wheel" || echo "$wheel does not fit here"
 done
-step build 140 "$PYTHON" $INSTALL "$SITE" .
+step build 120 "$PYTHON" $INSTALL "$SITE" .
 # Fixtures of other tests would need the whole package; another machine may warn of other things.
 TESTS='-P -m pytest tests/ops/test_devices.py tests/test_acceleration.py tests/dp/test_recording.py
     --noconftest -W default -q -p no:cacheprovider'
-step correctness 80 "$PYTHON" $TESTS
+step correctness 100 "$PYTHON" $TESTS
 
 # The smallest shapes under the sanitizer, which slows kernels down a hundredfold.
 SMALL='cuda and (update or sum or embedding or one_call or 2x20x9 or 1x2x0x1x1x8x20x11 or 3x2x1x1x1x16x64x15 or 5x1x2x1x1x4x6x9)'
 if command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck initcheck; do
-        step "$tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+        step "$tool" 30 compute-sanitizer --tool "$tool" --error-exitcode 1 \
             "$PYTHON" $TESTS -k "$SMALL"
     done
 else
@@ -62,13 +64,13 @@ fi
 # so that the script sees its neighbours and not the sources.
 cd "$OUT" || exit 1
 STEP="$ROOT/benchmarks/dp_step.py --quick --device cuda --rounds 20"
-step dp_step 90 "$PYTHON" $STEP --among ordinary,privimage --json "$OUT/dp_step.json"
-step kernels 40 "$PYTHON" "$ROOT/benchmarks/kernels.py" --device cuda --json "$OUT/kernels.json"
-step peers 50 "$PYTHON" $STEP --among ordinary,vmap,loop --json "$OUT/peers.json"
-step result 20 "$PYTHON" "$ROOT/benchmarks/gpu_result.py" "$OUT"
+step dp_step 150 "$PYTHON" $STEP --among privimage --json "$RESULT"
+step kernels 30 "$PYTHON" "$ROOT/benchmarks/kernels.py" --device cuda --json "$OUT/kernels.json"
+step peers 40 "$PYTHON" $STEP --among vmap,loop --json "$RESULT"
 
 echo
 grep -h 'of a peak' "$OUT/kernels.log" 2> /dev/null
-cat "$TABLE" "$OUT/result.log"
+cat "$TABLE"
+echo "$RESULT"
 grep -h 'K=' "$OUT/dp_step.log" "$OUT/peers.log" 2> /dev/null
 exit $FAILED

@@ -28,11 +28,19 @@ def merge(path: Path, rows: Sequence[dict[str, Any]], identity: Sequence[str]) -
 
 def machine() -> dict[str, str]:
     """What the figures are of."""
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
     if torch.get_default_device().type == "cuda":
         name = torch.cuda.get_device_name()
+        versions |= {"driver": driver(), "cuda": torch.version.cuda}
     else:
         name = f"{len(os.sched_getaffinity(0))} cores of {cpu_name()}, {platform.machine()}"
-    return {"machine": name, "torch": torch.__version__, "python": platform.python_version()}
+    return {"machine": name, **versions}
+
+
+def driver() -> str:
+    """Its version."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.check_output(command, text=True).splitlines()[0]
 
 
 def cpu_name() -> str:

@@ -38,7 +38,10 @@ def accelerated(function: Function, device: torch.device) -> Function:
 
 
 def inference(network: nn.Module) -> Function:
-    """The forward pass of `network`, of images and what else it takes, without gradients."""
+    """The forward pass of `network`, of images and what else it takes, without gradients.
+
+    For many images: on a GPU the first call of a shape takes a minute to compile.
+    """
     device = next(network.parameters()).device
 
     def forward(images: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
@@ -79,7 +82,8 @@ class _Graph:
                 function(*self._given)
         torch.cuda.current_stream().wait_stream(beside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Other threads may allocate meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._result = function(*self._given)
 
     def replay(self, given: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from privimage import evaluate
-from privimage.acceleration import inference
 from privimage.context import Run
 from privimage.data import ImageSet
 from privimage.diffusion.denoiser import Denoiser
@@ -144,7 +143,7 @@ def _seconds_a_made_image(run: Run, watch: Stopwatch, count: int) -> float:
     settings, sampler = run.recipe.synthesis, run.recipe.synthesis.sampler
     short, threads = replace(sampler, steps=2), run.workers.threads
     share = _evaluations(sampler) / _evaluations(short)
-    denoise = Denoiser(inference(run.network().eval()))
+    denoise = Denoiser(run.network().eval())
 
     def step_of(rows: int) -> Step:
         labels = torch.zeros(rows, dtype=torch.int64, device=run.device)

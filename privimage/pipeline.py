@@ -55,13 +55,15 @@ class Machine:
         return Workers(self.threads)
 
     def memory(self) -> float:
-        """Bytes for a micro-batch of DP fine-tuning.
+        """Bytes for a micro-batch of DP fine-tuning, by default half of what a GPU has free.
 
         Raises:
             UserError: none are.
         """
         if self.max_memory is None:
-            return DEFAULT_MEMORY
+            device = self.torch_device()
+            on_cpu = device.type == "cpu"
+            return DEFAULT_MEMORY if on_cpu else torch.cuda.mem_get_info(device)[0] / 2
         check_positive("--max-memory", self.max_memory)
         return 1e6 * self.max_memory
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from privimage import spending
-from privimage.acceleration import inference
 from privimage.context import Run
 from privimage.data import ImageSet, to_bytes
 from privimage.diffusion.denoiser import Denoiser
@@ -38,7 +37,7 @@ class Synthesizer:
         self.statement = statement
         self._run = run
         weights = run.folder.stage("finetune") / "network.safetensors"
-        self._denoise = Denoiser(inference(run.network(weights).eval()))
+        self._denoise = Denoiser(run.network(weights).eval())
 
     @property
     def epsilon(self) -> float | None:

@@ -9,7 +9,7 @@ namespace privimage::cuda {
 // The arguments stay where they are: which layer a block works on is an index into them.
 template <typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
-    conv_weight_grads_kernel(const __grid_constant__ ConvWeightGrads<typename Tile::Scalar> jobs) {
+    conv_weight_grad_kernel(const __grid_constant__ ConvWeightGrads<typename Tile::Scalar> jobs) {
   conv_weight_grads<Tile>(Block{}, jobs);
 }
 
@@ -33,7 +33,7 @@ int launch_conv(const ConvWeightGrad<typename Math::Scalar>* layers, int count, 
         ++next;
       }
       if (together.count == 0) return static_cast<int>(cudaErrorInvalidValue);
-      return launch(conv_weight_grads_kernel<Tile>, shape, together, stream);
+      return launch(conv_weight_grad_kernel<Tile>, shape, together, stream);
     });
   }
   return error;

@@ -196,9 +196,11 @@ class Pretraining:
 
     def _piece_gradients(self, piece: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The piece's share of the gradient of the batch's mean loss, and of that loss."""
-        images, *others = piece
+        images, sigma, noise, labels = piece
         with mixed_precision(self._device):
-            loss = losses(Denoiser(self._network), memory_format(images), *others).sum()
+            loss = losses(
+                Denoiser(self._network), memory_format(images), sigma, noise, labels
+            ).sum()
         share = loss / self._settings.batch_size
         gradients = torch.autograd.grad(share, list(self._parameters.values()))
         return [*gradients, share.detach()]

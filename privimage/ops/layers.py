@@ -80,7 +80,8 @@ def measured_weight_grads(
     if not len(x) == len(grad) == len(weight) > 0 or len(bias) not in (0, len(x)):
         found = [len(each) for each in (x, grad, weight, bias)]
         raise ValueError(f"x, grad, weight, bias: expected as many of each, got {found}")
-    for each in zip(x, grad, weight, bias or [None] * len(x), strict=True):
+    biases: Sequence[torch.Tensor | None] = bias or [None] * len(x)
+    for each in zip(x, grad, weight, biases, strict=True):
         _check_weight_grad(*each, geometry)
         if each[0].dtype != x[0].dtype or each[0].device != x[0].device:
             there = f"{each[0].dtype} on {each[0].device}"

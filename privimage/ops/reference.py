@@ -1,5 +1,7 @@
 """Every operator as the formula it stands for, in plain PyTorch: any float type, any device."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -248,7 +250,8 @@ def measured_weight_grads(
 ) -> torch.Tensor:
     """`example_weight_grad` of several layers, and float64 [examples]; see `privimage.ops`."""
     geometry = stride, padding, dilation, groups
-    for layer in zip(x, grad, weight, bias or [None] * len(x), strict=True):
+    biases: Sequence[torch.Tensor | None] = bias or [None] * len(x)
+    for layer in zip(x, grad, weight, biases, strict=True):
         torch.ops.privimage.example_weight_grad(*layer, *geometry, False)
     return torch.stack([squared_norms(rows.flatten(1)) for rows in [*weight, *bias]]).sum(0)
 

@@ -204,7 +204,9 @@ class Finetuner:
         """The clipped sum of a micro-batch, of which its last tensor says how many units count."""
         *tensors, counted = batch
         return planned_clipped_sum(
-            *(self._gradients, _losses, *tensors),
+            self._gradients,
+            _losses,
+            *tensors,
             plan=self._plan,
             rule=self._rule,
             examples=counted,
@@ -215,10 +217,10 @@ class Finetuner:
 
     def _filler(self, rows: int) -> tuple[torch.Tensor, ...]:
         """Grey images without label or noise, as `_losses` takes them."""
-        shape, where = (rows, *self._images.shape[1:]), {"device": self._device}
-        labels = torch.full((rows,), len(self._sensitive.names), **where)
-        images = torch.full(shape, 128, dtype=torch.uint8, **where)
-        return images, torch.ones(rows, **where), torch.zeros(shape, **where), labels
+        shape, there = (rows, *self._images.shape[1:]), self._device
+        images = torch.full(shape, 128, dtype=torch.uint8, device=there)
+        labels = torch.full((rows,), len(self._sensitive.names), device=there)
+        return images, torch.ones(rows, device=there), torch.zeros(shape, device=there), labels
 
 
 def _going_round(images: torch.Tensor, draws: int, generator: torch.Generator) -> torch.Tensor:

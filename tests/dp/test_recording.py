@@ -41,13 +41,18 @@ def losses(model, x, labels):
     return (model(x, labels) - x).square().mean((1, 2, 3))
 
 
+def losses_in_half(model, x, labels):
+    with torch.autocast("cpu", torch.bfloat16):
+        return losses(model, x, labels)
+
+
 def batch(seed, device="cpu"):
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(8, 3, 6, 6, generator=random)
     return x.to(device), torch.arange(8, device=device) % 4
 
 
-def summed(model, again=None, rule=ClipRule(0.1)):  # noqa: B008
+def summed(model, again=None, rule=ClipRule(0.1), losses=losses):  # noqa: B008
     """The clipped sum of a micro-batch of four examples, as a function of tensors alone."""
     gradients = ExampleGradients(model, torch.channels_last)
     one = [tensor[:2] for tensor in batch(0, next(model.parameters()).device)]
@@ -74,6 +79,14 @@ def test_a_recorded_sum_is_the_sum_bit_for_bit(again, rule):
         given = *batch(seed), torch.tensor(counted)
         assert torch.equal(recorded(*given), function(*batch(seed), counted))
         assert bool(recorded(*given).any()) == (counted > 0)
+
+
+def test_autocast_is_recorded():
+    function, plain = summed(Net(), losses=losses_in_half), summed(Net())
+    recorded = record(function, *batch(0), torch.tensor(4))
+    given = *batch(1), torch.tensor(4)
+    assert torch.equal(recorded(*given), function(*given))
+    assert not torch.equal(recorded(*given), plain(*given))
 
 
 def test_a_recorded_sum_sees_the_parameters_of_today():
