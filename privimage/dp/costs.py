@@ -88,7 +88,6 @@ def measure_costs() -> Costs:
     x, wide = torch.ones(examples, 1024, 1, 1), 1024 * 1024
     rows = torch.empty(examples, 1024, 1024, 1, 1)
     scales, total = torch.ones(examples).double(), torch.zeros(1024, 1024, 1, 1, dtype=torch.int64)
-
     tokens = torch.ones(examples, width, 1024)
 
     def keep() -> None:
