@@ -1,10 +1,10 @@
 """Times the methods against each other: in one process, turn by turn, by fixed rules.
 
-A method that may take the micro-batch in pieces takes it in more as long as that is faster: the
-best of three steps each way, after one that warms up. Then all methods take one turn that does not
-count, and so many that do. Every fourth turn is of the ordinary steps and ours alone, which so have
-a third more. The order is shuffled anew for every turn, by its number, so that nobody always comes
-after the same one. A ratio is a method's time to the reference's in the same turn.
+Every method takes one step that warms up. One that may take the micro-batch in pieces takes it in
+more as long as that is faster: the better of two further steps each way. Then all take so many
+turns; before each third one, the ordinary steps and ours take one without the others. The order is
+shuffled anew for every turn, by its number, so that nobody always comes after the same one. A ratio
+is a method's time to the reference's in the same turn.
 """
 
 import math
@@ -81,7 +81,7 @@ def _fastest(method: Method) -> tuple[int, Step, torch.Tensor | None]:
         found = step.gradient()
         summed = None if step.summed is None else step.summed(found)
         step.update(found)
-        tries = 3 if len(method.pieces) > 1 else 0
+        tries = 2 if len(method.pieces) > 1 else 0
         seconds = min((_seconds(step)[0] for _ in range(tries)), default=0.0)
         if best is not None and seconds >= best[0]:
             break
@@ -102,13 +102,11 @@ def _check(name: str, found: torch.Tensor | None, expected: torch.Tensor | None)
 def _turns(steps: Mapping[str, Step], rounds: int) -> dict[str, dict[int, tuple[float, float]]]:
     """Seconds of the clock and of the cores, by method and turn."""
     taken: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in steps}
-    for turn in range(1 + math.ceil(rounds * 4 / 3)):
-        names = [name for name in steps if turn % 4 != 1 or _is_in_every_turn(name)]
+    for turn in range(math.ceil(rounds * 4 / 3)):
+        names = [name for name in steps if turn % 4 != 0 or _is_in_every_turn(name)]
         random.Random(turn).shuffle(names)
         for name in names:
-            seconds = _seconds(steps[name])
-            if turn > 0:
-                taken[name][turn] = seconds
+            taken[name][turn] = _seconds(steps[name])
     return taken
 
 
