@@ -112,7 +112,9 @@ def _declare(run: Run) -> None:
 def _check_disk(path: Path) -> None:
     """Refuses a folder that can't be created or has no room, before any work is done for it."""
     parent = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    if not parent.is_dir():
+        raise UserError(f"{path}: '{parent}' is a file, not a folder; choose another --out")
+    if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{path}: no permission to write in '{parent}'; choose another --out")
     if shutil.disk_usage(parent).free < _LEAST_FREE_BYTES:
         raise UserError(f"{path}: less than {_LEAST_FREE_BYTES >> 20} MB free on its disk")

@@ -164,6 +164,7 @@ def test_ledger_compose_states_one_epsilon_for_all(finished, tmp_path):
         (["train", "--device", "tpu"], "--device"),
         (["train", "--threads", "0"], "--threads"),
         (["train", "--max-memory", "0"], "--max-memory"),
+        (["train", "--max-minutes", "-1"], "--max-minutes must be a finite number of at least 0"),
         (["evaluate", "/no/such"], "synthetic images: there is no file or folder '/no/such'"),
         (["ledger", "verify", "/no/such"], "no run in this folder"),
         (["ledger", "show", "/no/such"], "no run in this folder"),

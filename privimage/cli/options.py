@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from privimage import recipe
+from privimage.errors import check_non_negative
 from privimage.progress import Reporter
 
 FOUND_WRONG = 1
@@ -74,7 +75,13 @@ def recipe_values(options: Mapping[str, Any], settings: list[str] | None) -> dic
 
 
 def reporter(quiet: bool, max_minutes: float | None) -> Reporter:
-    """One that stops a loop after so long, or on a signal."""
+    """One that stops a loop after so long, or on a signal.
+
+    Raises:
+        UserError: the time is below 0.
+    """
+    if max_minutes is not None:
+        check_non_negative("--max-minutes", max_minutes)
     found = Reporter(quiet, None if max_minutes is None else 60 * max_minutes)
     _stop_cleanly_on_signals(found)
     return found

@@ -88,7 +88,6 @@ def measure_costs() -> Costs:
     x, wide = torch.ones(examples, 1024, 1, 1), 1024 * 1024
     rows = torch.empty(examples, 1024, 1024, 1, 1)
     scales, total = torch.ones(examples).double(), torch.zeros(1024, 1024, 1, 1, dtype=torch.int64)
-
     tokens = torch.ones(examples, width, 1024)
 
     def keep() -> None:
@@ -98,12 +97,17 @@ def measure_costs() -> Costs:
     norm = _seconds(lambda: ops.example_weight_norms(x, x, examples, (1, 1), False, _ONE_TAP))
     sums = _seconds(lambda: ops.recomputed_sum(x, x, scales, total, None, _ONE_TAP))
     gram = _seconds(lambda: ops.gram_sums(tokens, tokens, False))
-    values, product = examples * wide, large / products
+    product = large / products
+
+    def beside(seconds: float) -> float:
+        """What a value costs beside its product."""
+        return max(seconds / (examples * wide) - product, 0.0)
+
     return Costs(
         multiply_add=product,
-        keep=max(_seconds(keep) / values - product, 0.0),
-        norm=max(norm / values - product, 0.0),
-        sum=max(sums / values - product, 0.0),
+        keep=beside(_seconds(keep)),
+        norm=beside(norm),
+        sum=beside(sums),
         gram=gram / (2 * tokens.numel() * width),
         layer=small / layers,
     )

@@ -155,7 +155,7 @@ class PrivateEngine:
         plan = cast(StepPlan, self.plan)
         self._reserve()
         self.steps_spent += 1
-        total = torch.zeros(self._gradients.size, dtype=torch.int64, device=self._device)
+        total: torch.Tensor | None = None
         seed = int(self._words.words(1))
         with torch.random.fork_rng([self._device] if self._device.type != "cpu" else []):
             torch.manual_seed(seed)
@@ -163,7 +163,7 @@ class PrivateEngine:
                 self._sampling, plan.examples, self._template
             ):
                 batch = self._repeated(self._on_device(rows))
-                total += planned_clipped_sum(
+                part = planned_clipped_sum(
                     self._gradients,
                     self._losses,
                     *batch,
@@ -171,6 +171,9 @@ class PrivateEngine:
                     rule=self.privacy.rule,
                     examples=count,
                 )
+                total = part if total is None else total.add_(part)
+        if total is None:  # An empty batch is a step like any other.
+            total = torch.zeros(self._gradients.size, dtype=torch.int64, device=self._device)
         self._stepper.step(total)
 
     def epsilon(self, delta: float) -> float:

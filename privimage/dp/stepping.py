@@ -53,8 +53,12 @@ class Stepper:
         """
         sizes = [parameter.numel() for parameter in self._parameters]
         if isinstance(self._optimizer, DPOptimizer):
-            by_id = dict(zip(map(id, self._parameters), total.split(sizes), strict=True))
-            self._optimizer.step(torch.cat([by_id[id(p)] for p in self._optimizer.parameters]))
+            places = {id(p): i for i, p in enumerate(self._parameters)}
+            order = [places[id(p)] for p in self._optimizer.parameters]
+            if order != sorted(order):  # Else they lie as the optimiser wants them.
+                parts = total.split(sizes)
+                total = torch.cat([parts[i] for i in order])
+            self._optimizer.step(total)
             return
         noise = self._noise.stream.gaussian_integers(len(total), self._noise.std)
         mean = (total + noise.to(total.device)).double() * self._noise.scale
