@@ -9,6 +9,7 @@ import torch
 
 from privimage import data, durable, evaluate
 from privimage.data import ImageSet, ImageShape
+from privimage.data.decode import Steps
 from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.pretrain import Network
 from privimage.diffusion.unet import UNet, UNetShape
@@ -57,13 +58,20 @@ class Run:
     @cached_property
     def sensitive(self) -> ImageSet:
         """The sensitive images, for `query` and `finetune` alone."""
-        settings, person = self.recipe.data, self.recipe.data.person_key
-        # A bar would tell the number of images, which is public only where images are counted and
-        # no other number was declared.
-        steps = None if settings.public_size or person else self.reporter.steps
+        settings, person, steps = self.recipe.data, self.recipe.data.person_key, self.counted_steps
         return data.load_sensitive(
             settings.sensitive, self.shape, settings.classes or None, steps=steps, person=person
         )
+
+    @property
+    def counted_steps(self) -> Steps | None:
+        """Shows how far a loop over all sensitive images is; None where that must not be shown.
+
+        It tells their number, which is public only where images are counted and no other number was
+        declared.
+        """
+        settings = self.recipe.data
+        return None if settings.public_size or settings.person else self.reporter.steps
 
     @cached_property
     def test(self) -> ImageSet:

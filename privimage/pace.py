@@ -10,7 +10,9 @@ Step = Callable[[], object]
 
 # Rows of the first steps, which must be few where a row takes seconds.
 _FEW = 8
-_LEAST = 1e-6
+_TRIES = 2
+# Seconds that one step may take.
+_LONGEST = 3.0
 # No more than this part of what the work itself will take.
 _SHARE = 0.05
 
@@ -39,12 +41,11 @@ class Stopwatch:
         step = step_of(size)
         # What comes once, such as memory, is left out.
         step()
-        # Other programs stretch the time, but not the work, of the step that sizes the next.
-        work = time.process_time()
-        found = self._timed(step) / size
-        work = max(time.process_time() - work, _LEAST) / size
-        enough = min(self._seconds, _SHARE * all_rows * found)
-        affordable = int(min(self._seconds, _SHARE * all_rows * work) / (3 * work))
+        found = min(self._timed(step) for _ in range(_TRIES)) / size
+        foretold = _SHARE * all_rows * found
+        enough = min(self._seconds, foretold)
+        # A step of many rows takes no longer than so many steps of one, and mostly far less.
+        affordable = int(min(_LONGEST, foretold) / found)
         if size < min(rows, affordable):
             size = min(rows, affordable)
             step = step_of(size)

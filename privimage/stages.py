@@ -55,7 +55,7 @@ def query(run: Run, folder: Path, ledger: Ledger) -> None:
     histogram = noisy_histogram(
         ledger,
         run.sensitive,
-        lambda images: classifier.predict(model, images),
+        lambda images: classifier.predict(model, images, run.counted_steps),
         len(run.public_names),
         settings,
     )

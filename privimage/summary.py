@@ -10,6 +10,7 @@ from privimage.progress import Reporter
 from privimage.release import privacy_statement
 
 _MOST_ROWS = 30
+_FEW = 10
 
 
 def describe(run: Run, ledger: Ledger) -> None:
@@ -42,6 +43,11 @@ def say_plan(run: Run, plan: Plan, unit: str) -> None:
         f"privacy      ε ≤ {plan.epsilon:g} at δ = {plan.delta:g} for one {unit}: {query}"
         f"{steps.steps} steps at rate {steps.sample_rate:.4g}, σ {steps.noise_multiplier:g}"
     )
+    if (drawn := steps.sample_rate * run.public_size) < _FEW:
+        run.reporter.say(
+            f"             a step takes {drawn:.2g} {unit}s on average, too few to be seen in its "
+            "noise: raise --set finetune.sample_rate=…"
+        )
 
 
 def conclude(run: Run, ledger: Ledger) -> None:

@@ -2,16 +2,22 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 import typer
 from tiny import TINY
 from typer.testing import CliRunner
 
 from privimage import cli, durable, forecast
 from privimage.cli import options
+from privimage.context import Run
 from privimage.errors import UserError
+from privimage.progress import Reporter
+from privimage.run import RunFolder
 from privimage.schedule import STAGES
+from privimage.threads import Workers
 
 CUT = [f"--set={name}={value}" for name, value in TINY.items()]
 COMMANDS = [stage.command for stage in STAGES if stage.name != "evaluation"]
@@ -95,6 +101,8 @@ def test_a_dry_run_is_about_the_stages_that_are_asked_for(privimage, tmp_path, c
     again = ["train", "--dry-run", "--json", "--out", copied, "--from-stage"]
     found = json.loads(privimage(*again, "synthetic").output)
     assert (set(found["seconds"]), found["plan"]) == ({"synthetic", "evaluation"}, None)
+    few = privimage("train", "--dry-run", "--until", "query", "--set=finetune.sample_rate=0.001")
+    assert "a step takes 1.4 images on average" in few.output
     # What `train` would refuse is refused.
     assert "raise --epsilon" in str(privimage(*again, "finetune").exception)
 
@@ -115,3 +123,10 @@ def test_an_evaluation_without_a_file_says_that_nothing_is_kept(privimage, copie
     )
     assert privimage("evaluate", copied, *options).exit_code == 0
     assert [entry.name for entry in copied.parent.iterdir() if entry.name[0] == "."] == []
+
+
+def test_progress_over_sensitive_images_is_shown_only_where_their_number_is_public(tiny):
+    for values, is_shown in (({}, True), ({"data__public_size": 2000}, False)):
+        folder = RunFolder(Path("not there"))
+        run = Run(tiny(**values), folder, Reporter(), Workers(1), torch.device("cpu"))
+        assert (run.counted_steps is not None) == is_shown

@@ -30,7 +30,7 @@ std::string in_brackets(int64_t dims, Size size) {
   return text + "]";
 }
 
-inline std::string shape_of(const torch::stable::Tensor& tensor) {
+inline std::string sizes_of(const torch::stable::Tensor& tensor) {
   return in_brackets(tensor.dim(), [&](int64_t dim) { return tensor.size(dim); });
 }
 
@@ -44,12 +44,16 @@ inline void check_shape(const torch::stable::Tensor& tensor, const std::string& 
   }
   STD_TORCH_CHECK(fits, name, ": expected ",
                   in_brackets(dims, [&](int64_t dim) { return sizes[dim]; }), ", got ",
-                  shape_of(tensor));
+                  sizes_of(tensor));
+}
+
+inline std::string steps_of(const torch::stable::Tensor& tensor) {
+  return in_brackets(tensor.dim(), [&](int64_t dim) { return tensor.stride(dim); });
 }
 
 inline void check_contiguous(const torch::stable::Tensor& tensor, const std::string& name) {
   STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor, got strides ",
-                  in_brackets(tensor.dim(), [&](int64_t dim) { return tensor.stride(dim); }));
+                  steps_of(tensor));
 }
 
 inline void check_type(const torch::stable::Tensor& tensor, torch::headeronly::ScalarType type,
@@ -83,11 +87,12 @@ inline void check_rows(const torch::stable::Tensor& tensor, const std::string& n
   int64_t expected = 1;
   for (int64_t dim = tensor.dim() - 1; dim > 0; --dim) {
     STD_TORCH_CHECK(tensor.size(dim) <= 1 || tensor.stride(dim) == expected, name,
-                    ": expected each example's values in one piece");
+                    ": expected each example's values in one piece, got strides ",
+                    steps_of(tensor));
     expected *= tensor.size(dim);
   }
   STD_TORCH_CHECK(tensor.size(0) <= 1 || tensor.stride(0) >= expected, name,
-                  ": expected rows that do not overlap");
+                  ": expected rows that do not overlap, got strides ", steps_of(tensor));
 }
 
 }  // namespace privimage

@@ -32,8 +32,9 @@ struct Output {
 };
 
 Output allocate(const Tensor& parts, const ClipRule& rule) {
-  STD_TORCH_CHECK(parts.dim() == 2, "parts: expected 2 dimensions, got ", parts.dim());
-  STD_TORCH_CHECK(parts.size(1) < 2 || parts.stride(1) == 1, "parts: expected contiguous rows");
+  check_shape(parts, "parts", {kAnySize, kAnySize});
+  STD_TORCH_CHECK(parts.size(1) < 2 || parts.stride(1) == 1,
+                  "parts: expected contiguous rows, got strides ", steps_of(parts));
   check_positive(rule.max_grad_norm, "max_grad_norm");
   STD_TORCH_CHECK(rule.share > 0.0 && rule.share <= 1.0, "share: expected a number in (0, 1], got ",
                   rule.share);
@@ -63,7 +64,7 @@ void dispatch(const Tensor& parts, const Output& output, const ClipRule& rule, R
   } else if (type == ScalarType::Double) {
     run(describe<double>(parts, output, rule));
   } else {
-    STD_TORCH_CHECK(false, "parts: expected float32 or float64");
+    refuse_type(parts, "parts");
   }
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/check.h"
 #include "shared/example_weight_grad.h"
 
 namespace privimage {
@@ -29,7 +30,8 @@ inline void check_axis(const ConvAxis& axis, const char* name) {
 // From x [rows, groups * inputs, height, width] and grad [rows, groups * outputs, height', width'].
 inline ConvGeometry geometry_of(const torch::stable::Tensor& x, const torch::stable::Tensor& grad,
                                 int64_t examples, const ConvNumbers& conv) {
-  STD_TORCH_CHECK(x.dim() == 4 && grad.dim() == 4, "x, grad: expected 4 dimensions");
+  check_shape(x, "x", {kAnySize, kAnySize, kAnySize, kAnySize});
+  check_shape(grad, "grad", {kAnySize, kAnySize, kAnySize, kAnySize});
   STD_TORCH_CHECK(conv.taps.size() == 2 && conv.stride.size() == 2 && conv.padding.size() == 2 &&
                       conv.dilation.size() == 2,
                   "geometry: expected two numbers each");

@@ -51,22 +51,20 @@ struct Stencil {
 
 Arguments check(const Tensor& x, const Tensor& grad, const Tensor& weight, const Tensor* bias,
                 const Stencil& stencil, bool accumulate) {
-  STD_TORCH_CHECK(weight.dim() == 5, "weight: expected 5 dimensions, got ", weight.dim());
+  check_shape(weight, "weight", {kAnySize, kAnySize, kAnySize, kAnySize, kAnySize});
   const ConvNumbers conv{{weight.size(3), weight.size(4)},
                          stencil.stride,
                          stencil.padding,
                          stencil.dilation,
                          stencil.groups};
   const ConvGeometry geometry = geometry_of(x, grad, weight.size(0), conv);
-  STD_TORCH_CHECK(geometry.inputs == weight.size(2) && grad.size(1) == weight.size(1),
-                  "weight: its channels are not those of x and grad");
+  check_shape(weight, "weight",
+              {weight.size(0), grad.size(1), geometry.inputs, weight.size(3), weight.size(4)});
   check_beside(grad, x.scalar_type(), x, "grad");
   check_beside(weight, wide_type(x), x, "weight");
   check_rows(weight, "weight");
   if (bias != nullptr) {
-    STD_TORCH_CHECK(
-        bias->dim() == 2 && bias->size(0) == weight.size(0) && bias->size(1) == weight.size(1),
-        "bias: expected [examples, outputs]");
+    check_shape(*bias, "bias", {weight.size(0), weight.size(1)});
     check_beside(*bias, wide_type(x), x, "bias");
     check_rows(*bias, "bias");
   }
@@ -81,9 +79,9 @@ std::vector<Arguments> check(const Tensors& x, const Tensors& grad, const Tensor
   const size_t count = x.size();
   STD_TORCH_CHECK(count > 0, "x: expected a layer or more");
   STD_TORCH_CHECK(grad.size() == count && weight.size() == count, "grad, weight: expected ", count,
-                  " of each, as x");
+                  " of each, as x, got ", grad.size(), " and ", weight.size());
   STD_TORCH_CHECK(bias.empty() || bias.size() == count, "bias: expected ", count,
-                  ", as x, or none");
+                  ", as x, or none, got ", bias.size());
   std::vector<Arguments> layers;
   for (size_t i = 0; i < count; ++i) {
     check_beside(x[i], x[0].scalar_type(), x[0], "x");
@@ -120,7 +118,7 @@ void dispatch(const Tensor& x, Run run) {
   } else if (type == ScalarType::Double) {
     run(0.0);
   } else {
-    STD_TORCH_CHECK(false, "x: expected float32 or float64");
+    refuse_type(x, "x");
   }
 }
 

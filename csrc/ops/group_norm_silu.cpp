@@ -27,7 +27,7 @@ using torch::stable::Tensor;
 constexpr int64_t kGrain = 1 << 14;
 
 GroupNormShape shape_of(const Tensor& x, int64_t examples, int64_t groups, bool silu) {
-  STD_TORCH_CHECK(x.dim() >= 2, "x: expected [rows, channels, ...]");
+  STD_TORCH_CHECK(x.dim() >= 2, "x: expected [rows, channels, ...], got ", sizes_of(x));
   const int64_t rows = x.size(0), channels = x.size(1);
   STD_TORCH_CHECK(groups > 0 && channels % groups == 0, "groups: ", groups, " do not fit ",
                   channels, " channels");
@@ -42,7 +42,7 @@ GroupNormShape shape_of(const Tensor& x, int64_t examples, int64_t groups, bool 
     };
     STD_TORCH_CHECK(x.dim() == 4 && has(1, 1) && has(3, channels) && has(2, channels * x.size(3)) &&
                         has(0, channels * pixels),
-                    "x: expected a contiguous or channels-last tensor");
+                    "x: expected a contiguous or channels-last tensor, got strides ", steps_of(x));
   }
   // Of one pixel both layouts are the same; vectors of channels are faster.
   const bool channels_last = pixels == 1 || !x.is_contiguous();
@@ -53,18 +53,18 @@ GroupNormShape shape_of(const Tensor& x, int64_t examples, int64_t groups, bool 
 void check_vector(const std::optional<Tensor>& tensor, const Tensor& x, const std::string& name) {
   if (!tensor) return;
   check_beside(*tensor, wide_type(x), x, name);
-  STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == x.size(1) && tensor->is_contiguous(),
-                  name, ": expected [channels]");
+  check_shape(*tensor, name, {x.size(1)});
+  check_contiguous(*tensor, name);
 }
 
 void check_rows(const std::optional<Tensor>& tensor, const Tensor& x, int64_t examples,
                 const std::string& name) {
   if (!tensor) return;
   check_beside(*tensor, wide_type(x), x, name);
-  STD_TORCH_CHECK(tensor->dim() == 2 && tensor->size(0) == examples &&
-                      tensor->size(1) == x.size(1) && tensor->stride(1) == 1 &&
-                      (examples <= 1 || tensor->stride(0) >= x.size(1)),
-                  name, ": expected rows [examples, channels] that do not overlap");
+  check_shape(*tensor, name, {examples, x.size(1)});
+  STD_TORCH_CHECK(tensor->stride(1) == 1 && (examples <= 1 || tensor->stride(0) >= x.size(1)), name,
+                  ": expected rows in one piece that do not overlap, got strides ",
+                  steps_of(*tensor));
 }
 
 template <typename T>
@@ -90,7 +90,7 @@ void dispatch(const Tensor& x, Run run) {
   } else if (type == ScalarType::Double) {
     run(0.0);
   } else {
-    STD_TORCH_CHECK(false, "x: expected float32 or float64");
+    refuse_type(x, "x");
   }
 }
 
@@ -157,20 +157,22 @@ Backward allocate(const Tensor& grad, const Tensor& x, const Tensor& moments,
                   const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
                   const std::optional<Tensor>& grad_weight, const std::optional<Tensor>& grad_bias,
                   bool silu, bool accumulate) {
-  STD_TORCH_CHECK(moments.dim() == 3 && moments.size(0) == 2 && moments.size(1) == x.size(0) &&
-                      moments.is_contiguous(),
-                  "moments: expected [2, rows, groups]");
+  STD_TORCH_CHECK(x.dim() >= 2, "x: expected [rows, channels, ...], got ", sizes_of(x));
+  check_shape(moments, "moments", {2, x.size(0), kAnySize});
+  check_contiguous(moments, "moments");
   check_beside(moments, wide_type(x), x, "moments");
   const int64_t examples = grad_weight ? grad_weight->size(0)
                            : grad_bias ? grad_bias->size(0)
                                        : x.size(0);
   const GroupNormShape shape = shape_of(x, examples, moments.size(2), silu);
   check_beside(grad, x.scalar_type(), x, "grad");
-  STD_TORCH_CHECK(grad.dim() == x.dim(), "grad: expected the shape of x");
+  STD_TORCH_CHECK(grad.dim() == x.dim(), "grad: expected ", sizes_of(x), " as x, got ",
+                  sizes_of(grad));
   for (int64_t dim = 0; dim < x.dim(); ++dim) {
-    STD_TORCH_CHECK(grad.size(dim) == x.size(dim), "grad: expected the shape of x");
+    STD_TORCH_CHECK(grad.size(dim) == x.size(dim), "grad: expected ", sizes_of(x), " as x, got ",
+                    sizes_of(grad));
     STD_TORCH_CHECK(grad.size(dim) <= 1 || grad.stride(dim) == x.stride(dim),
-                    "grad: expected the strides of x");
+                    "grad: expected the strides ", steps_of(x), " of x, got ", steps_of(grad));
   }
   check_vector(weight, x, "weight");
   check_vector(bias, x, "bias");

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "ops/check.h"
 #include "ops/key.h"
 
 #ifdef PRIVIMAGE_CUDA
@@ -28,10 +29,9 @@ constexpr int64_t kGrain = 64;
 
 void check_vector(const Tensor& tensor, ScalarType type, int64_t count, const Tensor& beside,
                   const std::string& name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == type && tensor.is_contiguous() && tensor.dim() == 1, name,
-                  ": expected a contiguous vector of another type");
-  STD_TORCH_CHECK(tensor.numel() == count, name, ": expected ", count, " elements, got ",
-                  tensor.numel());
+  check_type(tensor, type, name);
+  check_shape(tensor, name, {count});
+  check_contiguous(tensor, name);
   STD_TORCH_CHECK(tensor.device() == beside.device(), name, ": expected the parameters' device");
 }
 

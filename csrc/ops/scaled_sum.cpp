@@ -41,27 +41,28 @@ void dispatch(const Tensor& tensor, const std::string& name, Run run) {
   } else if (type == ScalarType::Double) {
     run(0.0);
   } else {
-    STD_TORCH_CHECK(false, name, ": expected float32 or float64");
+    refuse_type(tensor, name);
   }
 }
 
 void check_parts(const Tensor& parts) {
-  STD_TORCH_CHECK(parts.dim() == 2, "parts: expected 2 dimensions, got ", parts.dim());
-  STD_TORCH_CHECK(parts.size(1) < 2 || parts.stride(1) == 1, "parts: expected contiguous rows");
+  check_shape(parts, "parts", {kAnySize, kAnySize});
+  STD_TORCH_CHECK(parts.size(1) < 2 || parts.stride(1) == 1,
+                  "parts: expected contiguous rows, got strides ", steps_of(parts));
 }
 
 const double* read_scales(const Tensor& scales, const Tensor& beside, int64_t examples) {
-  STD_TORCH_CHECK(scales.scalar_type() == ScalarType::Double && scales.dim() == 1 &&
-                      scales.size(0) == examples && scales.is_contiguous(),
-                  "scales: expected a float64 vector of ", examples);
+  check_type(scales, ScalarType::Double, "scales");
+  check_shape(scales, "scales", {examples});
+  check_contiguous(scales, "scales");
   STD_TORCH_CHECK(scales.device() == beside.device(), "scales: expected the other tensors' device");
   return static_cast<const double*>(scales.const_data_ptr());
 }
 
 int64_t* sum_of(const Tensor& sum, int64_t count, const Tensor& beside, const std::string& name) {
-  STD_TORCH_CHECK(
-      sum.scalar_type() == ScalarType::Long && sum.is_contiguous() && sum.numel() == count, name,
-      ": expected a contiguous int64 tensor of ", count, " values");
+  check_type(sum, ScalarType::Long, name);
+  check_contiguous(sum, name);
+  STD_TORCH_CHECK(sum.numel() == count, name, ": expected ", count, " values, got ", sum.numel());
   STD_TORCH_CHECK(sum.device() == beside.device(), name, ": expected the other tensors' device");
   return static_cast<int64_t*>(sum.mutable_data_ptr());
 }
@@ -151,8 +152,8 @@ struct Sums {
 
 Sums read_sums(const Tensor& x, const Tensor& grad, const Tensor& scales, const Tensor& weight_sum,
                const std::optional<Tensor>& bias_sum, const ConvGeometry& shape) {
-  STD_TORCH_CHECK(weight_sum.size(0) == grad.size(1) && weight_sum.size(1) == shape.inputs,
-                  "weight_sum: its channels are not those of x and grad");
+  check_shape(weight_sum, "weight_sum",
+              {grad.size(1), shape.inputs, weight_sum.size(2), weight_sum.size(3)});
   return {read_scales(scales, x, shape.examples),
           sum_of(weight_sum, weight_sum.numel(), x, "weight_sum"),
           bias_sum ? sum_of(*bias_sum, grad.size(1), x, "bias_sum") : nullptr};
@@ -161,9 +162,8 @@ Sums read_sums(const Tensor& x, const Tensor& grad, const Tensor& scales, const 
 ConvNumbers read_numbers(const Tensor& scales, const Tensor& weight_sum,
                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                          const std::vector<int64_t>& dilation, int64_t groups) {
-  STD_TORCH_CHECK(scales.dim() == 1, "scales: expected [examples]");
-  STD_TORCH_CHECK(weight_sum.dim() == 4, "weight_sum: expected 4 dimensions, got ",
-                  weight_sum.dim());
+  check_shape(scales, "scales", {kAnySize});
+  check_shape(weight_sum, "weight_sum", {kAnySize, kAnySize, kAnySize, kAnySize});
   return {{weight_sum.size(2), weight_sum.size(3)}, stride, padding, dilation, groups};
 }
 

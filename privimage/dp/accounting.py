@@ -13,6 +13,7 @@ from privimage.dp.composition import Composition, Steps
 from privimage.errors import UserError, check_count, check_non_negative, check_probability
 
 DELTA_RANGE = (1e-9, 1e-2)
+"""The lowest and the highest δ that ε is stated at."""
 EPSILON_ERROR = 0.01
 _DISAGREEMENT = 1e-3
 
@@ -42,6 +43,7 @@ class SubsampledGaussian:
 
 
 Mechanism = Gaussian | SubsampledGaussian
+"""What touches sensitive data, and what an accountant composes."""
 
 
 @dataclass(frozen=True)

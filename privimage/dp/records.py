@@ -14,6 +14,7 @@ SCHEMA = "privimage-ledger/2"
 """Changes when a record gets another meaning or other fields; a new kind of record needs no new
 version: who does not know it refuses the ledger, and every older ledger stays readable."""
 UNITS = ("image", "person")
+"""Whom ε can protect."""
 PURPOSES = ("query", "finetune", "synthetic")
 
 

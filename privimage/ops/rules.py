@@ -49,6 +49,8 @@ def measured_weight_grads(
     x: list[torch.Tensor], grad: list[torch.Tensor], weight: list[torch.Tensor], *others: object
 ) -> torch.Tensor:
     """Writes into rows that the caller has; float64 [examples], without data."""
+    if not x or not weight:
+        raise ValueError("x, weight: expected a layer or more")
     return x[0].new_empty(weight[0].shape[0], dtype=torch.float64)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from privimage.data import ImageSet, to_unit_range
+from privimage.data.decode import Steps
 from privimage.errors import check_choice, check_count, check_positive
 from privimage.loop import resumable_steps
 from privimage.networks import NETWORKS, build_network
@@ -169,7 +170,7 @@ def build(settings: ClassifierSettings, channels: int, classes: int, seed: int) 
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def predict(model: nn.Module, images: torch.Tensor, steps: Steps | None = None) -> torch.Tensor:
     """The logits of each image, which depend on no other image.
 
     Libraries may choose another algorithm for another batch size, and the last bits differ; so
@@ -178,13 +179,15 @@ def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     Args:
         model: in evaluation mode.
         images: uint8 [images, channels, height, width].
+        steps: shows how far it is, and so how many images there are.
 
     Returns:
         float32 [images, classes], on the CPU.
     """
     device = next(model.parameters()).device
-    rows = []
-    for piece in images.split(PREDICT_ROWS):
+    rows, pieces = [], images.split(PREDICT_ROWS) if len(images) else ()
+    for index in range(len(pieces)) if steps is None else steps("query", len(pieces)):
+        piece = pieces[index]
         padded = torch.zeros((PREDICT_ROWS, *images.shape[1:]), dtype=torch.uint8)
         padded[: len(piece)] = piece
         rows.append(model(to_unit_range(padded).to(device)).float().cpu()[: len(piece)])

@@ -104,6 +104,32 @@ def test_without_noise_a_step_is_the_mean_of_the_clipped_gradients(clipping, dra
 
 
 @pytest.mark.parametrize("clipping", ["flat", "per_layer", "automatic"])
+@pytest.mark.parametrize("draws", [1, 2])
+def test_recorded_steps_are_the_steps_bit_for_bit(known_key, clipping, draws):
+    """Random numbers of the losses included; micro-batches of five, the last one not full."""
+    options, found = {"draws_per_example": draws, "micro_batch": 5}, []
+    for recorded in (False, True):
+        model = nn.Sequential(network(), nn.Dropout())
+        options["recorded"] = recorded
+        made = engine(model=model, options=options, clipping=clipping, sample_rate=0.9)
+        for _ in range(4):
+            made.step()
+        found.append(weights(made))
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], weights(engine()))
+
+
+def test_losses_that_look_at_values_are_not_recorded():
+    def looking(model, x, y):
+        return losses(model, x if model[0].bias.max() > 1 else -x, y)
+
+    optimizer = DPSGD((model := network()).parameters(), lr=0.1)
+    made = PrivateEngine(model, optimizer, looking, examples(), privacy(), recorded=True)
+    with pytest.raises(UserError, match="recorded=True"):
+        made.step()
+
+
+@pytest.mark.parametrize("clipping", ["flat", "per_layer", "automatic"])
 @pytest.mark.parametrize("hostile", [0.0, 1e-30, 1e10, 1e30, math.inf, -math.inf, math.nan])
 def test_one_example_moves_a_step_by_at_most_the_clip(known_key, clipping, hostile):
     few, more = examples(8), tuple(t.clone() for t in examples(9))

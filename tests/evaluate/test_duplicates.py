@@ -39,7 +39,7 @@ def test_without_a_test_set_there_is_no_reference():
 def test_large_sets_are_looked_up_in_part(monkeypatch):
     from privimage.evaluate import duplicates
 
-    monkeypatch.setattr(duplicates, "_MOST_LOOKED_UP", 20)
+    monkeypatch.setattr(duplicates, "MOST_LOOKED_UP", 20)
     monkeypatch.setattr(duplicates, "MOST_AMONG", 25)
     found = near_duplicates(_set(30, 1), _set(31, 2), _set(32, 0), "public", 0)
     assert (found.n_synthetic, found.n_test, found.n_against) == (20, 20, 25)
