@@ -10,12 +10,12 @@ stages before fine-tuning run once. The embedded run and the CIFAR-10 preset, cu
 
     python benchmarks/engine.py --out DIR1 --selection none --set finetune.steps=20
     python benchmarks/engine.py --out DIR2 --preset cifar10 --sensitive cifar10-train.parquet \
-        --selection none --set finetune.sample_rate=0.001 --set finetune.steps=2
+        --selection none --set finetune.sample_rate=0.0005 --set finetune.steps=2
 
-Seen on a busy 2-core Xeon (results/engine-digits-cpu.json): of the embedded run (287 images x 4
-draws a step) 2.36 s a step with plain autograd, 0.236 s with the engine, and 0.210 s with 50 steps,
-from where it is recorded; ledger and noise the same. Predicted: at most 0.217 s, 1.8 times faster
-than the 0.39 s that hooks took on a core.
+Seen on a busy 2-core Xeon (results/engine-*.json): of the embedded run (287 images x 4 draws a
+step) 2.36 s a step with plain autograd, 0.236 s with the engine, and 0.210 s with 50 steps, when it
+is recorded; of the preset (25 images x 8) 3.22 and 2.79 s; ledger and noise the same both times.
+Predicted of the embedded run: at most 0.217 s, 1.8 times faster than hooks on a core (0.39 s).
 """
 
 import argparse
