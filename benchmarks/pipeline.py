@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-import privimage.pipeline
+from privimage.schedule import STAGES
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
 def stage_seconds(run: Path) -> dict[str, float]:
     """Seconds by stage, in the order of the stages, from their own records."""
     seconds = {}
-    for stage in privimage.pipeline.STAGES:
+    for stage in STAGES:
         record = run / stage.name / "stage.json"
         if record.exists():
             seconds[stage.name] = json.loads(record.read_text())["seconds"]
