@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from privimage.schedule import STAGES
+from privimage.pipeline.schedule import STAGES
 
 
 def main() -> None:

@@ -5,21 +5,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from privimage import durable, evaluate, measurement, pipeline, recipe, summary
-from privimage.context import Run
+from privimage import durable, evaluate, pipeline, recipe
 from privimage.data import ImageShape
 from privimage.data.decode import look
 from privimage.data.formats import open_source
 from privimage.dp import History, Ledger
 from privimage.errors import UserError
 from privimage.evaluate import Parts
-from privimage.measurement import SYNTHETIC_ROLE
-from privimage.pipeline import Machine
+from privimage.pipeline import measurement, summary
+from privimage.pipeline.measurement import SYNTHETIC_ROLE
+from privimage.pipeline.schedule import Scope
+from privimage.pipeline.training import Machine
 from privimage.progress import Reporter, Stopped
 from privimage.recipe import Recipe
 from privimage.release import privacy_statement
-from privimage.run import RunFolder
-from privimage.schedule import Scope
+from privimage.run.context import Run
+from privimage.run.folder import RunFolder
 
 _NOTHING_KEPT = "nothing of it is kept: with --out FILE the same command would go on."
 

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from privimage import dp, durable, evaluate, spending
+from privimage import dp, durable, evaluate
 from privimage.dp import History, Ledger, Made, Selftest
-from privimage.run import RunFolder
+from privimage.run import spending
+from privimage.run.folder import RunFolder
 
 
 def show(path: Path) -> Iterator[str]:

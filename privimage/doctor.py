@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from privimage import ops
-from privimage.dp.costs import cached_costs
+from privimage.dp.gradients.costs import cached_costs
 
 _PACKAGES = ("privimage", "torch", "numpy", "prv-accountant", "safetensors", "pyarrow", "pillow")
 

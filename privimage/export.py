@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from privimage import durable, spending
+from privimage import durable
 from privimage.data import ImageFile, ImageShape, write_parquet
 from privimage.data.formats import open_source
 from privimage.data.source import Source
@@ -22,7 +22,8 @@ from privimage.release import (
     write_npz,
     write_zip,
 )
-from privimage.run import RunFolder
+from privimage.run import spending
+from privimage.run.folder import RunFolder
 
 FORMS = ("folder", "zip", "parquet", "npz", "diffusers")
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-from privimage import spending
-from privimage.context import Run
 from privimage.data import ImageSet, to_bytes
 from privimage.diffusion.denoiser import Denoiser
 from privimage.diffusion.samplers import sample
@@ -16,7 +14,9 @@ from privimage.errors import UserError, check_count, nearest
 from privimage.evaluate import epsilon_sentence
 from privimage.progress import Reporter
 from privimage.release import privacy_statement
-from privimage.run import RunFolder
+from privimage.run import spending
+from privimage.run.context import Run
+from privimage.run.folder import RunFolder
 from privimage.seeds import generator
 from privimage.threads import Workers
 

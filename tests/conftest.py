@@ -6,9 +6,9 @@ import pytest
 from tiny import TINY
 
 from privimage import pipeline, recipe
-from privimage.pipeline import Machine
+from privimage.pipeline.schedule import Scope
+from privimage.pipeline.training import Machine
 from privimage.progress import Reporter
-from privimage.schedule import Scope
 
 
 @pytest.fixture

@@ -18,11 +18,13 @@ from pathlib import Path
 
 from tiny import TINY
 
-from privimage import audit, loop, pipeline, recipe, run, schedule
+from privimage import audit, loop, pipeline, recipe
 from privimage.data import digits, glyphs
 from privimage.errors import UserError
 from privimage.evaluate import classifiers
+from privimage.pipeline import schedule
 from privimage.progress import Reporter
+from privimage.run.folder import RunFolder
 from privimage.semantics import query
 from privimage.synthesis import finetune
 
@@ -49,8 +51,8 @@ class Killer:
 
     def install(self):
         os.write, os.fsync, os.replace = self._torn_write, self._cut(_fsync), self._cut(_replace)
-        work = run.RunFolder.work
-        run.RunFolder.work = self._watched(work)
+        work = RunFolder.work
+        RunFolder.work = self._watched(work)
 
     def _watched(self, work):
         @contextmanager
@@ -153,7 +155,7 @@ def main(folder, log, seed):
     for stage in schedule.STAGES:
         for killer in _killers(stage.name, randomness):
             status = _in_a_child(killer, folder, log)
-            is_done = run.RunFolder(folder).is_done(stage.name)
+            is_done = RunFolder(folder).is_done(stage.name)
             place = {"stage": stage.name, "status": status, "inside": not is_done}
             states.append(place | _state(folder, log))
             if is_done:

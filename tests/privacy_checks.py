@@ -20,7 +20,7 @@ from PIL import Image
 from scipy import stats
 from torch import nn
 
-from privimage import data, durable, spending, stages
+from privimage import data, durable
 from privimage.diffusion.ema import ema_decay
 from privimage.dp import (
     GRID_UNITS,
@@ -34,8 +34,10 @@ from privimage.dp import (
     planned_clipped_sum,
 )
 from privimage.errors import UserError
+from privimage.pipeline import stages
 from privimage.progress import Reporter
-from privimage.run import RunFolder
+from privimage.run import spending
+from privimage.run.folder import RunFolder
 from privimage.selftest import probe
 from privimage.selftest.checks import ALPHA
 from privimage.semantics import query

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from crash_server import RECIPE
 
-from privimage import audit, pipeline, schedule
+from privimage import audit, pipeline
 from privimage.errors import UserError
-from privimage.pipeline import Machine
+from privimage.pipeline import schedule
+from privimage.pipeline.training import Machine
 from privimage.progress import Reporter
 
 SERVER = Path(__file__).with_name("crash_server.py")

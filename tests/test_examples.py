@@ -15,7 +15,7 @@ from truth import one_at_a_time
 from privimage import dp
 from privimage.data import ImageShape
 from privimage.data.load import load_public
-from privimage.dp import rules
+from privimage.dp.rules import registry
 from privimage.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -163,8 +163,8 @@ def test_a_layer_that_the_table_refuses_is_refused(name):
 
 
 def test_the_page_runs_from_top_to_bottom(monkeypatch):
-    monkeypatch.setattr(rules, "REGISTERED", dict(rules.REGISTERED))
-    monkeypatch.setattr("privimage.dp.exchange.REGISTERED", rules.REGISTERED)
+    monkeypatch.setattr(registry, "REGISTERED", dict(registry.REGISTERED))
+    monkeypatch.setattr("privimage.dp.gradients.exchange.REGISTERED", registry.REGISTERED)
     names = {
         "model": nn.Linear(4, 3),
         "losses": lambda m, x, y: nn.functional.cross_entropy(m(x), y, reduction="none"),

@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from privimage.forecast import Forecast, in_words
 from privimage.pace import Stopwatch
+from privimage.pipeline.forecast import Forecast, in_words
 
 CPU = torch.device("cpu")
 

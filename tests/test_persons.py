@@ -11,9 +11,9 @@ from tiny import TINY
 from privimage import audit, pipeline, recipe
 from privimage.dp import Ledger, Plan, SubsampledGaussian
 from privimage.errors import UserError
-from privimage.pipeline import Machine
+from privimage.pipeline.schedule import Scope
+from privimage.pipeline.training import Machine
 from privimage.progress import Reporter
-from privimage.schedule import Scope
 
 PERSONS = 30
 

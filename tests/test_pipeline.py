@@ -7,8 +7,9 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from privimage import audit, schedule
+from privimage import audit
 from privimage.errors import UserError
+from privimage.pipeline import schedule
 from privimage.progress import Stopped
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from privimage import cli, ops, selftest
 from privimage.dp import History, Ledger, Plan, SubsampledGaussian
 from privimage.recipe import preset
-from privimage.run import RunFolder
+from privimage.run.folder import RunFolder
 
 CPU = torch.device("cpu")
 

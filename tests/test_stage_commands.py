@@ -10,13 +10,14 @@ import typer
 from tiny import TINY
 from typer.testing import CliRunner
 
-from privimage import cli, durable, forecast
+from privimage import cli, durable
 from privimage.cli import options
-from privimage.context import Run
 from privimage.errors import UserError
+from privimage.pipeline import forecast
+from privimage.pipeline.schedule import STAGES
 from privimage.progress import Reporter
-from privimage.run import RunFolder
-from privimage.schedule import STAGES
+from privimage.run.context import Run
+from privimage.run.folder import RunFolder
 from privimage.threads import Workers
 
 CUT = [f"--set={name}={value}" for name, value in TINY.items()]

@@ -73,7 +73,7 @@ def test_a_network_that_the_ledger_does_not_know_is_refused(finished, tmp_path):
 
 
 def test_the_dp_library_does_not_bring_the_pipeline():
-    code = "import privimage.dp, sys; assert 'privimage.stages' not in sys.modules"
+    code = "import privimage.dp, sys; assert 'privimage.pipeline.stages' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

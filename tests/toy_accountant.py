@@ -3,7 +3,8 @@
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
-from privimage.dp import Epsilon, accounting, calibration
+from privimage.dp import Epsilon
+from privimage.dp.accounting import accountant, calibration
 
 
 @contextmanager
@@ -16,7 +17,7 @@ def adding_up(cost):
 
     with ExitStack() as patches:
         for module, name in (
-            (accounting, "epsilon"),
+            (accountant, "epsilon"),
             (calibration, "epsilon"),
             (calibration, "bounds"),
         ):

@@ -1,27 +1,17 @@
 // torch.ops.privimage.clipped_sum: checks, allocates, dispatches.
 #include "cpu/clipped_sum.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <optional>
 
-#include "ops/check.h"
+#include "ops/op.h"
 
 #ifdef PRIVIMAGE_CUDA
-#include <torch/csrc/stable/accelerator.h>
-
 #include "kernels/clipped_sum.h"
 #include "kernels/scaled_sum.h"
-#include "ops/cuda_stream.h"
 #endif
 
 namespace privimage {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Values that a thread must have to do to be worth waking it.
 constexpr int64_t kGrain = 1 << 15;
@@ -55,19 +45,6 @@ ClippedSum<Scalar> describe(const Tensor& parts, const Output& output, const Cli
           rule};
 }
 
-// Calls run(job) with the job in the type of `parts`.
-template <typename Run>
-void dispatch(const Tensor& parts, const Output& output, const ClipRule& rule, Run run) {
-  const ScalarType type = parts.scalar_type();
-  if (type == ScalarType::Float) {
-    run(describe<float>(parts, output, rule));
-  } else if (type == ScalarType::Double) {
-    run(describe<double>(parts, output, rule));
-  } else {
-    refuse_type(parts, "parts");
-  }
-}
-
 ClipRule read_rule(double max_grad_norm, double share, const std::optional<double>& stability) {
   return {max_grad_norm, share, stability.has_value(), stability.value_or(0.0)};
 }
@@ -76,7 +53,8 @@ Tensor clipped_sum_cpu(const Tensor& parts, double max_grad_norm, double share,
                        const std::optional<double>& stability) {
   const ClipRule rule = read_rule(max_grad_norm, share, stability);
   const Output output = allocate(parts, rule);
-  dispatch(parts, output, rule, [](const auto& job) {
+  in_its_type(parts, "parts", [&](auto zero) {
+    const auto job = describe<decltype(zero)>(parts, output, rule);
     const int64_t rows = kGrain / (job.parameters + 1) + 1;
     torch::stable::parallel_for(0, job.examples, rows, [&](int64_t begin, int64_t end) {
       cpu::clipped_sum_scales(job, begin, end);
@@ -99,9 +77,10 @@ Tensor clipped_sum_cuda(const Tensor& parts, double max_grad_norm, double share,
       parts, {parts.size(0), cuda::squared_norm_pieces(parts.size(1))}, ScalarType::Double);
   auto* scratch = static_cast<double*>(partial.mutable_data_ptr());
   void* stream = current_cuda_stream(parts.get_device_index());
-  dispatch(parts, output, rule, [scratch, stream](const auto& job) {
+  in_its_type(parts, "parts", [&](auto zero) {
+    const auto job = describe<decltype(zero)>(parts, output, rule);
     const int error = cuda::launch_clipped_sum(job, scratch, stream);
-    STD_TORCH_CHECK(error == 0, "clipped_sum: CUDA error ", error);
+    check_launched(error, "clipped_sum");
   });
   return output.sum;
 }

@@ -2,26 +2,16 @@
 // recomputed_embedding_sum, which need no tables: checks, allocates, dispatches.
 #include "cpu/example_embedding_grad.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <vector>
 
-#include "ops/check.h"
+#include "ops/op.h"
 
 #ifdef PRIVIMAGE_CUDA
-#include <torch/csrc/stable/accelerator.h>
-
 #include "kernels/example_embedding_grad.h"
-#include "ops/cuda_stream.h"
 #endif
 
 namespace privimage {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Values that a thread must have to do to be worth waking it.
 constexpr int64_t kGrain = 1 << 14;
@@ -79,24 +69,11 @@ ExampleEmbeddingGrad<Scalar> describe(const Tensor& indices, const Tensor& grad,
           false};
 }
 
-// Calls run with a value of the type of grad.
-template <typename Run>
-void dispatch(const Tensor& grad, Run run) {
-  const ScalarType type = grad.scalar_type();
-  if (type == ScalarType::Float) {
-    run(0.0f);
-  } else if (type == ScalarType::Double) {
-    run(0.0);
-  } else {
-    refuse_type(grad, "grad");
-  }
-}
-
 void example_embedding_grad_cpu(const Tensor indices, const Tensor grad, const Tensor weight,
                                 int64_t padding_idx, bool accumulate) {
   const Arguments given{indices, grad, weight, padding_idx, accumulate};
   check(given);
-  dispatch(grad, [&](auto zero) {
+  in_its_type(grad, "grad", [&](auto zero) {
     const auto job = describe<decltype(zero)>(given);
     const int64_t work = (job.entries + job.positions) * job.width;
     torch::stable::parallel_for(
@@ -120,7 +97,7 @@ Tensor example_embedding_norms_cpu(const Tensor indices, const Tensor grad, int6
   check_read(indices, grad);
   Tensor squares = torch::stable::new_empty(grad, {indices.size(0)}, ScalarType::Double);
   auto* out = static_cast<double*>(squares.mutable_data_ptr());
-  dispatch(grad, [&](auto zero) {
+  in_its_type(grad, "grad", [&](auto zero) {
     const auto job = describe<decltype(zero)>(indices, grad, entries, padding_idx);
     const std::vector<int64_t> order = by_entry(job);
     torch::stable::parallel_for(0, job.examples, kGrain / (job.positions * job.width + 1) + 1,
@@ -142,7 +119,7 @@ void recomputed_embedding_sum_cpu(const Tensor indices, const Tensor grad, const
   check_contiguous(weight_sum, "weight_sum");
   const auto* factors = static_cast<const double*>(scales.const_data_ptr());
   auto* sums = static_cast<int64_t*>(weight_sum.mutable_data_ptr());
-  dispatch(grad, [&](auto zero) {
+  in_its_type(grad, "grad", [&](auto zero) {
     const auto job = describe<decltype(zero)>(indices, grad, weight_sum.size(0), padding_idx);
     const std::vector<int64_t> order = by_entry(job);
     torch::stable::parallel_for(0, job.width, kGrain / (job.examples * job.positions + 1) + 1,
@@ -160,15 +137,10 @@ void example_embedding_grad_cuda(const Tensor indices, const Tensor grad, const 
   const Arguments given{indices, grad, weight, padding_idx, accumulate};
   check(given);
   void* stream = current_cuda_stream(grad.get_device_index());
-  const auto run = [stream](const auto& job) {
-    const int error = cuda::launch_example_embedding_grad(job, stream);
-    STD_TORCH_CHECK(error == 0, "example_embedding_grad: CUDA error ", error);
-  };
-  if (grad.scalar_type() == ScalarType::BFloat16) {
-    run(describe<Bfloat16>(given));
-  } else {
-    dispatch(grad, [&](auto zero) { run(describe<decltype(zero)>(given)); });
-  }
+  in_its_type_on_gpu(grad, "grad", [&](auto zero) {
+    const auto job = describe<decltype(zero)>(given);
+    check_launched(cuda::launch_example_embedding_grad(job, stream), "example_embedding_grad");
+  });
 }
 #endif
 

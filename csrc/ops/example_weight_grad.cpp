@@ -2,31 +2,21 @@
 // the caller's rows.
 #include "cpu/example_weight_grad.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <optional>
 #include <vector>
 
 #include "cpu/scaled_sum.h"
-#include "ops/check.h"
 #include "ops/conv_arguments.h"
+#include "ops/op.h"
 
 #ifdef PRIVIMAGE_CUDA
-#include <torch/csrc/stable/accelerator.h>
-
 #include "kernels/example_weight_grad.h"
 #include "kernels/scaled_sum.h"
-#include "ops/cuda_stream.h"
 #endif
 
 namespace privimage {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Multiplications that a thread must have to do to be worth waking it, and how many of them take as
 // long as writing one weight.
@@ -109,19 +99,6 @@ ExampleWeightGrad<Scalar> describe(const Arguments& given) {
           given.accumulate};
 }
 
-// Calls run(zero) with a zero of the type of x.
-template <typename Run>
-void dispatch(const Tensor& x, Run run) {
-  const ScalarType type = x.scalar_type();
-  if (type == ScalarType::Float) {
-    run(0.0f);
-  } else if (type == ScalarType::Double) {
-    run(0.0);
-  } else {
-    refuse_type(x, "x");
-  }
-}
-
 // How many of some blocks a thread takes at least, where all of them write so many values.
 int64_t grain_of(int64_t blocks, int64_t products, int64_t values) {
   return kGrain / ((products + kWriting * values) / (blocks + 1) + 1) + 1;
@@ -133,7 +110,7 @@ void example_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor wei
                              const std::vector<int64_t> dilation, int64_t groups, bool accumulate) {
   const Arguments given =
       check(x, grad, weight, address(bias), {stride, padding, dilation, groups}, accumulate);
-  dispatch(x, [&](auto zero) {
+  in_its_type(x, "x", [&](auto zero) {
     const auto job = in_one_row(describe<decltype(zero)>(given));
     const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
     const int64_t grain = grain_of(blocks, multiplications(job.geometry), weight.numel());
@@ -179,7 +156,7 @@ Tensor measured_weight_grads_cpu(const Tensors x, const Tensors grad, const Tens
   const auto layers = check(x, grad, weight, bias, {stride, padding, dilation, groups});
   const int64_t examples = weight[0].size(0);
   Tensor squares = torch::stable::new_empty(x[0], {examples}, ScalarType::Double);
-  dispatch(x[0], [&](auto zero) {
+  in_its_type(x[0], "x", [&](auto zero) {
     write_and_measure<decltype(zero)>(layers, examples,
                                       static_cast<double*>(squares.mutable_data_ptr()));
   });
@@ -187,16 +164,6 @@ Tensor measured_weight_grads_cpu(const Tensors x, const Tensors grad, const Tens
 }
 
 #ifdef PRIVIMAGE_CUDA
-// The same with bfloat16, which the CPU's kernels do not have.
-template <typename Run>
-void dispatch_on_gpu(const Tensor& x, Run run) {
-  if (x.scalar_type() == ScalarType::BFloat16) {
-    run(Bfloat16{});
-  } else {
-    dispatch(x, run);
-  }
-}
-
 // Queues the rows of all layers, and their squares [examples] if they are asked for.
 template <typename Scalar>
 void queue(const std::vector<Arguments>& layers, double* squares) {
@@ -228,7 +195,7 @@ void queue(const std::vector<Arguments>& layers, double* squares) {
   if (error == 0 && squares != nullptr) {
     error = cuda::launch_row_sums(values, examples, slots, squares, stream);
   }
-  STD_TORCH_CHECK(error == 0, "example_weight_grad: CUDA error ", error);
+  check_launched(error, "example_weight_grad");
 }
 
 void example_weight_grad_cuda(const Tensor x, const Tensor grad, const Tensor weight,
@@ -239,7 +206,7 @@ void example_weight_grad_cuda(const Tensor x, const Tensor grad, const Tensor we
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Arguments given =
       check(x, grad, weight, address(bias), {stride, padding, dilation, groups}, accumulate);
-  dispatch_on_gpu(x, [&](auto zero) { queue<decltype(zero)>({given}, nullptr); });
+  in_its_type_on_gpu(x, "x", [&](auto zero) { queue<decltype(zero)>({given}, nullptr); });
 }
 
 Tensor measured_weight_grads_cuda(const Tensors x, const Tensors grad, const Tensors weight,
@@ -250,7 +217,7 @@ Tensor measured_weight_grads_cuda(const Tensors x, const Tensors grad, const Ten
   const torch::stable::accelerator::DeviceGuard guard(x[0].get_device_index());
   const Tensor squares = torch::stable::new_empty(x[0], {weight[0].size(0)}, ScalarType::Double);
   auto* out = static_cast<double*>(squares.mutable_data_ptr());
-  dispatch_on_gpu(x[0], [&](auto zero) { queue<decltype(zero)>(layers, out); });
+  in_its_type_on_gpu(x[0], "x", [&](auto zero) { queue<decltype(zero)>(layers, out); });
   return squares;
 }
 #endif

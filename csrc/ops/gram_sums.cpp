@@ -2,17 +2,10 @@
 // can choose it.
 #include "cpu/gram_sums.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include "ops/check.h"
+#include "ops/op.h"
 
 namespace privimage {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Multiplications that a thread must have to do to be worth waking it.
 constexpr int64_t kGrain = 1 << 17;
@@ -43,13 +36,7 @@ void run(const Tensor& x, const Tensor& grad, bool with_bias, const Tensor& sums
 Tensor gram_sums_cpu(const Tensor x, const Tensor grad, bool with_bias) {
   check(x, grad);
   Tensor sums = torch::stable::new_empty(x, {4, x.size(0)}, ScalarType::Double);
-  if (x.scalar_type() == ScalarType::Float) {
-    run<float>(x, grad, with_bias, sums);
-  } else if (x.scalar_type() == ScalarType::Double) {
-    run<double>(x, grad, with_bias, sums);
-  } else {
-    refuse_type(x, "x");
-  }
+  in_its_type(x, "x", [&](auto zero) { run<decltype(zero)>(x, grad, with_bias, sums); });
   return sums;
 }
 

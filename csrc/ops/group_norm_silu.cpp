@@ -1,27 +1,17 @@
 // torch.ops.privimage.group_norm_silu and its backward: checks, allocates, dispatches.
 #include "cpu/group_norm_silu.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <optional>
 #include <tuple>
 
-#include "ops/check.h"
+#include "ops/op.h"
 
 #ifdef PRIVIMAGE_CUDA
-#include <torch/csrc/stable/accelerator.h>
-
 #include "kernels/group_norm_silu.h"
-#include "ops/cuda_stream.h"
 #endif
 
 namespace privimage {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Values that a thread must have to do to be worth waking it.
 constexpr int64_t kGrain = 1 << 14;
@@ -81,19 +71,6 @@ int64_t grain(const GroupNormShape& shape) {
   return kGrain / (shape.draws * shape.channels * shape.pixels + 1) + 1;
 }
 
-// Calls run with a value of the type of `x`.
-template <typename Run>
-void dispatch(const Tensor& x, Run run) {
-  const ScalarType type = x.scalar_type();
-  if (type == ScalarType::Float) {
-    run(0.0f);
-  } else if (type == ScalarType::Double) {
-    run(0.0);
-  } else {
-    refuse_type(x, "x");
-  }
-}
-
 struct Forward {
   GroupNormShape shape;
   const Tensor& x;
@@ -135,7 +112,7 @@ std::tuple<Tensor, Tensor> group_norm_silu_cpu(const Tensor x, const std::option
                                                const std::optional<Tensor> bias, int64_t groups,
                                                double eps, bool silu) {
   const Forward given = allocate(x, weight, bias, groups, eps, silu);
-  dispatch(x, [&](auto zero) {
+  in_its_type(x, "x", [&](auto zero) {
     const auto job = describe<decltype(zero)>(given);
     const int64_t examples = given.shape.examples;
     torch::stable::parallel_for(0, examples, grain(given.shape), [&](int64_t begin, int64_t end) {
@@ -209,7 +186,7 @@ Tensor group_norm_silu_backward_cpu(const Tensor grad, const Tensor x, const Ten
                                     bool accumulate) {
   const Backward given =
       allocate(grad, x, moments, weight, bias, grad_weight, grad_bias, silu, accumulate);
-  dispatch(x, [&](auto zero) {
+  in_its_type(x, "x", [&](auto zero) {
     const auto job = describe<decltype(zero)>(given);
     const int64_t examples = given.shape.examples;
     torch::stable::parallel_for(0, examples, grain(given.shape), [&](int64_t begin, int64_t end) {
@@ -220,25 +197,15 @@ Tensor group_norm_silu_backward_cpu(const Tensor grad, const Tensor x, const Ten
 }
 
 #ifdef PRIVIMAGE_CUDA
-// The same with bfloat16, which the CPU's kernels do not have.
-template <typename Run>
-void dispatch_on_gpu(const Tensor& x, Run run) {
-  if (x.scalar_type() == ScalarType::BFloat16) {
-    run(Bfloat16{});
-  } else {
-    dispatch(x, run);
-  }
-}
-
 std::tuple<Tensor, Tensor> group_norm_silu_cuda(const Tensor x, const std::optional<Tensor> weight,
                                                 const std::optional<Tensor> bias, int64_t groups,
                                                 double eps, bool silu) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Forward given = allocate(x, weight, bias, groups, eps, silu);
   void* stream = current_cuda_stream(x.get_device_index());
-  dispatch_on_gpu(x, [&](auto zero) {
+  in_its_type_on_gpu(x, "x", [&](auto zero) {
     const int error = cuda::launch_group_norm_silu(describe<decltype(zero)>(given), stream);
-    STD_TORCH_CHECK(error == 0, "group_norm_silu: CUDA error ", error);
+    check_launched(error, "group_norm_silu");
   });
   return {given.y, given.moments};
 }
@@ -255,11 +222,11 @@ Tensor group_norm_silu_backward_cuda(const Tensor grad, const Tensor x, const Te
   const Tensor row_sums =
       torch::stable::new_empty(x, {x.size(0), 2, given.shape.channels}, wide_type(x));
   void* stream = current_cuda_stream(x.get_device_index());
-  dispatch_on_gpu(x, [&](auto zero) {
+  in_its_type_on_gpu(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
     const int error = cuda::launch_group_norm_silu_backward(describe<Scalar>(given),
                                                             write<Wide<Scalar>>(row_sums), stream);
-    STD_TORCH_CHECK(error == 0, "group_norm_silu_backward: CUDA error ", error);
+    check_launched(error, "group_norm_silu_backward");
   });
   return given.grad_x;
 }

@@ -2,17 +2,11 @@
 // in the memory of the host, and so do the results.
 #include "cpu/noise.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include "ops/key.h"
+#include "ops/op.h"
 
 namespace privimage {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Tiles that a thread must have to draw to be worth waking it.
 constexpr int64_t kGrain = 64;

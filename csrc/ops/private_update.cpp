@@ -1,28 +1,19 @@
 // torch.ops.privimage.private_update: checks, dispatches; everything it writes is given to it.
 #include "cpu/private_update.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <optional>
 #include <string>
 
 #include "ops/check.h"
 #include "ops/key.h"
+#include "ops/op.h"
 
 #ifdef PRIVIMAGE_CUDA
-#include <torch/csrc/stable/accelerator.h>
-
 #include "kernels/private_update.h"
-#include "ops/cuda_stream.h"
 #endif
 
 namespace privimage {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Noise tiles that a thread must have to do to be worth waking it.
 constexpr int64_t kGrain = 64;
@@ -103,7 +94,7 @@ void private_update_cuda(const Tensor& clipped_sum, const Tensor& key, const Ten
   read_key(key, job.key);
   void* stream = current_cuda_stream(parameters.get_device_index());
   const int error = cuda::launch_private_update(job, stream);
-  STD_TORCH_CHECK(error == 0, "private_update: CUDA error ", error);
+  check_launched(error, "private_update");
 }
 #endif
 

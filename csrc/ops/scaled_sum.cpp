@@ -2,48 +2,25 @@
 // allocates, dispatches.
 #include "cpu/scaled_sum.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "ops/check.h"
 #include "ops/conv_arguments.h"
+#include "ops/op.h"
 
 #ifdef PRIVIMAGE_CUDA
-#include <torch/csrc/stable/accelerator.h>
-
 #include "kernels/example_weight_grad.h"
 #include "kernels/scaled_sum.h"
-#include "ops/cuda_stream.h"
 #endif
 
 namespace privimage {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 // Values, and multiplications, that a thread must have to do to be worth waking it.
 constexpr int64_t kGrain = 1 << 15;
 constexpr int64_t kConvGrain = 1 << 20;
-
-// Calls run with a value of the type of `tensor`.
-template <typename Run>
-void dispatch(const Tensor& tensor, const std::string& name, Run run) {
-  const ScalarType type = tensor.scalar_type();
-  if (type == ScalarType::Float) {
-    run(0.0f);
-  } else if (type == ScalarType::Double) {
-    run(0.0);
-  } else {
-    refuse_type(tensor, name);
-  }
-}
 
 void check_parts(const Tensor& parts) {
   check_shape(parts, "parts", {kAnySize, kAnySize});
@@ -77,7 +54,7 @@ Tensor squared_norms_cpu(const Tensor parts) {
   check_parts(parts);
   Tensor squares = torch::stable::new_empty(parts, {parts.size(0)}, ScalarType::Double);
   auto* out = static_cast<double*>(squares.mutable_data_ptr());
-  dispatch(parts, "parts", [&](auto zero) {
+  in_its_type(parts, "parts", [&](auto zero) {
     const auto job = describe<decltype(zero)>(parts);
     const int64_t grain = kGrain / (job.parameters + 1) + 1;
     torch::stable::parallel_for(0, job.examples, grain, [&](int64_t begin, int64_t end) {
@@ -91,7 +68,7 @@ void scaled_sum_cpu(const Tensor parts, const Tensor scales, const Tensor total,
   check_parts(parts);
   const double* factors = read_scales(scales, parts, parts.size(0));
   int64_t* out = sum_of(total, parts.size(1), parts, "total");
-  dispatch(parts, "parts", [&](auto zero) {
+  in_its_type(parts, "parts", [&](auto zero) {
     const auto job = describe<decltype(zero)>(parts);
     const int64_t grain = kGrain / (job.examples + 1) + 1;
     torch::stable::parallel_for(0, job.parameters, grain, [&](int64_t begin, int64_t end) {
@@ -128,7 +105,7 @@ Tensor example_weight_norms_cpu(const Tensor x, const Tensor grad, int64_t examp
   check_examples(examples);
   Tensor squares = torch::stable::new_empty(x, {examples}, ScalarType::Double);
   auto* out = static_cast<double*>(squares.mutable_data_ptr());
-  dispatch(x, "x", [&](auto zero) {
+  in_its_type(x, "x", [&](auto zero) {
     const auto job = describe<decltype(zero)>(
         x, grad, examples, {taps, stride, padding, dilation, groups}, with_bias ? &zero : nullptr);
     const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
@@ -172,7 +149,7 @@ void recomputed_sum_cpu(const Tensor x, const Tensor grad, const Tensor scales,
                         const std::vector<int64_t> stride, const std::vector<int64_t> padding,
                         const std::vector<int64_t> dilation, int64_t groups) {
   const ConvNumbers conv = read_numbers(scales, weight_sum, stride, padding, dilation, groups);
-  dispatch(x, "x", [&](auto zero) {
+  in_its_type(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
     const auto job = describe<Scalar>(x, grad, scales.size(0), conv, bias_sum ? &zero : nullptr);
     const ConvGeometry& shape = job.geometry;
@@ -187,20 +164,6 @@ void recomputed_sum_cpu(const Tensor x, const Tensor grad, const Tensor scales,
 }
 
 #ifdef PRIVIMAGE_CUDA
-// The same with bfloat16, which the CPU's kernels do not have.
-template <typename Run>
-void dispatch_on_gpu(const Tensor& tensor, const std::string& name, Run run) {
-  if (tensor.scalar_type() == ScalarType::BFloat16) {
-    run(Bfloat16{});
-  } else {
-    dispatch(tensor, name, run);
-  }
-}
-
-void check_cuda(int error, const std::string& name) {
-  STD_TORCH_CHECK(error == 0, name, ": CUDA error ", error);
-}
-
 Tensor new_doubles(const Tensor& beside, std::initializer_list<int64_t> shape) {
   return torch::stable::new_empty(beside, std::vector<int64_t>(shape), ScalarType::Double);
 }
@@ -214,10 +177,10 @@ Tensor squared_norms_cuda(const Tensor parts) {
   const Tensor partial =
       new_doubles(parts, {parts.size(0), cuda::squared_norm_pieces(parts.size(1))});
   void* stream = current_cuda_stream(parts.get_device_index());
-  dispatch_on_gpu(parts, "parts", [&](auto zero) {
+  in_its_type_on_gpu(parts, "parts", [&](auto zero) {
     const auto job = describe<decltype(zero)>(parts);
-    check_cuda(cuda::launch_squared_norms(job, doubles(partial), doubles(squares), stream),
-               "squared_norms");
+    check_launched(cuda::launch_squared_norms(job, doubles(partial), doubles(squares), stream),
+                   "squared_norms");
   });
   return squares;
 }
@@ -228,9 +191,9 @@ void scaled_sum_cuda(const Tensor parts, const Tensor scales, const Tensor total
   const double* factors = read_scales(scales, parts, parts.size(0));
   int64_t* out = sum_of(total, parts.size(1), parts, "total");
   void* stream = current_cuda_stream(parts.get_device_index());
-  dispatch_on_gpu(parts, "parts", [&](auto zero) {
+  in_its_type_on_gpu(parts, "parts", [&](auto zero) {
     const auto job = describe<decltype(zero)>(parts);
-    check_cuda(cuda::launch_scaled_sum(job, factors, accumulate, out, stream), "scaled_sum");
+    check_launched(cuda::launch_scaled_sum(job, factors, accumulate, out, stream), "scaled_sum");
   });
 }
 
@@ -244,16 +207,17 @@ Tensor example_weight_norms_cuda(const Tensor x, const Tensor grad, int64_t exam
   const Tensor squares = new_doubles(x, {examples});
   const ConvNumbers conv{taps, stride, padding, dilation, groups};
   void* stream = current_cuda_stream(x.get_device_index());
-  dispatch_on_gpu(x, "x", [&](auto zero) {
+  in_its_type_on_gpu(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
     const auto layer = describe<Scalar>(x, grad, examples, conv, nullptr);
     WeightGradOnGpu<Scalar> job{layer, with_bias, {}, nullptr, nullptr, nullptr};
     const int64_t slots = cuda::weight_grad_slots(job);
     const Tensor partial = new_doubles(x, {examples, slots});
     job.squares = {doubles(partial), slots, 0};
-    check_cuda(cuda::launch_example_weight_grads(&job, 1, stream), "example_weight_norms");
-    check_cuda(cuda::launch_row_sums(doubles(partial), examples, slots, doubles(squares), stream),
-               "example_weight_norms");
+    check_launched(cuda::launch_example_weight_grads(&job, 1, stream), "example_weight_norms");
+    check_launched(
+        cuda::launch_row_sums(doubles(partial), examples, slots, doubles(squares), stream),
+        "example_weight_norms");
   });
   return squares;
 }
@@ -265,13 +229,13 @@ void recomputed_sum_cuda(const Tensor x, const Tensor grad, const Tensor scales,
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const ConvNumbers conv = read_numbers(scales, weight_sum, stride, padding, dilation, groups);
   void* stream = current_cuda_stream(x.get_device_index());
-  dispatch_on_gpu(x, "x", [&](auto zero) {
+  in_its_type_on_gpu(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
     const auto layer = describe<Scalar>(x, grad, scales.size(0), conv, nullptr);
     const Sums sums = read_sums(x, grad, scales, weight_sum, bias_sum, layer.geometry);
     const WeightGradOnGpu<Scalar> job{layer,       bias_sum.has_value(), {},
                                       sums.scales, sums.weight,          sums.bias};
-    check_cuda(cuda::launch_example_weight_grads(&job, 1, stream), "recomputed_sum");
+    check_launched(cuda::launch_example_weight_grads(&job, 1, stream), "recomputed_sum");
   });
 }
 #endif

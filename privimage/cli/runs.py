@@ -13,10 +13,10 @@ import typer
 from privimage import assessment, export, pipeline, recipe
 from privimage.allocator import keep_freed_memory
 from privimage.cli import options
+from privimage.pipeline.schedule import STAGES, Scope, Stage
 from privimage.progress import Reporter
 from privimage.report import write_report
-from privimage.run import RunFolder
-from privimage.schedule import STAGES, Scope, Stage
+from privimage.run.folder import RunFolder
 
 app = typer.Typer()
 _DEFAULT_PRESET = "digits"

@@ -1,6 +1,6 @@
 """Differentially private training for any PyTorch project: gradients, noise, accounting, ledger."""
 
-from privimage.dp.accounting import (
+from privimage.dp.accounting.accountant import (
     DELTA_RANGE,
     Epsilon,
     Gaussian,
@@ -12,12 +12,12 @@ from privimage.dp.accounting import (
     group_epsilon,
     replace_one_epsilon,
 )
-from privimage.dp.budget import StepBudget
-from privimage.dp.calibration import (
+from privimage.dp.accounting.calibration import (
     affordable_steps,
     calibrate_noise_multiplier,
     estimate_noise_multiplier,
 )
+from privimage.dp.budget import StepBudget
 from privimage.dp.clipping import (
     GRID_UNITS,
     ClipRule,
@@ -25,19 +25,15 @@ from privimage.dp.clipping import (
     layer_clipped_sum,
     normalised_sum,
 )
-from privimage.dp.engine import ExampleGradients
-from privimage.dp.history import History
-from privimage.dp.joint import JointPromise, compose
-from privimage.dp.ledger import Ledger
-from privimage.dp.narrative import narrate
-from privimage.dp.noise import Domain, SecretKey, SecretStream, generators
-from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
-from privimage.dp.plan import DEFAULT_MEMORY, StepPlan, plan
-from privimage.dp.privacy import Privacy
-from privimage.dp.private_engine import PrivateEngine
-from privimage.dp.recompute import planned_clipped_sum
-from privimage.dp.recording import record
-from privimage.dp.records import (
+from privimage.dp.gradients.engine import ExampleGradients
+from privimage.dp.gradients.plan import DEFAULT_MEMORY, StepPlan, plan
+from privimage.dp.gradients.recompute import planned_clipped_sum
+from privimage.dp.gradients.recording import record
+from privimage.dp.ledger.history import History
+from privimage.dp.ledger.joint import JointPromise, compose
+from privimage.dp.ledger.ledger import Ledger
+from privimage.dp.ledger.narrative import narrate
+from privimage.dp.ledger.records import (
     UNITS,
     Plan,
     QueryReservation,
@@ -45,9 +41,13 @@ from privimage.dp.records import (
     StepReservation,
     adjacency,
 )
-from privimage.dp.rules import register_rule, watched
+from privimage.dp.ledger.verification import Made, Verification, verify
+from privimage.dp.noise import Domain, SecretKey, SecretStream, generators
+from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
+from privimage.dp.privacy import Privacy
+from privimage.dp.private_engine import PrivateEngine
+from privimage.dp.rules.registry import register_rule, watched
 from privimage.dp.sampling import PoissonLoader, poisson_sample, rate_threshold
-from privimage.dp.verification import Made, Verification, verify
 
 __all__ = [
     "DEFAULT_MEMORY",

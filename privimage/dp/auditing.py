@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from scipy import optimize, special, stats
 
-from privimage.dp.accounting import check_delta
+from privimage.dp.accounting.accountant import check_delta
 from privimage.errors import UserError, check_count
 
 _LARGEST_EPSILON = 50.0

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from privimage.dp import accounting
-from privimage.dp.accounting import SubsampledGaussian
-from privimage.dp.calibration import calibrate_noise_multiplier
+from privimage.dp.accounting import accountant
+from privimage.dp.accounting.accountant import SubsampledGaussian
+from privimage.dp.accounting.calibration import calibrate_noise_multiplier
 from privimage.dp.clipping import ClipRule
-from privimage.dp.records import Plan
+from privimage.dp.ledger.records import Plan
 from privimage.errors import check_positive
 
 
@@ -87,7 +87,7 @@ class Privacy:
 
     def epsilon(self, delta: float) -> float:
         """An upper bound on ε at `delta` of all the steps."""
-        return accounting.epsilon([self.mechanism(self.steps)], delta).upper
+        return accountant.epsilon([self.mechanism(self.steps)], delta).upper
 
     def plan(self, delta: float) -> Plan:
         """What a `Ledger` has to know: a budget that pays for exactly these steps."""

@@ -8,17 +8,17 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from privimage.dp import accounting
+from privimage.dp.accounting import accountant
 from privimage.dp.budget import StepBudget
-from privimage.dp.engine import ExampleGradients, Losses
 from privimage.dp.flat_optimizer import GradientNoise
-from privimage.dp.ledger import Ledger
+from privimage.dp.gradients.engine import ExampleGradients, Losses
+from privimage.dp.gradients.plan import DEFAULT_MEMORY, StepPlan
+from privimage.dp.gradients.plan import plan as make_plan
+from privimage.dp.gradients.recompute import planned_clipped_sum
+from privimage.dp.gradients.recording import record
+from privimage.dp.ledger.ledger import Ledger
 from privimage.dp.noise import Domain, SecretKey
-from privimage.dp.plan import DEFAULT_MEMORY, StepPlan
-from privimage.dp.plan import plan as make_plan
 from privimage.dp.privacy import Privacy
-from privimage.dp.recompute import planned_clipped_sum
-from privimage.dp.recording import record
 from privimage.dp.sampling import PoissonLoader, Rows
 from privimage.dp.stepping import Stepper
 from privimage.errors import UserError, check_count
@@ -188,7 +188,7 @@ class PrivateEngine:
         Raises:
             UserError: δ is out of range, or the accountants disagree.
         """
-        accounting.check_delta(delta)
+        accountant.check_delta(delta)
         if self._ledger is not None:
             private = not self._ledger.not_private_because
             return self._ledger.epsilon(delta).upper if private else float("inf")
@@ -196,7 +196,7 @@ class PrivateEngine:
             return 0.0
         if not self.is_secret:
             return float("inf")
-        return accounting.epsilon([self.privacy.mechanism(self.steps_spent)], delta).upper
+        return accountant.epsilon([self.privacy.mechanism(self.steps_spent)], delta).upper
 
     def state_dict(self) -> dict[str, Any]:
         """What a later run goes on from, beside the model's own state; holds no secret.

@@ -16,7 +16,7 @@ from privimage.evaluate.result import Accuracy, Score, SetScores
 from privimage.evaluate.scores import NAMES
 from privimage.evaluate.settings import LABELS
 from privimage.report.pictures import strip
-from privimage.run import RunFolder
+from privimage.run.folder import RunFolder
 
 _ROWS, _COLUMNS, _BARS, _POINTS = 24, 12, 6, 10
 STAGES = {

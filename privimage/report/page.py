@@ -13,7 +13,7 @@ from privimage.errors import UserError
 from privimage.recipe import Recipe
 from privimage.release import not_covered, privacy_statement
 from privimage.report import facts, pictures
-from privimage.run import RunFolder
+from privimage.run.folder import RunFolder
 
 # Where the sensitive images lie is nobody's business.
 _PLACES = ("data.sensitive", "data.public", "data.test")

@@ -3,15 +3,9 @@ import time
 
 import pytest
 
-from privimage.dp import (
-    Gaussian,
-    SubsampledGaussian,
-    accounting,
-    epsilon,
-    epsilon_over_steps,
-    pld,
-)
-from privimage.dp.prv import LARGEST_GRID
+from privimage.dp import Gaussian, SubsampledGaussian, epsilon, epsilon_over_steps
+from privimage.dp.accounting import accountant, pld
+from privimage.dp.accounting.prv import LARGEST_GRID
 from privimage.errors import UserError
 
 # Settings of the size of real runs with what the accountants of record gave for them:
@@ -38,7 +32,7 @@ def test_known_settings(setting):
     bounds = epsilon(mechanisms, delta)
     assert bounds.lower == pytest.approx(lower, abs=1e-6)
     assert bounds.upper == pytest.approx(upper, abs=1e-6)
-    other = pld.add_or_remove(accounting.composed(mechanisms), delta)
+    other = pld.add_or_remove(accountant.composed(mechanisms), delta)
     assert other == pytest.approx(loss_distribution, abs=1e-6)
     assert bounds.lower <= bounds.estimate <= bounds.upper
     assert bounds.lower <= other <= bounds.upper
@@ -77,7 +71,7 @@ def test_the_upper_bound_falls_with_noise_and_delta_and_rises_with_rate_and_step
     rate, noise, steps, delta = base
 
     def upper(rate=rate, noise=noise, steps=steps, delta=delta):
-        return accounting.bounds([SubsampledGaussian(rate, noise, steps)], delta).upper
+        return accountant.bounds([SubsampledGaussian(rate, noise, steps)], delta).upper
 
     assert upper(noise=1.02 * noise) < upper()
     assert upper(rate=1.02 * rate) > upper()
@@ -99,7 +93,7 @@ def test_epsilon_over_steps_ends_where_the_plan_does():
 
 @pytest.mark.parametrize("other", [0.0, 100.0, math.nan, math.inf])
 def test_no_epsilon_is_stated_when_the_accountants_disagree(monkeypatch, other):
-    honest = pld.add_or_remove(accounting.composed([PLAN]), 1e-5)
+    honest = pld.add_or_remove(accountant.composed([PLAN]), 1e-5)
     assert epsilon([PLAN], 1e-5).upper > honest
     monkeypatch.setattr(pld, "add_or_remove", lambda *_: other)
     with pytest.raises(UserError, match="two accountants disagree"):
@@ -168,6 +162,6 @@ def test_what_would_take_minutes_is_refused_at_once(mechanism):
 
 def test_many_answers_from_one_grid_are_refused_before_they_take_minutes():
     plan = SubsampledGaussian(0.08192, 2.0, 10_000)
-    assert accounting.cost([plan], 1e-5, 0.01) < LARGEST_GRID
+    assert accountant.cost([plan], 1e-5, 0.01) < LARGEST_GRID
     with pytest.raises(UserError, match="can't bound ε for"):
         epsilon_over_steps(plan, range(400, 10_001, 400), 1e-5)

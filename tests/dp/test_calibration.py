@@ -11,8 +11,8 @@ from privimage.dp import (
     calibrate_noise_multiplier,
     epsilon,
     estimate_noise_multiplier,
-    prv,
 )
+from privimage.dp.accounting import prv
 from privimage.errors import UserError
 
 
@@ -146,7 +146,7 @@ def test_a_search_that_would_take_minutes_ends_with_one_line(monkeypatch):
 
 
 def test_a_plan_on_which_the_accountants_disagree_is_not_made(monkeypatch):
-    monkeypatch.setattr("privimage.dp.pld.add_or_remove", lambda *_: 50.0)
+    monkeypatch.setattr("privimage.dp.accounting.pld.add_or_remove", lambda *_: 50.0)
     with pytest.raises(UserError, match="disagree"):
         calibrate_noise_multiplier(1.0, 1e-5, 0.01, 10)
     with pytest.raises(UserError, match="disagree"):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from privimage.dp import costs
+from privimage.dp.gradients import costs
 
 
 @pytest.fixture(autouse=True)

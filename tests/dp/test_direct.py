@@ -8,7 +8,7 @@ from torch.nn.utils import parametrizations, prune
 from truth import one_at_a_time
 
 from privimage.dp import ExampleGradients
-from privimage.dp.slots import DerivedSlot
+from privimage.dp.rules.slots import DerivedSlot
 from privimage.errors import UserError
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from truth import one_at_a_time
 
-from privimage.dp.engine import ExampleGradients
+from privimage.dp.gradients.engine import ExampleGradients
 from privimage.errors import UserError
 
 

@@ -9,16 +9,10 @@ from hypothesis import strategies as st
 from truth import one_at_a_time
 
 from privimage import ops
-from privimage.dp import (
-    GRID_UNITS,
-    ClipRule,
-    ExampleGradients,
-    later,
-    plan,
-    planned_clipped_sum,
-)
-from privimage.dp.costs import Costs
-from privimage.dp.ghost import ghost_squares
+from privimage.dp import GRID_UNITS, ClipRule, ExampleGradients, plan, planned_clipped_sum
+from privimage.dp.gradients import later
+from privimage.dp.gradients.costs import Costs
+from privimage.dp.gradients.ghost import ghost_squares
 from privimage.errors import UserError
 from privimage.ops._library import is_native
 

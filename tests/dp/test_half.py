@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from privimage.dp import ClipRule, ExampleGradients, clipped_sum, plan, planned_clipped_sum
-from privimage.dp.costs import Costs
+from privimage.dp.gradients.costs import Costs
 from privimage.ops import layers, reference
 
 OPERATORS = [

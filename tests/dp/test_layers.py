@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from truth import one_at_a_time
 
-from privimage.dp.engine import ExampleGradients
+from privimage.dp.gradients.engine import ExampleGradients
 from privimage.errors import UserError
 
 # Both sides are float64 sums of at most some thousand terms, in another order.

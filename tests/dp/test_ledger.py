@@ -20,11 +20,11 @@ from privimage.dp import (
     Selftest,
     StepReservation,
     SubsampledGaussian,
-    chain,
     epsilon,
     narrate,
     replace_one_epsilon,
 )
+from privimage.dp.ledger import chain
 from privimage.errors import UserError
 
 STEPS = SubsampledGaussian(sample_rate=0.2, noise_multiplier=1.7464, steps=300)

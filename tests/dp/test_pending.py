@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from privimage.dp import pending
-from privimage.dp.engine import ExampleGradients
+from privimage.dp.gradients.engine import ExampleGradients
+from privimage.dp.rules import pending
 from privimage.errors import UserError
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from privimage.dp import ClipRule, ExampleGradients, plan, planned_clipped_sum
-from privimage.dp.costs import Costs
-from privimage.dp.observation import Pass, _LiveBytes
+from privimage.dp.gradients.costs import Costs
+from privimage.dp.gradients.observation import Pass, _LiveBytes
 from privimage.errors import UserError
 from privimage.ops._library import is_native
 

@@ -16,7 +16,7 @@ from privimage.dp import (
     plan,
     planned_clipped_sum,
 )
-from privimage.dp.costs import Costs
+from privimage.dp.gradients.costs import Costs
 from privimage.errors import UserError
 from privimage.ops._library import is_native
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from privimage.acceleration import accelerated
 from privimage.dp import GRID_UNITS, ClipRule, ExampleGradients, plan, planned_clipped_sum, record
-from privimage.dp.costs import Costs
+from privimage.dp.gradients.costs import Costs
 from privimage.ops._library import is_native
 
 CUDA = pytest.param(

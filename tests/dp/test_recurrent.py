@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from truth import one_at_a_time
 
-from privimage.dp import ExampleGradients, layers
+from privimage.dp import ExampleGradients
+from privimage.dp.rules import layers
 from privimage.errors import UserError
 
 small = st.integers(1, 3)

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from truth import one_at_a_time
 
-from privimage.dp import ExampleGradients, register_rule, rules, watched
+from privimage.dp import ExampleGradients, register_rule, watched
+from privimage.dp.rules import registry
 from privimage.errors import UserError
 
 # Both sides are float64 sums of at most some thousand terms, in another order.
@@ -17,10 +18,10 @@ small = st.integers(1, 3)
 
 
 @pytest.fixture
-def registry(monkeypatch):
+def own_rules(monkeypatch):
     """Rules that a test registers are forgotten after it."""
-    monkeypatch.setattr(rules, "REGISTERED", dict(rules.REGISTERED))
-    monkeypatch.setattr("privimage.dp.exchange.REGISTERED", rules.REGISTERED)
+    monkeypatch.setattr(registry, "REGISTERED", dict(registry.REGISTERED))
+    monkeypatch.setattr("privimage.dp.gradients.exchange.REGISTERED", registry.REGISTERED)
 
 
 def assert_exact(model, x, draws, call=lambda model, x: model(x)):
@@ -150,7 +151,7 @@ class Scale(nn.Module):
 
 
 @pytest.mark.parametrize("draws", [1, 2])
-def test_an_own_layer_by_vmap(registry, draws):
+def test_an_own_layer_by_vmap(own_rules, draws):
     operation = watched(scale_and_shift)
     model = nn.Sequential(Scale(operation), nn.Linear(3, 2))
     with pytest.raises(UserError, match=r"module '0' \(Scale\).*scale_and_shift.*register_rule"):
@@ -169,13 +170,13 @@ def own_rule(examples, x, scale, shift):
 
 
 @pytest.mark.parametrize("draws", [1, 2])
-def test_an_own_layer_by_an_own_rule(registry, draws):
+def test_an_own_layer_by_an_own_rule(own_rules, draws):
     operation = watched(scale_and_shift)
     register_rule(operation, own_rule)
     assert_exact(Scale(operation), torch.randn(4, 3), draws)
 
 
-def test_an_own_function_is_itself_elsewhere(registry):
+def test_an_own_function_is_itself_elsewhere(own_rules):
     operation = watched(scale_and_shift)
     x, scale = torch.randn(2, 3), torch.rand(3, requires_grad=True)
     assert torch.equal(operation(x, scale), x * scale)
@@ -187,7 +188,7 @@ def test_an_own_function_is_itself_elsewhere(registry):
     assert torch.equal(gradients[:, :3], x * scale)
 
 
-def test_a_wrong_rule_is_found_by_the_check(registry):
+def test_a_wrong_rule_is_found_by_the_check(own_rules):
     def mixing(examples, x, scale, shift):
         return own_rule(examples, x - x.mean(0), scale, shift)
 
@@ -199,7 +200,7 @@ def test_a_wrong_rule_is_found_by_the_check(registry):
         )
 
 
-def test_a_function_that_vmap_runs_may_have_frozen_tensors(registry):
+def test_a_function_that_vmap_runs_may_have_frozen_tensors(own_rules):
     # A frozen tensor whose first dimension happens to be that of the rows belongs to all.
     frozen = torch.rand(4, 4).double()
 

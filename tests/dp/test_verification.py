@@ -3,9 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from privimage.dp import Ledger, Made, Plan, Selftest, SubsampledGaussian, chain, pld, verify
-from privimage.dp.accounting import Gaussian
-from privimage.dp.records import Completion, QueryReservation, StepReservation
+from privimage.dp import Ledger, Made, Plan, Selftest, SubsampledGaussian, verify
+from privimage.dp.accounting import pld
+from privimage.dp.accounting.accountant import Gaussian
+from privimage.dp.ledger import chain
+from privimage.dp.ledger.records import Completion, QueryReservation, StepReservation
 from privimage.errors import UserError
 
 HASH, OTHER, NETWORK = "ab" * 32, "cd" * 32, "ef" * 32

@@ -4,14 +4,15 @@ import json
 
 import pytest
 
-from privimage import assessment, context, recipe
+from privimage import assessment, recipe
 from privimage.data import ImageSet, digits, image_files, write_parquet
 from privimage.dp import History, Ledger, Plan, SubsampledGaussian
 from privimage.errors import UserError
 from privimage.evaluate import evaluation
-from privimage.pipeline import Machine
+from privimage.pipeline.training import Machine
 from privimage.progress import Reporter
-from privimage.run import RunFolder
+from privimage.run import context
+from privimage.run.folder import RunFolder
 
 CEILING = "accuracy of classifiers trained on the sensitive images, and their number"
 DISTANCES = "distances of synthetic images to the nearest sensitive ones"

@@ -12,12 +12,14 @@ import zipfile
 import privacy_checks as checks
 import torch
 
-from privimage import durable, stages
+from privimage import durable
 from privimage.data import archive
-from privimage.dp import History, Ledger, calibration
+from privimage.dp import History, Ledger
+from privimage.dp.accounting import calibration
 from privimage.dp.budget import StepBudget
+from privimage.dp.ledger.records import QueryReservation
 from privimage.dp.noise import SecretStream
-from privimage.dp.records import QueryReservation
+from privimage.pipeline import stages
 from privimage.semantics import query
 
 _integers, _affordable = SecretStream.gaussian_integers, calibration.affordable_steps

@@ -13,9 +13,10 @@ import privacy_checks as checks
 import torch
 
 from privimage import ops
-from privimage.dp import GRID_UNITS, ClipRule, DPAdam, SecretKey, clipped_sum, later
-from privimage.dp.kept import Arena
-from privimage.dp.later import LayerUse
+from privimage.dp import GRID_UNITS, ClipRule, DPAdam, SecretKey, clipped_sum
+from privimage.dp.gradients import later
+from privimage.dp.gradients.kept import Arena
+from privimage.dp.gradients.later import LayerUse
 from privimage.dp.noise import SecretStream
 from privimage.dp.optimizers import DPOptimizer
 from privimage.selftest import checks as selftests

@@ -10,9 +10,9 @@ from tiny import TINY
 
 from privimage import audit, pipeline, recipe
 from privimage.dp import Ledger
-from privimage.pipeline import Machine
+from privimage.pipeline.schedule import Scope
+from privimage.pipeline.training import Machine
 from privimage.progress import Reporter
-from privimage.schedule import Scope
 
 _VOLATILE = {"time", "hash", "previous", "nonce", "artifact_sha256", "ledger_head"}
 # What a side channel tells anyway; KNOWN_VULNERABILITIES.md says so.

@@ -1,0 +1,54 @@
+// What the op files share: tensors on the stable ABI, sentences about wrong ones, and the template
+// of a kernel that fits a tensor's type.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "ops/check.h"
+#include "shared/bfloat16.h"
+
+#ifdef PRIVIMAGE_CUDA
+#include <torch/csrc/stable/accelerator.h>
+
+#include "ops/cuda_stream.h"
+#endif
+
+namespace privimage {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Calls run with a zero of the type of `tensor`.
+template <typename Run>
+void in_its_type(const Tensor& tensor, const char* name, Run run) {
+  const ScalarType type = tensor.scalar_type();
+  if (type == ScalarType::Float) {
+    run(0.0f);
+  } else if (type == ScalarType::Double) {
+    run(0.0);
+  } else {
+    refuse_type(tensor, name);
+  }
+}
+
+#ifdef PRIVIMAGE_CUDA
+// The same with bfloat16, which the CPU's kernels do not have.
+template <typename Run>
+void in_its_type_on_gpu(const Tensor& tensor, const char* name, Run run) {
+  if (tensor.scalar_type() == ScalarType::BFloat16) {
+    run(Bfloat16{});
+  } else {
+    in_its_type(tensor, name, run);
+  }
+}
+
+inline void check_launched(int error, const char* name) {
+  STD_TORCH_CHECK(error == 0, name, ": CUDA error ", error);
+}
+#endif
+
+}  // namespace privimage

@@ -1,0 +1,129 @@
+"""What a product and a layer cost on this machine: measured once, for `privimage.dp.plan`."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from privimage import durable, ops
+from privimage.dp.gradients.engine import ExampleGradients
+from privimage.errors import UserError
+
+_ONE_TAP = ((1, 1), (0, 0), (1, 1), 1)
+_THREE_TAPS = ((1, 1), (1, 1), (1, 1), 1)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Constants of the cost model, in seconds on all threads.
+
+    Attributes:
+        multiply_add: one product of a weight gradient.
+        keep: what a value that is kept costs beside its products: written and measured, and read
+            for the sum.
+        norm: what a value costs beside its products that is computed for its norm alone.
+        sum: likewise for the sum alone.
+        gram: one product of two positions' values.
+        layer: what a layer costs in a micro-batch beside its arithmetic, forward and back.
+    """
+
+    multiply_add: float
+    keep: float
+    norm: float
+    sum: float
+    gram: float
+    layer: float
+
+
+def machine_costs() -> Costs:
+    """Those of this machine: read from the user's cache folder, or measured, in half a second.
+
+    Other threads, another build or another CPU are measured anew.
+    """
+    found = cached_costs()
+    if found is None:
+        found = measure_costs()
+        path = cache_path()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            durable.write_json(path, {"machine": _machine(), "costs": asdict(found)})
+        except (OSError, UserError):
+            pass  # A cache that can't be written costs half a second the next time.
+    return found
+
+
+def cached_costs() -> Costs | None:
+    """Those in the cache folder, if they are this machine's."""
+    try:
+        record = durable.read_json(cache_path())
+        return Costs(**record["costs"]) if record["machine"] == _machine() else None
+    except (UserError, KeyError, TypeError):
+        return None
+
+
+def cache_path() -> Path:
+    """Where they are kept; $XDG_CACHE_HOME or ~/.cache decides."""
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder) / "privimage" / "costs.json"
+
+
+def measure_costs() -> Costs:
+    """Times a convolution, wide linear layers, and layers with nothing to do."""
+    examples, width, layers = 8, 64, 16
+    images = torch.ones(examples, width, 16, 16).contiguous(memory_format=torch.channels_last)
+    products = examples * 16 * 16 * 9 * width * width
+    large = _seconds(
+        lambda: ops.example_weight_norms(images, images, examples, (3, 3), False, _THREE_TAPS)
+    )
+    with torch.random.fork_rng():
+        pairs = [(nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8)) for _ in range(layers // 2)]
+    chain = nn.Sequential(*(layer for pair in pairs for layer in pair))
+    gradients, point = ExampleGradients(chain, torch.channels_last), torch.ones(1, 8, 2, 2)
+    small = _seconds(lambda: gradients(lambda model, x: model(x).sum((1, 2, 3)), point))
+    x, wide = torch.ones(examples, 1024, 1, 1), 1024 * 1024
+    rows = torch.empty(examples, 1024, 1024, 1, 1)
+    scales, total = torch.ones(examples).double(), torch.zeros(1024, 1024, 1, 1, dtype=torch.int64)
+    tokens = torch.ones(examples, width, 1024)
+
+    def keep() -> None:
+        squares = ops.measured_weight_grads([x], [x], [rows], [], _ONE_TAP)
+        ops.scaled_sum(rows.flatten(1), squares)
+
+    norm = _seconds(lambda: ops.example_weight_norms(x, x, examples, (1, 1), False, _ONE_TAP))
+    sums = _seconds(lambda: ops.recomputed_sum(x, x, scales, total, None, _ONE_TAP))
+    gram = _seconds(lambda: ops.gram_sums(tokens, tokens, False))
+    product = large / products
+
+    def beside(seconds: float) -> float:
+        """What a value costs beside its product."""
+        return max(seconds / (examples * wide) - product, 0.0)
+
+    return Costs(
+        multiply_add=product,
+        keep=beside(_seconds(keep)),
+        norm=beside(norm),
+        sum=beside(sums),
+        gram=gram / (2 * tokens.numel() * width),
+        layer=small / layers,
+    )
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """The shortest of ten calls: what other processes take does not count."""
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _machine() -> str:
+    """What the figures depend on."""
+    threads = f"{torch.get_num_threads()} threads"
+    return ", ".join([platform.node(), platform.machine(), threads, ops.describe_build()])

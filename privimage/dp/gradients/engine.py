@@ -1,0 +1,298 @@
+"""Per-example gradients of any module: whatever uses a parameter is known exactly, or refused.
+
+While the losses are computed, a `TorchFunctionMode` watches every call of a PyTorch function in
+this thread. A call that takes a trainable parameter goes to its rule (`layers.RULES`), which writes
+the gradient of each example into the parameter's slot; any other call that takes one is
+refused by name. What the mode can't see (TorchScript, views of parameters taken earlier,
+other threads) still connects the loss to the parameter itself, which autograd then
+tells; so a use may be refused, but none is overlooked.
+
+The parameters stay in their modules and no state is shared: threads can use one engine at once.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointError
+
+from privimage.dp.gradients.exchange import exchange
+from privimage.dp.rules.derived import hand_back
+from privimage.dp.rules.layers import check_layers
+from privimage.dp.rules.slots import Examples, Slot
+from privimage.errors import UserError, check_count
+
+Losses = Callable[..., torch.Tensor]
+
+
+class ExampleGradients:
+    """The gradients of a module's trainable parameters, one row an example.
+
+    Formal guarantee: row i of the result is the gradient of example i's loss and a function of no
+    other example, if the losses are functions of one row each
+    (tests/dp/test_engine.py::test_a_small_unet_gives_what_autograd_gives_for_each_example);
+    `check_independence` tests that condition
+    (tests/dp/test_engine.py::test_mixing_without_a_layer_is_found).
+
+    Args:
+        model: any module whose trainable parameters are used through operations with a rule.
+        memory_format: in which convolutions compute. `torch.channels_last` is the fastest on a CPU;
+            a model that calls `view` on what a convolution returns may need the default.
+
+    Attributes:
+        names: trainable parameters, in the order of `model.named_parameters()`.
+        size: P, the number of scalars in them.
+        module_sizes: the number of scalars of each module that has some, in the same order.
+        shapes: of the parameters, by name.
+        places: of the parameters in a flat gradient, by name.
+
+    Raises:
+        UserError: the model has no trainable parameter, or a layer that mixes examples.
+    """
+
+    names: tuple[str, ...]
+    size: int
+    module_sizes: tuple[int, ...]
+    shapes: dict[str, torch.Size]
+    places: dict[str, slice]
+
+    def __init__(
+        self, model: nn.Module, memory_format: torch.memory_format = torch.preserve_format
+    ) -> None:
+        check_layers(model)
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not trainable:
+            raise UserError("the model has no trainable parameter; call requires_grad_(True)")
+        for name, parameter in trainable.items():
+            if nn.parameter.is_lazy(parameter):
+                raise UserError(f"parameter '{name}' has no shape yet; run the model once first")
+        self._model = model
+        self._memory_format = memory_format
+        self._parameters = tuple(trainable.values())
+        self._described = [_described(model, name) for name in trainable]
+        self.names = tuple(trainable)
+        self.size = sum(parameter.numel() for parameter in self._parameters)
+        sizes: dict[str, int] = {}
+        for name, parameter in trainable.items():
+            module = name.rpartition(".")[0]
+            sizes[module] = sizes.get(module, 0) + parameter.numel()
+        self.module_sizes = tuple(sizes.values())
+        self.shapes = {name: parameter.shape for name, parameter in trainable.items()}
+        ends = itertools.accumulate(shape.numel() for shape in self.shapes.values())
+        self.places = {
+            name: slice(end - shape.numel(), end)
+            for (name, shape), end in zip(self.shapes.items(), ends, strict=True)
+        }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of gradients: float32, or float64 where a parameter is float64."""
+        dtype = torch.float32
+        for parameter in self._parameters:
+            dtype = torch.promote_types(dtype, parameter.dtype)
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the parameters, and of gradients."""
+        return self._parameters[0].device
+
+    def __call__(self, losses: Losses, *batch: torch.Tensor, draws: int = 1) -> torch.Tensor:
+        """The gradient of each example's mean loss over its draws.
+
+        Args:
+            losses: `losses(model, *batch)` -> [rows], or [examples] with the mean already taken;
+                must treat the rows one by one.
+            batch: tensors [rows, ...], rows = examples x draws, an example's draws consecutive.
+            draws: rows an example.
+
+        Returns:
+            [examples, P] of `dtype`, flat in the order of `names`, detached. A parameter that the
+            losses do not use has gradient 0.
+
+        Raises:
+            UserError: a batch or losses of the wrong shape, or a use of a parameter that has no
+                rule; both depend on shapes and code only, not on the data.
+        """
+        count = count_examples(batch, draws)
+        arena = self.arena(count)
+        self.write_into(self.slots_in(arena), losses, *batch, draws=draws)
+        return arena
+
+    def write_into(
+        self, slots: Mapping[str, Slot], losses: Losses, *batch: torch.Tensor, draws: int = 1
+    ) -> None:
+        """As `__call__`, with a slot for each of `names` instead of one tensor.
+
+        Formal guarantee: as `ExampleGradients`.
+        """
+        count = count_examples(batch, draws)
+        if count == 0:
+            return
+        by_id = {id(p): slots[name] for p, name in zip(self._parameters, self.names, strict=True)}
+        with torch.enable_grad():
+            anchor = torch.zeros((), device=self.device, requires_grad=True)
+            examples = Examples(count, count * draws, anchor, by_id, self._memory_format)
+            described = dict(zip(map(id, self._parameters), self._described, strict=True))
+            with exchange(examples, described, batch) as watching:
+                values = _computed(losses, self._model, batch)
+            total = _mean_over_draws(values, count, draws).sum()
+        if not total.requires_grad:
+            raise UserError("the losses don't depend on any trainable parameter")
+        examples.open()
+        watched = [anchor, *watching.stand_ins, *self._parameters]
+        _, *unseen = _gradients(total, watched)
+        results = ["a normalised result"] * len(watching.stand_ins)
+        for name, gradient in zip(results + self._described, unseen, strict=True):
+            if gradient is not None:
+                raise UserError(
+                    f"{name} is used where per-example gradients can't see it "
+                    "(torch.jit, another thread, an own autograd.Function, a view made earlier); "
+                    "use it through plain PyTorch calls, register_rule for an own function, "
+                    "or freeze it with requires_grad_(False)"
+                )
+        hand_back(examples, self._parameters)
+        for slot in slots.values():
+            slot.finish()
+
+    def check_independence(
+        self, losses: Losses, *dummy_batch: torch.Tensor, draws: int = 1
+    ) -> None:
+        """Checks, on made-up data, that no example's loss or gradient depends on another example.
+
+        Every example is seen once among the others and once among copies of itself, in the same
+        place of a batch of the same shape and with the same random numbers. Also runs into every
+        use of a parameter that has no rule, before sensitive data is touched.
+
+        Args:
+            losses: as in `__call__`.
+            dummy_batch: as in `__call__`, two examples or more that differ; no sensitive data.
+            draws: as in `__call__`.
+
+        Raises:
+            UserError: examples are mixed, the model changes its buffers, or as in `__call__`.
+        """
+        count = count_examples(dummy_batch, draws)
+        if all(map(torch.equal, dummy_batch, _copies(dummy_batch, 0, count))):
+            raise UserError("the dummy batch needs two examples or more that differ")
+        buffers = [buffer.clone() for buffer in self._model.buffers()]
+        among_others = self._observe(losses, dummy_batch, draws)
+        for example in range(count):
+            among_copies = self._observe(losses, _copies(dummy_batch, example, count), draws)
+            for one, other in zip(among_others, among_copies, strict=True):
+                _check_agreement(one[example], other[example])
+        for before, (name, after) in zip(buffers, self._model.named_buffers(), strict=True):
+            if not torch.equal(before, after):
+                raise UserError(f"buffer '{name}' changes with the data; make it constant")
+
+    def arena(self, count: int) -> torch.Tensor:
+        """[examples, P], holding anything."""
+        return torch.empty(count, self.size, dtype=self.dtype, device=self.device)
+
+    def slots_in(self, arena: torch.Tensor) -> dict[str, Slot]:
+        """The columns of `arena` of each parameter."""
+        parts = arena.split([shape.numel() for shape in self.shapes.values()], dim=1)
+        return {
+            name: Slot(columns.view(len(arena), *shape))
+            for (name, shape), columns in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def _observe(
+        self, losses: Losses, batch: Sequence[torch.Tensor], draws: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The losses [examples] and gradients [examples, P] of `batch`, from fixed random seeds."""
+        seen: list[torch.Tensor] = []
+
+        def recorded(model: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
+            seen.append(losses(model, *batch))
+            return seen[-1]
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            gradients = self(recorded, *batch, draws=draws)
+        return _mean_over_draws(seen[0].detach(), len(gradients), draws), gradients
+
+
+def _computed(losses: Losses, model: nn.Module, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The losses, with a sentence for what can't be watched."""
+    try:
+        return losses(model, *batch)
+    except RuntimeError as error:
+        if type(error).__name__ != "Unsupported":
+            raise
+        raise UserError(
+            "torch.compile with fullgraph=True can't be watched; give the engine the model that is "
+            "not compiled"
+        ) from error
+
+
+def _gradients(
+    total: torch.Tensor, watched: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor | None, ...]:
+    """`torch.autograd.grad`, with a sentence for what was overwritten or is computed again."""
+    try:
+        return torch.autograd.grad(total, watched, allow_unused=True)
+    except CheckpointError as error:
+        raise UserError(
+            "torch.utils.checkpoint computes layers again where they can't be watched; leave it "
+            "out, and save memory by smaller micro-batches"
+        ) from error
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise UserError(
+            "a parameter, or what a layer takes in or puts out, was changed in place after it was "
+            "used; look for +=, inplace=True and functions that end in _, and write to a new tensor"
+        ) from error
+
+
+def _described(model: nn.Module, name: str) -> str:
+    """A parameter in words, with the module that owns it."""
+    path, _, _ = name.rpartition(".")
+    kind = type(model.get_submodule(path)).__name__
+    module = f"module '{path}' ({kind})" if path else f"the model ({kind})"
+    return f"{module}: parameter '{name}'"
+
+
+def count_examples(batch: Sequence[torch.Tensor], draws: int) -> int:
+    """The number of examples; raises UserError unless all tensors have examples x draws rows."""
+    check_count("draws", draws)
+    rows = {tensor.shape[0] if tensor.dim() else None for tensor in batch}
+    if len(rows) != 1 or None in rows:
+        shapes = [list(tensor.shape) for tensor in batch]
+        raise UserError(f"the tensors of a batch must have as many rows each, got {shapes}")
+    (count,) = rows
+    if count is None or count % draws:
+        raise UserError(f"a batch of {count} rows does not hold {draws} draws an example")
+    return count // draws
+
+
+def _mean_over_draws(values: torch.Tensor, count: int, draws: int) -> torch.Tensor:
+    """[examples x draws] or [examples] -> [examples]."""
+    if values.shape == (count,):
+        return values
+    if values.shape == (count * draws,):
+        return values.reshape(count, draws).mean(dim=1)
+    either = f" or [{count}], one an example" if draws > 1 else ""
+    raise UserError(
+        f"losses must have the shape [{count * draws}], one a row{either}, "
+        f"got {list(values.shape)}; a loss function needs reduction='none'"
+    )
+
+
+def _copies(batch: Sequence[torch.Tensor], example: int, count: int) -> list[torch.Tensor]:
+    """A batch of the same shape in which every example is this one."""
+    draws = len(batch[0]) // max(count, 1)
+    rows = slice(example * draws, (example + 1) * draws)
+    return [tensor[rows].repeat(count, *[1] * (tensor.dim() - 1)) for tensor in batch]
+
+
+def _check_agreement(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Equal up to the rounding of sums in another order, relative to the largest value."""
+    tolerance = 16 * torch.finfo(one.dtype).eps * one.abs().max()
+    if not (one - other).abs().max() <= tolerance:
+        raise UserError(
+            "an example's loss or gradient changes with the other examples of its batch, or is not "
+            "finite; look for means, sorts or norms over the first dimension"
+        )

@@ -1,0 +1,203 @@
+"""Watches every PyTorch call of a thread and sends each use of a parameter to its rule."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from privimage.dp.rules.derived import derive, tensors_in
+from privimage.dp.rules.pending import Pending, StandIns
+from privimage.dp.rules.registry import REGISTERED, Rule
+from privimage.dp.rules.slots import Examples
+from privimage.errors import UserError
+
+_PROPERTIES = "shape dtype device layout ndim requires_grad is_leaf is_cuda is_cpu is_nested"
+_METADATA: set[Callable[..., Any]] = {
+    *(getattr(torch.Tensor, name).__get__ for name in _PROPERTIES.split()),
+    torch.Tensor.size,
+    torch.Tensor.stride,
+    torch.Tensor.dim,
+    torch.Tensor.numel,
+    torch.Tensor.__len__,
+    torch.Tensor.__hash__,
+    torch.Tensor.is_contiguous,
+    torch.Tensor.is_floating_point,
+    torch.numel,
+    torch.is_floating_point,
+}
+"""What may be asked about a parameter, because the answer does not depend on its values."""
+
+_RANDOM = {
+    *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"),
+    *("normal_", "uniform_", "random_", "bernoulli_", "exponential_"),
+}
+"""Whose results have rows without any input that has: a loss draws for each row by itself."""
+
+
+class Exchange(TorchFunctionMode):
+    """Sends each use of a trainable parameter to its rule, or refuses it by name.
+
+    Of the other tensors it tells data, whatever was computed from the batch, from constants: a call
+    of parameters and constants alone gives a tensor that is treated as a parameter again.
+    """
+
+    def __init__(
+        self, examples: Examples, names: dict[int, str], batch: Sequence[torch.Tensor]
+    ) -> None:
+        """`names` says in words what the parameter of each `id` is."""
+        super().__init__()
+        self._examples = examples
+        self._names = names
+        self._stand_ins = StandIns(examples.anchor)
+        self._data = WeakTensorKeyDictionary()
+        for tensor in batch:
+            self._data[tensor] = True
+
+    @property
+    def stand_ins(self) -> list[torch.Tensor]:
+        """Leaves that must have no gradient: each stands for a result that was used unseen."""
+        return self._stand_ins.leaves
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name, waits = self._look((args, kwargs) if kwargs else args)
+        if waits:
+            if (fused := self._stand_ins.fused(func, args, kwargs)) is not None:
+                return fused
+            args, kwargs = self._stand_ins.resolve(args), self._stand_ins.resolve(kwargs)
+        if name is None or func in _METADATA:
+            output = func(*args, **kwargs)
+            # What has a gradient is known to be data.
+            if not (isinstance(output, torch.Tensor) and output.requires_grad):
+                self._follow(func, (args, kwargs), output)
+            return output
+        try:
+            return self._use(func, name, args, dict(kwargs))
+        except UserError as error:
+            raise UserError(f"{name} in {_called(func)}: {error}") from None
+        except RuntimeError as error:
+            if "functorch" not in str(error):
+                raise
+            raise UserError(
+                f"{name} in {_called(func)}: torch.func can't transform what has per-example "
+                "gradients; call the model without it"
+            ) from error
+
+    def _look(self, values: Iterable[Any]) -> tuple[str | None, bool]:
+        """What a parameter among nested arguments is, and whether a stand-in is among them.
+
+        Sees every argument of every call, most of which are neither: it has to be fast.
+        """
+        name, waits = None, False
+        for value in values:
+            if id(value) in self._names:
+                name = name or self._names[id(value)]
+            elif id(value) in self._stand_ins:
+                waits = True
+            elif isinstance(value, tuple | list | dict):
+                inner = self._look(value.values() if isinstance(value, dict) else value)
+                name, waits = name or inner[0], waits or inner[1]
+        return name, waits
+
+    def _use(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Runs a function that takes a parameter, or something computed from parameters."""
+        if not torch.is_grad_enabled():
+            raise UserError(
+                "gradients are switched off here (torch.no_grad, a custom autograd.Function, "
+                "checkpoint with use_reentrant=True); use a copy with requires_grad_(False), "
+                "or switch them on"
+            )
+        if isinstance(func, torch._ops.OpOverload):
+            raise UserError("torch.compile hides calls; give the engine what is not compiled")
+        rule = REGISTERED.get(func)
+        takes_rows = rule is not None and rule.rows_dimension is not None
+        arguments = args, kwargs
+        is_weight = takes_rows and not self._examples.owns(next(tensors_in(arguments)))
+        if not is_weight and not any(map(self._is_data, tensors_in(arguments))):
+            output = derive(self._examples, func, args, kwargs)
+            for tensor in filter(self._examples.owns, tensors_in(output)):
+                self._names.setdefault(id(tensor), name)
+            return output
+        if rule is None:
+            raise UserError(_no_rule())
+        return self._apply(rule, args, kwargs)
+
+    def _apply(self, rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a rule, or a stand-in for one that waits."""
+        if rule.rows_dimension is None:
+            return rule.apply(self._examples, *args, **kwargs)
+        x, *rest = args if args else (kwargs.pop("input"),)
+        if self._examples.owns(x):
+            raise UserError(
+                "a parameter can't be the input, only the weight; make it one row for each of the "
+                "data's, as in x.new_zeros(len(x), 1) + parameter"
+            )
+        self._examples.check_rows(x, rule.rows_dimension)
+        output = rule.apply(self._examples, x, *rest, **kwargs)
+        return self._stand_ins.put(output, x.dtype) if isinstance(output, Pending) else output
+
+    def _follow(self, func: Callable[..., Any], arguments: Any, output: Any) -> None:
+        """Notes which results were computed from data."""
+        results = [result for result in tensors_in(output) if not result.requires_grad]
+        if func is torch.Tensor.__setitem__:
+            results = [next(tensors_in(arguments))]
+        if not results:
+            return
+        if getattr(func, "__name__", "") in _RANDOM or any(
+            map(self._is_data, tensors_in(arguments))
+        ):
+            for result in results:
+                self._data[result] = True
+
+    def _is_data(self, tensor: torch.Tensor) -> bool:
+        """Whether its values may differ from example to example."""
+        if self._examples.owns(tensor):
+            return False
+        return tensor.requires_grad or tensor in self._data
+
+
+def exchange(examples: Examples, names: dict[int, str], batch: Sequence[torch.Tensor]) -> Exchange:
+    """An `Exchange` that torch.compile lets alone: compiled, rules would not write into slots."""
+    # Nobody has compiled anything before this module is there, which takes a second to import.
+    kind = _uncompiled() if "torch._dynamo" in sys.modules else Exchange
+    return kind(examples, names, batch)
+
+
+@cache
+def _uncompiled() -> type[Exchange]:
+    function = torch.compiler.disable(Exchange.__torch_function__)
+    return type("Uncompiled", (Exchange,), {"__torch_function__": function})
+
+
+def _no_rule() -> str:
+    """What to do about a function that takes parameters and data and has no rule."""
+    known = (one for one, rule in REGISTERED.items() if rule.rows_dimension is not None)
+    names = ", ".join(operation.__name__ for operation in known)
+    return (
+        f"no per-example gradient is known; use arithmetic, products or {names}, give it one by "
+        "privimage.dp.register_rule, or freeze the parameter with requires_grad_(False)"
+    )
+
+
+def _called(func: Callable[..., Any]) -> str:
+    """What its caller calls an operation."""
+    name = getattr(func, "__name__", "")
+    known = str(resolve_name(func) or name)
+    # Of some operations PyTorch knows only an alias.
+    return f"torch.{name}" if getattr(torch, name, None) is func else known

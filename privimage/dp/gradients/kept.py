@@ -1,0 +1,152 @@
+"""Gradients that are kept until all norms are known, in tensors that come into being late."""
+
+from dataclasses import dataclass
+
+import torch
+
+from privimage import ops
+from privimage.dp.rules.slots import Slot, as_convolution
+
+_TOGETHER = 4
+"""Layers whose gradients are computed in one call: q, k, v and o of an attention block."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's tensors, from which its gradients are still to be computed.
+
+    Attributes:
+        names: of its weight, and of its bias if it has one.
+    """
+
+    x: torch.Tensor
+    grad: torch.Tensor
+    names: tuple[str, ...]
+    geometry: ops.ConvGeometry
+
+    def fits(self, other: "_Layer") -> bool:
+        """Whether one call can do both."""
+        return self.geometry == other.geometry and len(self.names) == len(other.names)
+
+
+class Arena:
+    """The kept gradients of parameters that follow each other in the flat sum.
+
+    Small layers wait for each other, so that one call does several; whoever wants to see what was
+    written gets all of it.
+
+    Attributes:
+        module: the row of the squared norms that they count in.
+        size: scalars in the parameters.
+    """
+
+    def __init__(
+        self, first: int, count: int, dtype: torch.dtype, device: torch.device, module: int
+    ) -> None:
+        self.module, self.size = module, 0
+        self._first, self._count, self._dtype, self._device = first, count, dtype, device
+        self._shapes: dict[str, torch.Size] = {}
+        self._parts: torch.Tensor | None = None
+        self._rows: dict[str, torch.Tensor] = {}
+        self._measured: dict[tuple[str, ...], torch.Tensor] = {}
+        self._waiting: list[_Layer] = []
+
+    def hold(self, name: str, shape: torch.Size) -> None:
+        """Plans room for another parameter, which comes next in the flat sum."""
+        self._shapes[name] = shape
+        self.size += shape.numel()
+
+    def rows(self, name: str) -> torch.Tensor:
+        """[examples, *shape] of a parameter, to be written into: what was measured is no more."""
+        self._written()
+        self._compute()
+        if self._measured:
+            self._measured = {k: v for k, v in self._measured.items() if name not in k}
+        return self._rows[name]
+
+    def add(self, layer: _Layer) -> None:
+        """Has a layer's gradients written and measured, the first ones of its parameters."""
+        if self._waiting and not layer.fits(self._waiting[-1]):
+            self._compute()
+        self._waiting.append(layer)
+        if len(self._waiting) == _TOGETHER or self._shapes[layer.names[0]][2:].numel() > 1:
+            self._compute()
+
+    def squares(self) -> torch.Tensor:
+        """The squared norm of each example's values, float64 [examples]."""
+        self._compute()
+        found = list(self._measured.values())
+        found += [ops.squared_norms(self._written()[:, each]) for each in self._unmeasured()]
+        return torch.stack(found).sum(0)
+
+    def add_to(self, total: torch.Tensor, scales: torch.Tensor, *, accumulate: bool) -> None:
+        """Writes the scaled values into the flat sum, or adds them."""
+        place = slice(self._first, self._first + self.size)
+        ops.scaled_sum(self._written(), scales, total[place], accumulate)
+
+    def _unmeasured(self) -> list[slice]:
+        """The columns of what was not measured when it was written, neighbours in one slice."""
+        known = {name for names in self._measured for name in names}
+        found: list[slice] = []
+        stop = 0
+        for name, shape in self._shapes.items():
+            start, stop = stop, stop + shape.numel()
+            if name in known:
+                continue
+            if found and found[-1].stop == start:
+                start = found.pop().start
+            found.append(slice(start, stop))
+        return found
+
+    def _compute(self) -> None:
+        """What layers wait for."""
+        if not self._waiting:
+            return
+        layers, self._waiting = self._waiting, []
+        dtype, names = self._written().dtype, tuple(n for layer in layers for n in layer.names)
+        rows = [as_convolution(self._rows[layer.names[0]]) for layer in layers]
+        bias = [self._rows[name] for layer in layers for name in layer.names[1:]]
+        taken = ops.as_taken(dtype, *(t for layer in layers for t in (layer.x, layer.grad)))
+        self._measured[names] = torch.ops.privimage.measured_weight_grads.default(
+            taken[::2], taken[1::2], rows, bias, *layers[0].geometry
+        )
+
+    def _written(self) -> torch.Tensor:
+        """All rows; the first call makes the room for them."""
+        if self._parts is None:
+            size = (self._count, self.size)
+            self._parts = torch.empty(size, dtype=self._dtype, device=self._device)
+            parts = self._parts.split([shape.numel() for shape in self._shapes.values()], dim=1)
+            for (each, shape), part in zip(self._shapes.items(), parts, strict=True):
+                self._rows[each] = part.view(self._count, *shape)
+        return self._parts
+
+
+class Kept(Slot):
+    """Columns of an arena, which knows nothing of it, so that nothing waits for a collector."""
+
+    def __init__(self, name: str, arena: Arena) -> None:
+        super().__init__(torch.empty(0))
+        self._name, self.arena = name, arena
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """As of any slot."""
+        return self.arena.rows(self._name)
+
+    def take(
+        self, x: torch.Tensor, grad: torch.Tensor, bias: Slot | None, geometry: ops.ConvGeometry
+    ) -> bool:
+        """Has the gradients written and measured at once, if they are the first ones here."""
+        names: tuple[str, ...] = (self._name,)
+        if isinstance(bias, Kept) and bias.arena is self.arena and not bias.used:
+            names += (bias._name,)
+        elif bias is not None:
+            return False
+        if self.used:
+            return False
+        self.used = True
+        if bias is not None:
+            bias.used = True
+        self.arena.add(_Layer(x.detach(), grad.detach(), names, geometry))
+        return True

@@ -1,0 +1,196 @@
+"""What one example's forward and backward pass does and holds, watched on made-up data."""
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from privimage import ops
+from privimage.dp.gradients.engine import ExampleGradients, Losses
+from privimage.dp.rules.slots import Slot
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a weight by a convolution, a linear layer or an embedding.
+
+    Attributes:
+        weight: the parameter's name.
+        bias: that of the bias that is used with it, if it is.
+        shape: of the weight.
+        positions: pixels (or tokens) x draws that an example's gradient sums over.
+        held: values of the layer's input and of its output's gradient, an example; an index of an
+            embedding stands for two.
+        is_table: whether an embedding reads it.
+    """
+
+    weight: str
+    bias: str | None
+    shape: tuple[int, ...]
+    positions: int
+    held: int
+    is_table: bool = False
+
+
+@dataclass(frozen=True)
+class Pass:
+    """An example's forward and backward pass.
+
+    Attributes:
+        uses: in the order of the backward pass.
+        writes: for each parameter, in the order in which gradients are written, its name and the
+            most bytes that were in memory since the write before it, gradients of parameters apart.
+        rest: the most bytes after the last write.
+        others: parameters with another use than those, by name.
+    """
+
+    uses: tuple[Use, ...]
+    writes: tuple[tuple[str, int], ...]
+    rest: int
+    others: frozenset[str] = frozenset()
+
+    def peak(self, kept: Mapping[str, float]) -> float:
+        """The most bytes at any time, if writing a parameter's gradient leaves so many behind."""
+        behind, most = 0.0, 0.0
+        for name, live in self.writes:
+            most = max(most, live + behind)
+            behind += kept.get(name, 0.0)
+        return max(most, self.rest + behind)
+
+    def written_first(self) -> "Pass":
+        """The same, if the memory of all gradients were taken before the pass begins."""
+        names = ((name, 0) for name, _ in self.writes)
+        return replace(self, writes=(*names, *(("", live) for _, live in self.writes)))
+
+
+def observe(
+    model: nn.Module,
+    gradients: ExampleGradients,
+    losses: Losses,
+    example: Sequence[torch.Tensor],
+    draws: int,
+) -> Pass:
+    """Runs one example through `losses` and back; leaves PyTorch's random state as it was.
+
+    Args:
+        model: that of `gradients`.
+        gradients: of the model.
+        losses: as for `ExampleGradients`.
+        example: made-up tensors [draws, ...].
+        draws: rows of the example.
+    """
+    arena = gradients.arena(1)
+    live = _LiveBytes()
+    live.ignore([*model.parameters(), *model.buffers(), *example, arena])
+    notes = _Notes([], [], set(), live)
+    slots = {
+        name: _Noting(name, slot.rows, notes) for name, slot in gradients.slots_in(arena).items()
+    }
+    with torch.random.fork_rng(), live:
+        gradients.write_into(slots, losses, *example, draws=draws)
+    others = frozenset(notes.others)
+    return Pass(tuple(notes.uses), tuple(notes.writes), live.most(), others)
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operators return, until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage] | None] = {}
+        self._now = self._most = 0
+
+    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Tensors that were there before."""
+        for tensor in tensors:
+            self._storages[tensor.untyped_storage()._cdata] = None
+
+    def most(self) -> int:
+        """The most bytes at any time since the call before."""
+        found, self._most = self._most, self._now
+        return found
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage._cdata, storage.nbytes()
+        if place in self._storages:
+            return
+
+        def forget(_: object) -> None:
+            del self._storages[place]
+            self._now -= size
+
+        self._storages[place] = weakref.ref(storage, forget)
+        self._now += size
+        self._most = max(self._most, self._now)
+
+
+@dataclass(frozen=True)
+class _Notes:
+    """What the slots of one pass write down."""
+
+    uses: list[Use]
+    writes: list[tuple[str, int]]
+    others: set[str]
+    live: _LiveBytes
+
+
+class _Noting(Slot):
+    """A slot that notes who writes into it and when; a layer's tensors are noted, not taken."""
+
+    def __init__(self, name: str, rows: torch.Tensor, notes: _Notes) -> None:
+        super().__init__(rows)
+        self.name = name
+        self._notes = notes
+        self._noted = False
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """As of any slot; whoever writes here by himself has another use."""
+        self._note()
+        self._notes.others.add(self.name)
+        return super().rows
+
+    def take(
+        self, x: torch.Tensor, grad: torch.Tensor, bias: Slot | None, geometry: ops.ConvGeometry
+    ) -> bool:
+        """Notes the use."""
+        self._note()
+        positions = grad.numel() // max(grad.shape[1], 1)
+        shape = tuple(super().rows.shape[1:])
+        name = None
+        if isinstance(bias, _Noting):
+            bias._note()
+            bias.used, name = True, bias.name
+        self.used = True
+        use = Use(self.name, name, shape, positions, x.numel() + grad.numel())
+        self._notes.uses.append(use)
+        return True
+
+    def take_read(self, indices: torch.Tensor, grad: torch.Tensor, padding_idx: int | None) -> bool:
+        """Notes the use."""
+        self._note()
+        self.used = True
+        held = grad.numel() + 2 * indices.numel()
+        shape = tuple(super().rows.shape[1:])
+        use = Use(self.name, None, shape, indices.numel(), held, is_table=True)
+        self._notes.uses.append(use)
+        return True
+
+    def _note(self) -> None:
+        if not self._noted:
+            self._notes.writes.append((self.name, self._notes.live.most()))
+            self._noted = True

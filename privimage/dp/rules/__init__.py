@@ -1,0 +1,1 @@
+"""How each operation that may use a trainable parameter hands out one gradient an example."""

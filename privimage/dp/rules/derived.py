@@ -1,0 +1,88 @@
+"""Tensors computed from parameters alone: a normalised weight, a slice of a table, a learned token.
+
+Such a tensor has one gradient an example as a parameter has. After the backward pass they go on to
+the parameters, through the very operations that made it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from privimage.dp.rules.slots import DerivedSlot, Examples
+from privimage.errors import UserError
+
+_REPEATING = (torch.Tensor.expand, torch.Tensor.repeat)
+_CUTTING = (torch.Tensor.detach, torch.detach, getattr(torch.Tensor, "data").__get__)  # noqa: B009
+"""What hands out the values of a parameter without its gradient, to be changed in place perhaps."""
+
+_UNSEEN = "its values would be used where its gradient is not seen; use a frozen copy"
+_CHANGED = "it is changed in place; write to a new tensor"
+
+
+def derive(
+    examples: Examples, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """`func(*args, **kwargs)` of parameters and constants, ready to be used as a parameter is.
+
+    Raises:
+        UserError: the result has lost its connection to the parameters, or is one of them, changed.
+    """
+    if func in _CUTTING:
+        raise UserError(_UNSEEN)
+    owned = [value for value in tensors_in((args, kwargs)) if examples.owns(value)]
+    versions = [value._version for value in owned]
+    try:
+        output = func(*args, **kwargs)
+    except RuntimeError as error:
+        if "leaf Variable" not in str(error):
+            raise
+        raise UserError(_CHANGED) from error
+    if [value._version for value in owned] != versions:
+        raise UserError(_CHANGED)
+    results = output if isinstance(output, tuple | list) else (output,)
+    if not all(isinstance(result, torch.Tensor) for result in results):
+        raise UserError(_UNSEEN)
+    for result in results:
+        # What has no gradient, such as a comparison, is a constant.
+        if result.requires_grad and not examples.owns(result):
+            examples.derive(result)
+    if func in _REPEATING and len(args) > 1 and examples.owns(output):
+        tensor, sizes = args[0], torch.Size(args[1:] if isinstance(args[1], int) else args[1])
+        if len(sizes) > tensor.dim() or (sizes and len(tensor) == 1):
+            examples.repeated[id(output)] = examples.derive(func(tensor, 1, *sizes[1:]))
+    return output
+
+
+def hand_back(examples: Examples, parameters: Sequence[torch.Tensor]) -> None:
+    """Adds the gradients of what was computed from parameters to theirs."""
+    used = list(_used(examples))
+    if not used:
+        return
+    gradients = torch.autograd.grad(
+        [slot.value for slot in used],
+        parameters,
+        [slot.rows.to(slot.value.dtype) for slot in used],
+        allow_unused=True,
+        is_grads_batched=True,
+    )
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            examples.slots[id(parameter)].add(gradient)
+
+
+def _used(examples: Examples) -> Iterator[DerivedSlot]:
+    for slot in examples.slots.values():
+        if isinstance(slot, DerivedSlot) and slot.used:
+            yield slot
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a structure of arguments."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))

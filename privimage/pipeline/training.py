@@ -1,0 +1,173 @@
+"""Runs the stages of a recipe that are not done, or says what that would cost and take."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from privimage import durable
+from privimage.dp import DEFAULT_MEMORY, History, Ledger, Plan
+from privimage.errors import UserError, check_choice, check_count, check_positive
+from privimage.pipeline import preflight, summary
+from privimage.pipeline.forecast import Forecast, forecast, in_words
+from privimage.pipeline.schedule import ALL, Scope, Todo, schedule
+from privimage.progress import Reporter
+from privimage.recipe import Recipe
+from privimage.report import write_report
+from privimage.run import spending
+from privimage.run.context import Run
+from privimage.run.folder import RunFolder
+from privimage.threads import Workers
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast a run goes and what it takes, and nothing of what it computes but its rounding.
+
+    Attributes:
+        device: cpu or cuda; None for what is there.
+        threads: None for all cores.
+        max_memory: MB by which a micro-batch of DP fine-tuning, one a thread, may grow the process.
+    """
+
+    device: str | None = None
+    threads: int | None = None
+    max_memory: float | None = None
+
+    def torch_device(self) -> torch.device:
+        """The device, by default what is there.
+
+        Raises:
+            UserError: it is not known, or not there.
+        """
+        wanted = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        check_choice("--device", wanted, ("cpu", "cuda"))
+        if wanted == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: this torch sees no GPU; use --device cpu")
+        return torch.device(wanted)
+
+    def workers(self) -> Workers:
+        """As many as there are threads, by default the machine's cores.
+
+        Raises:
+            UserError: there are none.
+        """
+        if self.threads is not None:
+            check_count("--threads", self.threads)
+        return Workers(self.threads)
+
+    def memory(self) -> float:
+        """Bytes for a micro-batch of DP fine-tuning, by default half of what a GPU has free.
+
+        Raises:
+            UserError: none are.
+        """
+        if self.max_memory is None:
+            device = self.torch_device()
+            on_cpu = device.type == "cpu"
+            return DEFAULT_MEMORY if on_cpu else torch.cuda.mem_get_info(device)[0] / 2
+        check_positive("--max-memory", self.max_memory)
+        return 1e6 * self.max_memory
+
+
+def train(
+    recipe: Recipe, path: Path, machine: Machine, reporter: Reporter, scope: Scope = ALL
+) -> None:
+    """Runs the stages that are not done yet; the same call goes on after any interruption.
+
+    Args:
+        recipe: what to compute.
+        path: the run folder; created if missing.
+        machine: device and threads.
+        reporter: the terminal and the clock.
+        scope: which stages.
+
+    Raises:
+        UserError: a mistake, found as early as it can be.
+        Stopped: the reporter asked for it; nothing is lost.
+    """
+    run, todo = _prepared(recipe, path, machine, reporter, scope)
+    folder = run.folder
+    durable.make_folder(path)
+    with Ledger(folder.ledger, recipe.privacy.unit) as ledger:
+        spending.refuse_other_persons(folder, recipe, ledger)
+        spending.refuse_foreign_files(folder, ledger)
+        if preflight.PRIVATE & {*todo.missing}:
+            spending.settle(run, ledger, todo.missing, todo.repeated)
+        if "declared" in vars(run):
+            folder.write_declared(run.declared)
+        folder.write_recipe(recipe)
+        folder.forget(todo.repeated)
+        if todo.missing:
+            summary.describe(run, ledger)
+            if not reporter.quiet:
+                _say_forecast(run, forecast(run, todo.missing))
+        for number, stage in enumerate(todo.whole, start=1):
+            title = f"{number}/{len(todo.whole)} {stage.name}"
+            if stage.name in todo.missing:
+                reporter.say(title, style="bold")
+                with folder.work(stage.name, recipe, stage.reads) as partial:
+                    stage.work(run, partial, ledger)
+            elif stage in todo.order:
+                reporter.say(f"{title}: done before")
+        if not folder.is_done("evaluation"):
+            return
+        summary.conclude(run, ledger)
+        if todo.missing or not (path / "report.html").exists():
+            write_report(path)
+
+
+def dry_run(
+    recipe: Recipe, path: Path, machine: Machine, reporter: Reporter, scope: Scope = ALL
+) -> tuple[Plan | None, Forecast]:
+    """Says what `train` would do, what it would cost, and how long it would take; writes nothing.
+
+    Returns:
+        What may be spent, None if none of the stages spends anything; and the forecast.
+
+    Raises:
+        UserError: as `train`.
+    """
+    run, todo = _prepared(recipe, path, machine, reporter, scope)
+    folder, plan = run.folder, None
+    history = History.read(folder.ledger) if folder.ledger.exists() else None
+    if history is not None:
+        history.check_unit(recipe.privacy.unit)
+        spending.refuse_other_persons(folder, recipe, history)
+        spending.refuse_foreign_files(folder, history)
+    if preflight.PRIVATE & {*todo.missing}:
+        plan = spending.settled(run, history, todo.missing, todo.repeated)
+    for stage in todo.order:
+        is_missing = stage.name in todo.missing
+        reporter.say(f"{stage.name:<12} {'to do' if is_missing else 'done before'}")
+    if plan is not None:
+        summary.say_plan(run, plan, recipe.privacy.unit)
+    found = forecast(run, todo.missing)
+    _say_forecast(run, found)
+    return plan, found
+
+
+def _say_forecast(run: Run, found: Forecast) -> None:
+    for line in in_words(found):
+        run.reporter.say(line)
+
+
+def _prepared(
+    recipe: Recipe, path: Path, machine: Machine, reporter: Reporter, scope: Scope
+) -> tuple[Run, Todo]:
+    """What is to be done, after all was checked that can be before the ledger is opened."""
+    todo = schedule(recipe, RunFolder(path), scope)
+    run = Run(
+        recipe,
+        RunFolder(path),
+        reporter,
+        machine.workers(),
+        machine.torch_device(),
+        machine.memory(),
+    )
+    for stage in todo.order:
+        if stage.name not in todo.repeated:
+            run.folder.refuse_changes(stage.name, recipe, stage.reads)
+    spending.refuse_without_ledger(run.folder)
+    preflight.check(run, todo.missing)
+    return run, todo

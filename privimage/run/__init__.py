@@ -1,0 +1,1 @@
+"""A run: its folder, what its stages share, and what it may spend."""

@@ -1,0 +1,187 @@
+"""What a run may spend, and which of its files its ledger must vouch for."""
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from privimage import dp, durable
+from privimage.dp import (
+    Gaussian,
+    History,
+    Ledger,
+    Mechanism,
+    Plan,
+    QueryReservation,
+    StepReservation,
+    SubsampledGaussian,
+)
+from privimage.errors import UserError
+from privimage.recipe import Recipe
+from privimage.run.context import RELEASES, Run
+from privimage.run.folder import RunFolder
+
+_RESERVATIONS: dict[str, type[QueryReservation] | type[StepReservation]] = {
+    "query": QueryReservation,
+    "finetune": StepReservation,
+}
+
+
+def refuse_without_ledger(folder: RunFolder) -> None:
+    """Refuses a folder that holds something private, but no ledger.
+
+    Raises:
+        UserError: what was spent for it is not known any more.
+    """
+    if folder.ledger.exists():
+        return
+    for name in RELEASES:
+        if any(path.exists() for path in (folder.stage(name), folder.partial(name))):
+            raise UserError(
+                f"{folder.ledger} is missing beside the stage '{name}', so ε can't be stated; "
+                "restore it from a backup, or begin a new run with --out"
+            )
+
+
+def refuse_foreign_files(folder: RunFolder, ledger: History) -> None:
+    """Refuses private files whose ledger head or hash is not in the ledger.
+
+    That is so whether or not they are to be made again: somebody may have seen them, so the ledger
+    that paid for them counts.
+
+    Raises:
+        UserError: they are of another ledger, or of a later state of this one.
+    """
+    for path, head in _heads(folder):
+        if not ledger.knows(head):
+            raise UserError(
+                f"{ledger.path} is older than {path} or is another run's, so ε can't be stated; "
+                "restore the ledger from a backup, or begin a new run with --out"
+            )
+    for name, path in releases(folder).items():
+        if not ledger.completed(name, durable.sha256(path)):
+            raise UserError(
+                f"{path} is not what {ledger.path} says was released: the ledger is older or the "
+                "file was changed; restore it from a backup, or begin a new run with --out"
+            )
+
+
+def refuse_other_persons(folder: RunFolder, recipe: Recipe, ledger: History) -> None:
+    """Refuses to spend for persons that are named in another way than those already spent for.
+
+    Raises:
+        UserError: one ε would be stated for two meanings of "person".
+    """
+    if not ledger.spent():
+        return
+    before, now = folder.recipe().data.person, recipe.data.person
+    if before != now:
+        raise UserError(
+            f"{folder.path}: this run was begun for the persons of --person {before}, not {now}; "
+            "begin a new run with --out"
+        )
+
+
+def releases(folder: RunFolder) -> dict[str, Path]:
+    """The released files of the finished stages, by stage."""
+    return {
+        name: folder.stage(name) / file
+        for name, file in RELEASES.items()
+        if (folder.stage(name) / file).exists()
+    }
+
+
+def settle(run: Run, ledger: Ledger, missing: Collection[str], repeated: Collection[str]) -> None:
+    """Records what `settled` finds in the ledger.
+
+    Raises:
+        UserError: as `settled`.
+    """
+    ledger.set_plan(settled(run, ledger, missing, repeated))
+
+
+def settled(
+    run: Run, history: History | None, missing: Collection[str], repeated: Collection[str]
+) -> Plan:
+    """Settles σ for what is still to come on top of what is spent; records nothing.
+
+    A plan for the same promise stays in force: recalibrating it after a crash would only move the
+    noise for the steps that are left.
+
+    Args:
+        run: its recipe says what is wanted.
+        history: what was spent; None before the first ledger.
+        missing: names of the stages that are still to be done.
+        repeated: those of them that were done or begun before and are wanted again.
+
+    Raises:
+        UserError: what is to be repeated was paid for, and the budget was not raised.
+    """
+    privacy = run.recipe.privacy
+    is_semantic = run.recipe.selection.mode == "semantic"
+    noise = run.recipe.query.noise_multiplier(privacy.epsilon) if is_semantic else None
+    old, before, spent = None, list[Plan](), list[Mechanism]()
+    if history is not None:
+        kinds = [kind for name, kind in _RESERVATIONS.items() if name in repeated]
+        before = [plan for kind in kinds if (plan := history.paid(kind)) is not None]
+        old, spent = history.plan, history.spent()
+    paid = max((plan.epsilon for plan in before), default=0.0)
+    if math.isfinite(paid) and privacy.epsilon <= paid:
+        raise UserError(
+            f"{run.folder.path}: epsilon {paid:g} was planned for what is to be repeated; "
+            "what it cost stays spent, so raise --epsilon to pay for both"
+        )
+    if is_semantic and "query" not in missing and old is not None:
+        noise = old.query_noise_multiplier
+    if old is not None and _is_for(old, run, noise) and old not in before:
+        return old
+    asked = [Gaussian(noise)] if noise is not None and "query" in missing else []
+    run.reporter.say("calibrating the noise …")
+    return calibrated(run.recipe, noise, [*spent, *asked])
+
+
+def calibrated(recipe: Recipe, noise: float | None, spent: Sequence[Mechanism]) -> Plan:
+    """The plan that keeps a recipe's promise.
+
+    Args:
+        recipe: its budget, rate and steps.
+        noise: σ of the query; None for no query.
+        spent: what else the budget pays for, the query included.
+
+    Raises:
+        UserError: that leaves nothing for the steps.
+    """
+    privacy, settings = recipe.privacy, recipe.finetune
+    rate, steps = settings.sample_rate, settings.steps
+    multiplier = dp.calibrate_noise_multiplier(privacy.epsilon, privacy.delta, rate, steps, spent)
+    finetune = SubsampledGaussian(rate, multiplier, steps)
+    return Plan(privacy.epsilon, privacy.delta, noise, finetune)
+
+
+def _is_for(plan: Plan, run: Run, query_noise_multiplier: float | None) -> bool:
+    """Whether `plan` is what the run's recipe asks for, with whatever σ."""
+    privacy, settings = run.recipe.privacy, run.recipe.finetune
+    steps = SubsampledGaussian(settings.sample_rate, plan.finetune.noise_multiplier, settings.steps)
+    return plan == Plan(privacy.epsilon, privacy.delta, query_noise_multiplier, steps)
+
+
+def _heads(folder: RunFolder) -> Iterator[tuple[Path, object]]:
+    """The files of a run that keep a ledger head, and the head: None where it is missing."""
+    for name in RELEASES:
+        for stage in (folder.stage(name), folder.partial(name)):
+            facts = stage / f"{name}.json"
+            if facts.exists():
+                yield facts, _field(facts, "ledger_head")
+    for record in sorted(folder.checkpoints("finetune").glob("step-*.json")):
+        yield record, _field(record, "ledger_head")
+
+
+def _field(path: Path, name: str) -> object:
+    """The value under `name` in a JSON file, at its top or in its `state`; None if it is missing.
+
+    Raises:
+        UserError: the file is no JSON object.
+    """
+    value = durable.read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not readable as a record")
+    return value.get("state", value).get(name)
