@@ -4,7 +4,7 @@ r"""What does a private step cost beside an ordinary one, and beside what else t
 
 Every method does one whole optimiser step on the same micro-batch: forward, backward, Adam and an
 average of the weights; the private ones also the norm of each image's gradient, clipping, the sum
-and noise. All run in this process, in turns (turns.py says by what rules); a ratio is the median
+and noise. All run in this process, in turns (step/turns.py says by what rules); a ratio is the median
 over the turns of a method's time to that of the faster ordinary step in the same turn. Peers run
 where they are installed, in the micro-batch that suits them; ours in the ordinary step's. Before
 it is timed a method's clipped sum is held against ours. `privimage` is the step that `privimage
@@ -30,10 +30,10 @@ from pathlib import Path
 
 import torch
 from memory import KEEPING, peak
-from methods import COMPILED, ORDINARY, Method, methods
-from models import MODELS, Setting, settings
 from records import merge
-from turns import Row, measure
+from step.methods import COMPILED, ORDINARY, Method, methods
+from step.models import MODELS, Setting, settings
+from step.turns import Row, measure
 
 IDENTITY = ("model", "draws", "threads", "method")
 

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 import torch
-from methods import OURS, methods
-from models import Setting, settings
+from step.methods import OURS, methods
+from step.models import Setting, settings
 
 # Otherwise glibc returns large blocks at each free and gets them again, at a tenth of every step.
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}

@@ -11,10 +11,10 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import dp_step
 import records
-from methods import ORDINARY, OURS, Method, methods
-from models import settings
-from steps import Step
-from turns import measure
+from step.methods import ORDINARY, OURS, Method, methods
+from step.models import settings
+from step.steps import Step
+from step.turns import measure
 
 
 def test_every_method_that_runs_has_a_row_of_paired_ratios(capsys):

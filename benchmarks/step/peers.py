@@ -11,10 +11,11 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from models import Setting
-from steps import MAX_GRAD_NORM, NOISE_MULTIPLIER, Step, Update, in_format
 from torch import nn
 from torch.func import functional_call, grad, vmap
+
+from step.models import Setting
+from step.steps import MAX_GRAD_NORM, NOISE_MULTIPLIER, Step, Update, in_format
 
 FIRST, LAST = torch.contiguous_format, torch.channels_last
 

@@ -5,13 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import peer_steps
 import torch
-from models import Setting
-from steps import Step, ordinary, ours
+
+from step import peers
+from step.models import Setting
+from step.steps import Step, ordinary, ours, recorded
 
 ORDINARY = ("ordinary channels-first", "ordinary channels-last")
 OURS = "privimage"
+RECORDED = "recorded ordinary"
 COMPILED = "torch.compile"
 UNRECORDED = "call by call"
 PIECES = (1, 2, 4)
@@ -39,22 +41,21 @@ def methods(setting: Setting, limits: Sequence[int] = ()) -> dict[str, Method]:
     found = {
         ORDINARY[0]: Method(lambda _: ordinary(setting, torch.contiguous_format)),
         ORDINARY[1]: Method(lambda _: ordinary(setting, last)),
+        RECORDED: Method(lambda _: recorded(setting)),
         COMPILED: Method(lambda _: ordinary(setting, last, is_compiled=True)),
         OURS: Method(lambda _: ours(setting)),
         UNRECORDED: Method(lambda _: ours(setting, is_recorded=False)),
     }
     for mb in limits:
         found[f"{OURS} in {mb} MB"] = Method(lambda _, mb=mb: ours(setting, 1e6 * mb))
-    found["vmap(grad)"] = Method(partial(peer_steps.vmap_grad, setting), pieces)
-    found["loop over images"] = Method(partial(peer_steps.loop, setting))
+    found["vmap(grad)"] = Method(partial(peers.vmap_grad, setting), pieces)
+    found["loop over images"] = Method(partial(peers.loop, setting))
     if importlib.util.find_spec("opacus") is not None:
-        hooks = partial(peer_steps.opacus_rows, setting, functorch=False)
-        functorch = partial(peer_steps.opacus_rows, setting, functorch=True)
+        hooks = partial(peers.opacus_rows, setting, functorch=False)
+        functorch = partial(peers.opacus_rows, setting, functorch=True)
         found["opacus hooks"] = Method(hooks, pieces)
         found["opacus functorch"] = Method(functorch, pieces)
-        found["opacus ghost"] = Method(
-            partial(peer_steps.opacus_ghost, setting), pieces, folds=False
-        )
+        found["opacus ghost"] = Method(partial(peers.opacus_ghost, setting), pieces, folds=False)
     if importlib.util.find_spec("fastDP") is not None:
-        found["fastDP"] = Method(partial(peer_steps.fastdp, setting), pieces, folds=False)
+        found["fastDP"] = Method(partial(peers.fastdp, setting), pieces, folds=False)
     return found

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from methods import ORDINARY, OURS, Method
-from models import Setting
-from steps import Step
+
+from step.methods import ORDINARY, OURS, Method
+from step.models import Setting
+from step.steps import Step
 
 Row = dict[str, Any]
 
