@@ -253,8 +253,8 @@ BUGS = [
     conv(
         "squares before what was there is added",
         "    if (job_.accumulate) add_parts(sums);\n    if (job_.parts != nullptr) store(sums);\n"
-        "    if (job_.squares != nullptr) write_squares(add_squares(sums));",
-        "    if (job_.squares != nullptr) write_squares(add_squares(sums));\n"
+        "    if (job_.squares.values != nullptr) write_squares(add_squares(sums));",
+        "    if (job_.squares.values != nullptr) write_squares(add_squares(sums));\n"
         "    if (job_.accumulate) add_parts(sums);\n    if (job_.parts != nullptr) store(sums);",
     ),
     conv("sum of examples unscaled", "grid_coordinate(sum, scale)", "grid_coordinate(sum, 1.0)"),
