@@ -4,7 +4,7 @@ r"""What does a private step cost beside an ordinary one, and beside what else t
 
 Every method does one whole optimiser step on the same micro-batch: forward, backward, Adam and an
 average of the weights; the private ones also the norm of each image's gradient, clipping, the sum
-and noise. All run in this process, in turns (step/turns.py says by what rules); a ratio is the median
+and noise. All run in this process, in turns, by the rules of step/turns.py; a ratio is the median
 over the turns of a method's time to that of the faster ordinary step in the same turn. Peers run
 where they are installed, in the micro-batch that suits them; ours in the ordinary step's. Before
 it is timed a method's clipped sum is held against ours. `privimage` is the step that `privimage
