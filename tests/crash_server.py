@@ -21,7 +21,6 @@ from tiny import TINY
 from privimage import audit, loop, pipeline, recipe
 from privimage.data import digits, glyphs
 from privimage.errors import UserError
-from privimage.evaluate import classifiers
 from privimage.pipeline import schedule
 from privimage.progress import Reporter
 from privimage.run.folder import RunFolder
@@ -149,8 +148,6 @@ def main(folder, log, seed):
     digits.train = functools.cache(digits.train)
     digits.train()
     loop._CHECKPOINT_INTERVAL_S = 0.0
-    classifiers._EPOCHS = 2
-    finetune._LARGEST_MICRO_BATCH = 8
     states, began = [], time.monotonic()
     for stage in schedule.STAGES:
         for killer in _killers(stage.name, randomness):

@@ -172,12 +172,13 @@ def test_the_page_runs_from_top_to_bottom(monkeypatch):
         "y": torch.randint(3, (600,)),
     }
     blocks = _blocks(PAGES[0])
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         # Loops are shortened, and each part has a model of its own; all else stands there.
         names["model"] = nn.Linear(4, 3)
         exec(re.sub(r"(steps=|range\()1000", r"\g<1>2", block), names)  # noqa: S102
     assert names["engine"].steps_spent == 2
+    assert torch.equal(names["fast"](names["x"], names["y"]), names["total"])
     for operation, rows in (("scale", 1), ("shift", 2)):
         parameter = nn.Parameter(torch.randn(4))
         layer = nn.ParameterList([parameter])

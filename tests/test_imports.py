@@ -18,7 +18,6 @@ MAY_IMPORT = {
     "threads": set(),
     "pace": set(),
     "acceleration": set(),
-    "allocator": set(),
     "networks": {"errors"},
     "_host": set(),
     "ops": {"errors", "_host"},
@@ -45,7 +44,7 @@ MAY_IMPORT = {
     "budget": {"errors", "durable", "dp"},
     "inspection": {"durable", "data"},
     "cli": {"errors", "progress", "recipe", "data", "pipeline", "audit", "doctor", "budget"}
-    | {"allocator", "assessment", "inspection", "selftest", "export", "report", "run"},
+    | {"assessment", "inspection", "selftest", "export", "report", "run"},
     "__init__": {"synthesizer"},
     "__main__": {"cli"},
 }

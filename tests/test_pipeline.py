@@ -217,9 +217,9 @@ def test_a_mistake_is_found_before_anything_is_spent(
     assert not (tmp_path / "run/recipe.toml").exists()
 
 
-def test_no_permission_to_write_is_one_clear_line(tiny, train, tmp_path):
+def test_a_run_inside_a_file_is_one_clear_line(tiny, train, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="no permission to write"):
+    with pytest.raises(UserError, match="is a file, not a folder; choose another --out"):
         train(tiny(), tmp_path / "file" / "run")
 
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from privimage import assessment, export, pipeline, recipe
-from privimage.allocator import keep_freed_memory
 from privimage.cli import options
 from privimage.pipeline.schedule import STAGES, Scope, Stage
 from privimage.progress import Reporter
@@ -80,7 +79,6 @@ def _train(given: dict[str, Any], scope: Scope) -> None:
         plan, found = pipeline.dry_run(chosen, path, machine, reporter, scope)
         result = {"plan": None if plan is None else asdict(plan), **asdict(found)}
     else:
-        keep_freed_memory()
         pipeline.train(chosen, path, machine, reporter, scope)
         metrics = path / "evaluation" / "metrics.json"
         result = json.loads(metrics.read_text()) if metrics.exists() else {}
