@@ -168,7 +168,8 @@ class PrivateEngine:
         self.steps_spent += 1
         total: torch.Tensor | None = None
         seed = int(self._words.words(1))
-        with torch.random.fork_rng([self._device] if self._device.type != "cpu" else []):
+        device = self._gradients.device
+        with torch.random.fork_rng([device] if device.type != "cpu" else []):
             torch.manual_seed(seed)
             for rows, count in self._loader.micro_batches(
                 self._sampling, plan.examples, self._template
@@ -176,7 +177,7 @@ class PrivateEngine:
                 part = (self._recorded or self._summed)(*self._filled(rows, count))
                 total = part if total is None else total.add_(part)
         if total is None:  # An empty batch is a step like any other.
-            total = torch.zeros(self._gradients.size, dtype=torch.int64, device=self._device)
+            total = torch.zeros(self._gradients.size, dtype=torch.int64, device=device)
         self._stepper.step(total)
 
     def epsilon(self, delta: float) -> float:
@@ -266,15 +267,11 @@ class PrivateEngine:
 
     def _filled(self, rows: Rows, count: int) -> Rows:
         """A micro-batch as `_summed` takes it, the first `count` of whose examples count."""
-        counted = torch.tensor(count, device=self._device)
+        counted = torch.tensor(count, device=self._gradients.device)
         return (*self._repeated(self._on_device(rows)), counted)
 
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self._parameters.values())).device
-
     def _on_device(self, rows: Rows) -> Rows:
-        return tuple(tensor.to(self._device) for tensor in rows)
+        return tuple(tensor.to(self._gradients.device) for tensor in rows)
 
     def _repeated(self, rows: Rows) -> Rows:
         """Each example's rows, one for each draw."""

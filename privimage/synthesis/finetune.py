@@ -103,7 +103,7 @@ class Finetuner:
         self.is_secret = key.is_secret
         self._sampling, self._draws = key.stream(Domain.SAMPLING), key.stream(Domain.EXAMPLES)
         self._gradients = ExampleGradients(network, torch.channels_last)
-        self._device = next(network.parameters()).device
+        self._device = self._gradients.device
         self._images = sensitive.images.to(self._device)
         self._optimizer = DPAdam(
             [parameter for parameter in network.parameters() if parameter.requires_grad],
