@@ -26,22 +26,11 @@ template <typename Scalar>
 using Tiles = void (*)(const TapLoop&, const Scalar* x, const Scalar* grad, Scalar* sums,
                        int64_t pitch, int64_t count);
 
-// Writes the dot products of each of some rows with each of as many others, row by row, in double
-// precision; a row has `count` values.
-template <typename Scalar>
-using Dots = void (*)(const Scalar* const* rows, const Scalar* const* others, int64_t count,
-                      double* found);
-
-// Rows whose dot products fit into the registers.
-constexpr int64_t kDotRows = 4;
-
 template <typename Scalar>
 struct TileSet {
   Tiles<Scalar> one_vector;
   Tiles<Scalar> two_vectors;
   int64_t lanes;  // values in a vector
-  Dots<Scalar> dots_of_one;
-  Dots<Scalar> dots_of_many;  // of kDotRows
 };
 
 }  // namespace privimage::cpu

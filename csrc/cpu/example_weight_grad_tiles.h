@@ -77,47 +77,9 @@ PRIVIMAGE_TARGET static void tiles(const TapLoop& loop, const Scalar* x, const S
   }
 }
 
-// As many values as a vector of doubles has.
-template <typename Scalar>
-PRIVIMAGE_TARGET static inline Lanes<double>::Vector as_doubles(const Scalar* from) {
-  constexpr int64_t kBytes = Lanes<double>::count * sizeof(Scalar);
-  typedef Scalar Few __attribute__((vector_size(kBytes), aligned(sizeof(Scalar)), may_alias));
-  return __builtin_convertvector(*reinterpret_cast<const Few*>(from), Lanes<double>::Vector);
-}
-
-template <typename Scalar, int kRows>
-PRIVIMAGE_TARGET static void dots(const Scalar* const* rows, const Scalar* const* others,
-                                  int64_t count, double* found) {
-  using Vector = Lanes<double>::Vector;
-  constexpr int64_t kLanes = Lanes<double>::count;
-  const int64_t whole = count - count % kLanes;
-  Vector total[kRows][kRows] = {};
-  for (int64_t i = 0; i < whole; i += kLanes) {
-    Vector values[kRows];
-    for (int c = 0; c < kRows; ++c) values[c] = as_doubles(others[c] + i);
-    for (int r = 0; r < kRows; ++r) {
-      const Vector factor = as_doubles(rows[r] + i);
-      for (int c = 0; c < kRows; ++c) {
-        total[r][c] = multiply_add(values[c], factor, total[r][c]);
-      }
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int c = 0; c < kRows; ++c) {
-      double sum = 0.0;
-      for (int64_t lane = 0; lane < kLanes; ++lane) sum += total[r][c][lane];
-      for (int64_t i = whole; i < count; ++i) sum += double{rows[r][i]} * double{others[c][i]};
-      found[r * kRows + c] = sum;
-    }
-  }
-}
-
 template <typename Scalar>
 inline TileSet<Scalar> tile_set() {
-  return {tiles<Scalar, 1>, tiles<Scalar, 2>, Lanes<Scalar>::count, dots<Scalar, 1>,
-          dots<Scalar, kDotRows>};
+  return {tiles<Scalar, 1>, tiles<Scalar, 2>, Lanes<Scalar>::count};
 }
 
 }  // namespace privimage::cpu::PRIVIMAGE_ISA

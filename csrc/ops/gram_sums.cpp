@@ -2,6 +2,9 @@
 // can choose it.
 #include "cpu/gram_sums.h"
 
+#include <vector>
+
+#include "ops/conv_arguments.h"
 #include "ops/op.h"
 
 namespace privimage {
@@ -10,40 +13,49 @@ namespace {
 // Multiplications that a thread must have to do to be worth waking it.
 constexpr int64_t kGrain = 1 << 17;
 
-void check(const Tensor& x, const Tensor& grad) {
-  check_shape(x, "x", {kAnySize, kAnySize, kAnySize});
-  check_shape(grad, "grad", {x.size(0), x.size(1), kAnySize});
-  check_contiguous(x, "x");
-  check_contiguous(grad, "grad");
-  check_beside(grad, x.scalar_type(), x, "grad");
-}
-
 template <typename Scalar>
-void run(const Tensor& x, const Tensor& grad, bool with_bias, const Tensor& sums) {
-  const cpu::GramSums<Scalar> job{static_cast<const Scalar*>(x.const_data_ptr()),
-                                  static_cast<const Scalar*>(grad.const_data_ptr()),
-                                  static_cast<double*>(sums.mutable_data_ptr()),
-                                  x.size(0),
-                                  x.size(1),
-                                  x.size(2),
-                                  grad.size(2),
-                                  with_bias};
-  const int64_t work = job.positions * job.positions * (job.inputs + job.outputs) / 2;
-  torch::stable::parallel_for(0, job.examples, kGrain / (work + 1) + 1,
-                              [&](int64_t begin, int64_t end) { cpu::gram_sums(job, begin, end); });
+cpu::GramSums<Scalar> describe(const Tensor& x, const Tensor& grad, const Tensor& sums,
+                               const ConvGeometry& geometry, bool with_bias) {
+  return {geometry,
+          static_cast<const Scalar*>(x.const_data_ptr()),
+          strides_of(x),
+          static_cast<const Scalar*>(grad.const_data_ptr()),
+          strides_of(grad),
+          static_cast<double*>(sums.mutable_data_ptr()),
+          with_bias};
 }
 
-Tensor gram_sums_cpu(const Tensor x, const Tensor grad, bool with_bias) {
-  check(x, grad);
-  Tensor sums = torch::stable::new_empty(x, {4, x.size(0)}, ScalarType::Double);
-  in_its_type(x, "x", [&](auto zero) { run<decltype(zero)>(x, grad, with_bias, sums); });
+// Of an example, about.
+int64_t products(const ConvGeometry& shape) {
+  const int64_t positions = shape.draws * shape.height.outputs * shape.width.outputs;
+  return positions * positions * (shape.inputs + shape.outputs) / 2;
+}
+
+Tensor gram_sums_cpu(const Tensor x, const Tensor grad, int64_t examples,
+                     const std::vector<int64_t> taps, bool with_bias,
+                     const std::vector<int64_t> stride, const std::vector<int64_t> padding,
+                     const std::vector<int64_t> dilation, int64_t groups) {
+  STD_TORCH_CHECK(examples >= 0, "examples: expected no negative number, got ", examples);
+  STD_TORCH_CHECK(groups == 1, "groups: expected 1, got ", groups);
+  check_beside(grad, x.scalar_type(), x, "grad");
+  const ConvGeometry geometry =
+      geometry_of(x, grad, examples, {taps, stride, padding, dilation, groups});
+  Tensor sums = torch::stable::new_empty(x, {4, examples}, ScalarType::Double);
+  in_its_type(x, "x", [&](auto zero) {
+    const auto job = describe<decltype(zero)>(x, grad, sums, geometry, with_bias);
+    torch::stable::parallel_for(
+        0, examples, kGrain / (products(geometry) + 1) + 1,
+        [&](int64_t begin, int64_t end) { cpu::gram_sums(job, begin, end); });
+  });
   return sums;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(privimage, library) {
-  library.def("gram_sums(Tensor x, Tensor grad, bool with_bias) -> Tensor");
+  library.def(
+      "gram_sums(Tensor x, Tensor grad, int examples, int[] taps, bool with_bias, int[] stride, "
+      "int[] padding, int[] dilation, int groups) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(privimage, CPU, library) {

@@ -25,65 +25,87 @@ std::vector<Scalar> normals(Random& random, int64_t count) {
   return values;
 }
 
-template <typename Scalar>
-double dot(const std::vector<Scalar>& values, int64_t width, int64_t one, int64_t other) {
-  double sum = 0.0;
-  for (int64_t i = 0; i < width; ++i) {
-    sum += double(values[one * width + i]) * double(values[other * width + i]);
-  }
-  return sum;
-}
-
 void close(double found, double expected, double size) {
   CHECK(std::abs(found - expected) <= 1e-12 * size);
 }
 
+// An axis with room for its taps.
+ConvAxis any_axis(Random& random) {
+  ConvAxis axis{upto(random, 1, 7), 0, upto(random, 1, 4), upto(random, 1, 3), upto(random, 0, 3),
+                upto(random, 1, 2)};
+  const int64_t reach = axis.inputs + 2 * axis.padding - axis.dilation * (axis.taps - 1) - 1;
+  axis.outputs = reach < 0 ? 0 : reach / axis.stride + 1;
+  return axis.outputs > 0 ? axis : any_axis(random);
+}
+
+// What output position `at` of an example reads, zeros in the padding, and a 1 for the bias.
 template <typename Scalar>
-void sums_are_those_of_the_formula(Random& random) {
-  const int64_t examples = upto(random, 0, 3), positions = upto(random, 0, 11);
-  const int64_t inputs = upto(random, 1, 37), outputs = upto(random, 1, 21);
-  const auto x = normals<Scalar>(random, examples * positions * inputs);
-  const auto grad = normals<Scalar>(random, examples * positions * outputs);
-  std::vector<double> found(4 * examples, NAN);
-  const bool with_bias = random() % 2 == 0;
-  const cpu::GramSums<Scalar> job{x.data(),  grad.data(), found.data(), examples,
-                                  positions, inputs,      outputs,      with_bias};
-  cpu::gram_sums(job, 0, examples / 2);
-  cpu::gram_sums(job, examples / 2, examples);
-  for (int64_t example = 0; example < examples; ++example) {
-    const int64_t first = example * positions;
-    double sums[4] = {};
-    for (int64_t t = first; t < first + positions; ++t) {
-      const double length = std::sqrt(dot(x, inputs, t, t) + with_bias);
-      const double slope = std::sqrt(dot(grad, outputs, t, t));
-      sums[1] += length * slope;
-      sums[2] += length;
-      sums[3] += slope;
-      for (int64_t s = first; s < first + positions; ++s) {
-        sums[0] += (dot(x, inputs, t, s) + with_bias) * dot(grad, outputs, t, s);
-      }
-    }
-    for (int64_t i = 0; i < 4; ++i) {
-      close(found[i * examples + example], sums[i], i == 0 ? sums[1] * sums[1] : sums[i]);
-    }
+std::vector<double> patch(const ConvGeometry& shape, const Scalar* x, int64_t at, bool with_bias) {
+  const ConvAxis &height = shape.height, &width = shape.width;
+  const int64_t w = at % width.outputs, h = at / width.outputs % height.outputs;
+  const Scalar* image =
+      x + at / width.outputs / height.outputs * shape.inputs * height.inputs * width.inputs;
+  std::vector<double> values(with_bias, 1.0);
+  for (int64_t i = 0; i < height.taps * width.taps * shape.inputs; ++i) {
+    const int64_t c = i % shape.inputs, tap = i / shape.inputs;
+    const int64_t y = input_position(height, h, tap / width.taps);
+    const int64_t z = input_position(width, w, tap % width.taps);
+    const bool is_inside = y >= 0 && y < height.inputs && z >= 0 && z < width.inputs;
+    values.push_back(is_inside ? image[(c * height.inputs + y) * width.inputs + z] : 0.0);
   }
+  return values;
+}
+
+double dot(const std::vector<double>& one, const std::vector<double>& other) {
+  double sum = 0.0;
+  for (size_t i = 0; i < one.size(); ++i) sum += one[i] * other[i];
+  return sum;
 }
 
 template <typename Scalar>
-void dots_are_the_same_everywhere(Random& random) {
-  const int64_t width = upto(random, 1, 70);
-  const auto rows = normals<Scalar>(random, cpu::kDotRows * width);
-  const Scalar* pointers[cpu::kDotRows];
-  for (int64_t i = 0; i < cpu::kDotRows; ++i) pointers[i] = rows.data() + i * width;
-  for (const cpu::TileSet<Scalar>* set = cpu::tile_sets<Scalar>(); set->lanes > 0; ++set) {
-    double found[cpu::kDotRows * cpu::kDotRows], one;
-    set->dots_of_many(pointers, pointers, width, found);
-    set->dots_of_one(pointers, pointers + 1, width, &one);
-    CHECK(one == found[1]);
-    for (int64_t i = 0; i < cpu::kDotRows * cpu::kDotRows; ++i) {
-      const int64_t row = i / cpu::kDotRows, other = i % cpu::kDotRows;
-      close(found[i], dot(rows, width, row, other),
-            std::sqrt(dot(rows, width, row, row) * dot(rows, width, other, other)));
+void sums_are_those_of_the_formula(Random& random) {
+  ConvGeometry shape{upto(random, 0, 3),  upto(random, 1, 2), 1, upto(random, 1, 37),
+                     upto(random, 1, 21), any_axis(random),   any_axis(random)};
+  const int64_t area = shape.height.inputs * shape.width.inputs;
+  const int64_t places = shape.height.outputs * shape.width.outputs;
+  const int64_t rows = shape.examples * shape.draws, positions = shape.draws * places;
+  const auto x = normals<Scalar>(random, rows * shape.inputs * area);
+  const auto grad = normals<Scalar>(random, rows * shape.outputs * places);
+  const bool with_bias = random() % 2 == 0;
+  std::vector<double> expected(4 * shape.examples);
+  for (int64_t example = 0; example < shape.examples; ++example) {
+    const Scalar* image = x.data() + example * shape.draws * shape.inputs * area;
+    std::vector<std::vector<double>> patches, slopes;
+    for (int64_t t = 0; t < positions; ++t) {
+      patches.push_back(patch(shape, image, t, with_bias));
+      const int64_t row = example * shape.draws + t / places;
+      std::vector<double> slope;
+      for (int64_t c = 0; c < shape.outputs; ++c) {
+        slope.push_back(grad[(row * shape.outputs + c) * places + t % places]);
+      }
+      slopes.push_back(slope);
+    }
+    for (int64_t t = 0; t < positions; ++t) {
+      const double length = std::sqrt(dot(patches[t], patches[t]));
+      const double steepness = std::sqrt(dot(slopes[t], slopes[t]));
+      const double of_one[4] = {0.0, length * steepness, length, steepness};
+      for (int64_t i = 0; i < 4; ++i) expected[i * shape.examples + example] += of_one[i];
+      for (int64_t s = 0; s < positions; ++s) {
+        expected[example] += dot(patches[t], patches[s]) * dot(slopes[t], slopes[s]);
+      }
+    }
+  }
+  for (const cpu::TileSet<double>* set = cpu::tile_sets<double>(); set->lanes > 0; ++set) {
+    std::vector<double> found(4 * shape.examples, NAN);
+    const ImageStrides of_x{shape.inputs * area, area, shape.width.inputs, 1};
+    const ImageStrides of_grad{shape.outputs * places, places, shape.width.outputs, 1};
+    const cpu::GramSums<Scalar> job{shape,   x.data(),     of_x,     grad.data(),
+                                    of_grad, found.data(), with_bias};
+    cpu::gram_sums(job, 0, shape.examples / 2, *set);
+    cpu::gram_sums(job, shape.examples / 2, shape.examples, *set);
+    for (int64_t i = 0; i < 4 * shape.examples; ++i) {
+      const double length = expected[shape.examples + i % shape.examples];
+      close(found[i], expected[i], i < shape.examples ? length * length : expected[i]);
     }
   }
 }
@@ -124,8 +146,6 @@ int main() {
   for (int i = 0; i < 200; ++i) {
     sums_are_those_of_the_formula<float>(random);
     sums_are_those_of_the_formula<double>(random);
-    dots_are_the_same_everywhere<float>(random);
-    dots_are_the_same_everywhere<double>(random);
     entries_are_those_of_tables<float>(random);
     entries_are_those_of_tables<double>(random);
   }

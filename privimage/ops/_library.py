@@ -55,7 +55,10 @@ _SCHEMAS = {
         "recomputed_sum(Tensor x, Tensor grad, Tensor scales, Tensor(a!) weight_sum, "
         "Tensor(b!)? bias_sum, int[] stride, int[] padding, int[] dilation, int groups) -> ()"
     ),
-    "gram_sums": "gram_sums(Tensor x, Tensor grad, bool with_bias) -> Tensor",
+    "gram_sums": (
+        "gram_sums(Tensor x, Tensor grad, int examples, int[] taps, bool with_bias, int[] stride, "
+        "int[] padding, int[] dilation, int groups) -> Tensor"
+    ),
     "group_norm_silu": (
         "group_norm_silu(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps, bool silu) "
         "-> (Tensor, Tensor)"

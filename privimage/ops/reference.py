@@ -310,10 +310,26 @@ def recomputed_sum(
         scaled_sum(bias, scales, bias_sum, True)
 
 
-def gram_sums(x: torch.Tensor, grad: torch.Tensor, with_bias: bool) -> torch.Tensor:
+def gram_sums(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    examples: int,
+    taps: list[int],
+    with_bias: bool,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> torch.Tensor:
     """→ float64 [4, examples]; see `privimage.ops.gram_sums`."""
-    x, grad = x.double(), grad.double()
-    of_x, of_grad = x @ x.mT + float(with_bias), grad @ grad.mT
+    patches = F.unfold(x.double(), taps, dilation, padding, stride)  # groups == 1
+    positions = len(x) // max(examples, 1) * patches.shape[2]
+    by_position = (
+        rows.mT.reshape(examples, positions, rows.shape[1])
+        for rows in (patches, grad.double().flatten(2))
+    )
+    of_x, of_grad = (rows @ rows.mT for rows in by_position)
+    of_x = of_x + float(with_bias)
     lengths = [gram.diagonal(dim1=1, dim2=2).sqrt() for gram in (of_x, of_grad)]
     sums = [(of_x * of_grad).sum(2), lengths[0] * lengths[1], *lengths]
     return torch.stack([each.sum(1) for each in sums])

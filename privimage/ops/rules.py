@@ -74,9 +74,11 @@ def recomputed_sum(*arguments: object) -> None:
     """Changes its arguments and returns nothing."""
 
 
-def gram_sums(x: torch.Tensor, grad: torch.Tensor, with_bias: bool) -> torch.Tensor:
-    """[examples, positions, inputs] → float64 [4, examples], without data."""
-    return x.new_empty(4, x.shape[0], dtype=torch.float64)
+def gram_sums(
+    x: torch.Tensor, grad: torch.Tensor, examples: int, *others: object
+) -> torch.Tensor:
+    """Float64 [4, examples], without data."""
+    return x.new_empty(4, _size("examples", examples), dtype=torch.float64)
 
 
 def group_norm_silu(

@@ -120,34 +120,42 @@ def recomputed_sum(
     )
 
 
-def gram_sums(x: torch.Tensor, grad: torch.Tensor, with_bias: bool) -> torch.Tensor:
-    """Four sums for each example, of which the norm of a linear layer's gradient follows.
+def gram_sums(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    examples: int,
+    taps: tuple[int, int],
+    with_bias: bool,
+    geometry: ConvGeometry,
+) -> torch.Tensor:
+    """Four sums for each example, of which the norm of what `example_weight_grad` writes follows.
 
-    With x_t and g_t for an example's values at position t, they are: over all pairs of positions
-    <x_t, x_s> <g_t, g_s>, which is the squared norm of Σ g_t x_t'; over all positions |x_t| |g_t|,
-    |x_t| and |g_t|. In float64, each in an order that the shapes of one example decide.
+    With u_t for the patch of x that position t of the output reads, zeros where it reaches beyond
+    the image, and g_t for the gradient there, over all draws, they are: over all pairs of positions
+    <u_t, u_s> <g_t, g_s>, which is the squared norm of Σ g_t u_t'; over all positions |u_t| |g_t|,
+    |u_t| and |g_t|. In float64, each in an order that the shapes of one example decide; a thread
+    needs memory for the squares of the numbers of positions and of pixels.
 
     Args:
-        x: float32 or float64 [examples, positions, inputs], what the layer was given.
-        grad: [examples, positions, outputs], gradient of its output.
+        x: as there.
+        grad: as there.
+        examples: divides the rows.
+        taps: of the convolution, height and width.
         with_bias: whether a bias counts, as an input that is always 1.
+        geometry: as there, of one group.
 
     Returns:
         float64 [4, examples]; infinite or NaN where an example is not finite, or its squares.
 
     Raises:
-        TypeError, ValueError: an argument is not as above.
+        TypeError, ValueError: as there; there are groups.
     """
-    wide_type(x)
-    if grad.dtype != x.dtype:
-        raise TypeError(f"x, grad: expected the same float type, got {x.dtype} and {grad.dtype}")
-    if x.dim() != 3 or grad.dim() != 3 or x.shape[:2] != grad.shape[:2]:
-        raise ValueError(
-            "x, grad: expected [examples, positions, inputs] and [examples, positions, outputs], "
-            f"got {list(x.shape)} and {list(grad.shape)}"
-        )
+    _check_convolution(x, grad)
+    stride, padding, dilation, groups = geometry
+    if groups != 1:
+        raise ValueError(f"geometry: expected one group, got {groups}")
     result: torch.Tensor = torch.ops.privimage.gram_sums(
-        x.contiguous(), grad.contiguous(), with_bias
+        x, grad, examples, taps, with_bias, stride, padding, dilation, groups
     )
     return result
 

@@ -1,124 +1,21 @@
-"""Norms by Gram matrices: never below those of what is added, hardly above, one by one."""
+"""Layers whose norms are bounds by Gram matrices, and tables that are not kept: in the sum."""
 
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from truth import one_at_a_time
+from truth import cancelling, one_at_a_time
 
 from privimage import ops
 from privimage.dp import GRID_UNITS, ClipRule, ExampleGradients, plan, planned_clipped_sum
 from privimage.dp.gradients import later
 from privimage.dp.gradients.costs import Costs
-from privimage.dp.gradients.ghost import ghost_squares
 from privimage.errors import UserError
 from privimage.ops._library import is_native
 
 COSTS = Costs(multiply_add=5e-12, keep=6e-10, norm=2e-10, sum=2e-10, gram=2e-11, layer=1e-4)
 RULES = [ClipRule(0.05), ClipRule(0.05, "per_layer"), ClipRule(0.05, "automatic")]
-ONE_TAP = ((1, 1), (0, 0), (1, 1), 1)
 native = pytest.mark.skipif(not is_native, reason="the native operators are not built")
-
-
-def added(x, grad, *, with_bias):
-    """The norms of what the kernel computes for [examples, positions, inputs] and outputs."""
-    examples, outputs, inputs = len(x), grad.shape[2], x.shape[2]
-    weight = torch.empty(examples, outputs, inputs, 1, 1, dtype=x.dtype)
-    bias = torch.empty(examples, outputs, dtype=x.dtype) if with_bias else None
-    pixels = [t[:, None].permute(0, 3, 1, 2) for t in (x, grad)]
-    ops.example_weight_grad(*pixels, weight, bias, ONE_TAP)
-    parts = [weight.flatten(1)] + ([bias] if with_bias else [])
-    return torch.cat(parts, 1).double().norm(dim=1)
-
-
-def cancelling(x, grad):
-    """Positions whose products add up to zero exactly, but for the rounding of each of them."""
-    third = x.shape[1] // 3
-    first, second = grad[:, :third], (64 * grad[:, third : 2 * third]).round() / 64
-    first = (64 * first).round() / 64
-    together = torch.cat([first, second, -(first + second)], 1)
-    return x[:, :third].repeat(1, 3, 1), together
-
-
-KINDS = {
-    "random": lambda x, grad: (x, grad),
-    "cancelling": cancelling,
-    "nearly": lambda x, grad: (torch.cat([x, x], 1), torch.cat([grad, -grad * (1 + 2**-20)], 1)),
-    "zero": lambda x, grad: (x * 0, grad),
-    "rectified": lambda x, grad: (x.relu(), grad * (torch.rand_like(grad) < 0.2)),
-    "tiny": lambda x, grad: (x * 1e-30, grad * 1e-15),
-    "subnormal": lambda x, grad: (x * 1e-40, grad * 1e3),
-    "huge": lambda x, grad: (x * 1e30, grad * 1e5),
-    "apart": lambda x, grad: (x * 10.0 ** torch.randint(-18, 18, x.shape[:2])[..., None], grad),
-}
-
-
-@given(
-    kind=st.sampled_from(list(KINDS)),
-    examples=st.integers(0, 3),
-    positions=st.integers(1, 9),
-    inputs=st.integers(1, 37),
-    outputs=st.integers(1, 21),
-    with_bias=st.booleans(),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
-    seed=st.integers(0, 9),
-)
-@settings(max_examples=150, deadline=None)
-def test_the_bound_is_never_below_what_is_added(
-    kind, examples, positions, inputs, outputs, with_bias, dtype, seed
-):
-    torch.manual_seed(seed)
-    x = torch.randn(examples, 3 * positions, inputs, dtype=dtype)
-    x, grad = KINDS[kind](x, torch.randn(examples, 3 * positions, outputs, dtype=dtype))
-    bound = ghost_squares(x, grad, with_bias=with_bias).sqrt()
-    norms = added(x, grad, with_bias=with_bias)
-    assert (bound >= norms).all()
-    wide = torch.cat([x, torch.ones_like(x[..., :1])], 2) if with_bias else x
-    reach = (wide.double().norm(dim=2) * grad.double().norm(dim=2)).sum(1)
-    pairs = inputs + outputs + x.shape[1] ** 2 + 9
-    unit = torch.finfo(dtype).eps / 2
-    share = 2.01 * (x.shape[1] + 2) * unit + math.sqrt(pairs) * 2.0**-25.9
-    assert (bound <= norms + share * reach + 1e-30).all()
-    if kind == "random" and dtype == torch.float32 and positions * inputs > 20:
-        assert (bound <= norms * (1 + 1e-4)).all()
-
-
-def test_a_product_of_one_position_is_known_to_rounding():
-    x, grad = torch.randn(4, 1, 300), torch.randn(4, 1, 200)
-    bound = ghost_squares(x, grad, with_bias=False).sqrt()
-    expected = x[:, 0].double().norm(dim=1) * grad[:, 0].double().norm(dim=1)
-    torch.testing.assert_close(bound, expected, rtol=5e-7, atol=0)
-
-
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e25])
-def test_what_is_not_finite_or_could_overflow_has_no_norm(value):
-    x, grad = torch.randn(3, 4, 5), torch.randn(3, 4, 6)
-    expected = ghost_squares(x, grad, with_bias=True)
-    x[1, 2, 3], grad[1, 2] = value, 1e25
-    bound = ghost_squares(x, grad, with_bias=True)
-    assert bound.isfinite().tolist() == [True, False, True]
-    assert torch.equal(bound[[0, 2]], expected[[0, 2]])
-
-
-@pytest.mark.parametrize("positions", [1, 3, 8, 50])
-def test_an_example_s_bits_depend_on_nothing_else(positions):
-    x, grad = torch.randn(5, positions, 301), torch.randn(5, positions, 77)
-    expected, threads = ghost_squares(x, grad, with_bias=True), torch.get_num_threads()
-    order = torch.tensor([3, 1, 4, 0, 2])
-    strange = torch.tensor([1.0, math.nan, 1e30, 0.0, 2.0])[:, None, None]
-    try:
-        for number in (1, 3):
-            torch.set_num_threads(number)
-            found = ghost_squares(x[order], grad[order], with_bias=True)
-            assert torch.equal(found, expected[order])
-            found = ghost_squares(x * strange, grad, with_bias=True)
-            assert torch.equal(found[:1], expected[:1])
-            alone = ghost_squares(x[2:3], grad[2:3], with_bias=True)
-            assert torch.equal(alone, expected[2:3])
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Text(torch.nn.Module):
@@ -191,6 +88,50 @@ def test_tables_that_are_not_kept_change_no_bit(rule):
     assert torch.equal(one, other)
 
 
+class Picture(torch.nn.Module):
+    """Convolutions of all kinds behind each other, a grouped one among them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = torch.nn.Conv2d(2, 6, (3, 2), padding=(1, 0))
+        self.strided = torch.nn.Conv2d(6, 5, 3, stride=2, padding=1, bias=False)
+        self.grouped = torch.nn.Conv2d(5, 10, 3, padding=1, groups=5)
+        self.apart = torch.nn.Conv2d(10, 4, (2, 3), dilation=(2, 1), padding=(0, 2))
+        self.short = torch.nn.Conv2d(2, 4, 1, stride=(4, 2))
+        self.head = torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.strided(torch.tanh(self.first(x))))
+        h = torch.tanh(self.apart(torch.tanh(self.grouped(h))))
+        return self.head(h.mean((2, 3)) + self.short(x).mean((2, 3)))
+
+
+def of_pictures(model, x):
+    return model(x).sin().sum(1)
+
+
+@native
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.way)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(("draws", "examples"), [(1, 4), (3, 2)])
+def test_convolutions_give_the_sum_of_float64_one_example_at_a_time(draws, examples, layout, rule):
+    model, images = Picture(), torch.randn(examples * draws, 2, 8, 7)
+    options = {"losses": of_pictures, "costs": COSTS, "memory_format": layout}
+    chosen = plan(model, [torch.zeros(draws, 2, 8, 7)], draws=draws, **options)
+    for layer in chosen.layers:
+        if "ghost" in layer.seconds:
+            chosen = chosen.choosing(layer.weight, "ghost")
+    names = {"first", "strided", "apart", "short", "head"}
+    assert chosen.ghosts == {f"{name}.weight" for name in names}
+    gradients = ExampleGradients(model, layout)
+    found = planned_clipped_sum(gradients, of_pictures, images, plan=chosen, rule=rule)
+    exact = one_at_a_time(Picture().double(), of_pictures, (images.double(),), draws)
+    expected = rule.sum(exact, gradients.module_sizes)
+    assert (found - expected).double().norm() <= examples * 1e-5 * GRID_UNITS
+    assert found.double().norm() > 0.3 * GRID_UNITS
+
+
 class Products(torch.nn.Module):
     """A linear layer whose gradient an example brings along: at 24 positions what goes in, and
     what the gradient of its output is."""
@@ -239,8 +180,8 @@ def test_rounding_that_no_gram_matrix_sees_is_paid_for(monkeypatch):
     assert of_products(row, ghosts=False).double().norm() > 0.9 * GRID_UNITS
     assert of_products(row).double().norm() <= GRID_UNITS
 
-    def without_margin(x, grad, *, with_bias):
-        return ops.gram_sums(x, grad, with_bias)[0].clamp(min=0)
+    def without_margin(x, grad, examples, taps, geometry, *, with_bias):
+        return ops.gram_sums(x, grad, examples, taps, with_bias, geometry)[0].clamp(min=0)
 
     monkeypatch.setattr(later, "ghost_squares", without_margin)
     assert of_products(row).double().norm() > 2 * GRID_UNITS
@@ -273,17 +214,18 @@ def test_a_large_table_is_not_kept_and_a_small_one_is():
 
 
 class Strange(torch.nn.Module):
-    """Weights that must be kept: a convolution, one used twice, one that a norm of it sees too."""
+    """Weights with fewer choices: of groups, of many pixels, used twice, seen by a norm too."""
 
     def __init__(self):
         super().__init__()
-        self.image = torch.nn.Conv2d(1, 4, 1)
+        self.large = torch.nn.Conv2d(1, 4, 1)
+        self.grouped = torch.nn.Conv2d(4, 4, 1, groups=2)
         self.twice = torch.nn.Linear(4, 4)
         self.table = torch.nn.Embedding(5, 4)
         self.tied = torch.nn.Embedding(5, 4)
 
     def forward(self, x):
-        h = self.image(x).mean((2, 3))
+        h = self.grouped(self.large(x).mean((2, 3), keepdim=True)).flatten(1)
         h = self.twice(torch.tanh(self.twice(h)))
         read = self.table(x[:, 0, 0].long()) + self.tied(x[:, 0, 0].long())
         return torch.nn.functional.linear(h + read.sum(1), self.tied.weight)
@@ -293,7 +235,8 @@ class Strange(torch.nn.Module):
 @pytest.mark.parametrize(
     ("name", "choice", "why"),
     [
-        ("image", "ghost", "Gram matrices are for linear layers"),
+        ("large", "ghost", "Gram matrices of so many positions take too much memory"),
+        ("grouped", "ghost", "Gram matrices are for convolutions of one group"),
         ("twice", "ghost", "used more than once"),
         ("table", "ghost", "exact already"),
         ("tied", "recompute", "used more than once"),
@@ -301,7 +244,7 @@ class Strange(torch.nn.Module):
     ],
 )
 def test_what_is_no_choice_is_refused_in_a_sentence(name, choice, why):
-    found = plan(Strange(), [1, 2, 2], costs=COSTS)
+    found = plan(Strange(), [1, 33, 32], costs=COSTS)
     with pytest.raises(UserError, match=rf"'{choice}' is no choice for '{name}.weight': .*{why}"):
         found.choosing(name, choice)
 

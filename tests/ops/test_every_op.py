@@ -106,9 +106,9 @@ SAMPLES = {
     ],
     "gaussian_integers": [(KEY, 1, 2, 300, 1e9), (KEY, 0, 0, 0, 1.0)],
     "gram_sums": [
-        (_random(3, 5, 9), _random(3, 5, 17), True),
-        (_random(2, 1, 9), _random(2, 1, 3), False),
-        (_random(0, 5, 9), _random(0, 5, 3), True),
+        (*_weight_grad(4)[:2], 2, [3, 3], True, [1, 1], [1, 1], [1, 1], 1),
+        (_random(3, 9, 1, 2), _random(3, 17, 1, 2), 3, [1, 1], False, [1, 1], [0, 0], [1, 1], 1),
+        (*_weight_grad(0)[:2], 0, [3, 3], True, [1, 1], [1, 1], [1, 1], 1),
     ],
     "group_norm_silu": [(*_norm(3), 1e-5, True), (*_norm(2, affine=False), 1e-5, False)],
     "group_norm_silu_backward": [_norm_backward(3), _norm_backward(2, affine=False)],

@@ -156,8 +156,8 @@ def _norm_of_another_layer(use):
     return _again(use) if use.weight.start == 0 else torch.zeros_like(use.norms)
 
 
-def _gram_without_margin(x, grad, *, with_bias):
-    return ops.gram_sums(x, grad, with_bias)[0].clamp(min=0)
+def _gram_without_margin(x, grad, examples, taps, geometry, *, with_bias):
+    return ops.gram_sums(x, grad, examples, taps, with_bias, geometry)[0].clamp(min=0)
 
 
 def _squared_before_it_is_added_up(indices, grad, entries, padding_idx=None):

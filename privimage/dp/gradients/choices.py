@@ -1,5 +1,6 @@
 """What can become of one layer's gradients, and what each choice is predicted to take."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,6 +14,9 @@ from privimage.errors import UserError
 Choice = Literal["keep", "recompute", "ghost"]
 """Gradients are kept until the norms are known; or computed twice, for the norm and for the sum (an
 embedding's without its table); or only for the sum, with a norm by Gram matrices."""
+
+_MOST_PAIRS = 1024**2
+"""Of positions or of pixels in a Gram matrix, of which a thread holds two: 16 MB."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,10 @@ def kept_layer(use: Use, costs: Costs, examples: int, obstacle: str) -> LayerPla
         obstacles = {"recompute": obstacle, "ghost": obstacle}
     elif use.is_table:
         obstacles = {"ghost": "an embedding's norm is exact already where it is computed again"}
-    elif len(use.shape) != 2:
-        obstacles = {"ghost": "Gram matrices are for linear layers"}
+    elif use.groups != 1:
+        obstacles = {"ghost": "Gram matrices are for convolutions of one group"}
+    elif max(use.positions**2, use.pixel_pairs) > _MOST_PAIRS:
+        obstacles = {"ghost": "Gram matrices of so many positions take too much memory"}
     predicted = _table_seconds if use.is_table else _layer_seconds
     seconds = {
         choice: value
@@ -116,11 +122,12 @@ def _layer_seconds(use: Use, costs: Costs, examples: int) -> dict[Choice, float]
     values = torch.Size(use.shape).numel()
     once, call = values * use.positions * costs.multiply_add, costs.layer / examples
     total = once + values * costs.sum + call
-    pairs = use.positions**2 * sum(use.shape[:2])
+    outputs, inputs, *taps = use.shape
+    products = use.pixel_pairs * inputs + use.positions**2 * (outputs + math.prod(taps))
     return {
         "keep": once + values * costs.keep,
         "recompute": total + once + values * costs.norm,
-        "ghost": total + pairs * costs.gram,
+        "ghost": total + products * costs.gram,
     }
 
 

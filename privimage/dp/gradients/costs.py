@@ -28,7 +28,7 @@ class Costs:
             for the sum.
         norm: what a value costs beside its products that is computed for its norm alone.
         sum: likewise for the sum alone.
-        gram: one product of two positions' values.
+        gram: one product of two positions' values, or a tap of one.
         layer: what a layer costs in a micro-batch beside its arithmetic, forward and back.
     """
 
@@ -88,7 +88,7 @@ def measure_costs() -> Costs:
     x, wide = torch.ones(examples, 1024, 1, 1), 1024 * 1024
     rows = torch.empty(examples, 1024, 1024, 1, 1)
     scales, total = torch.ones(examples).double(), torch.zeros(1024, 1024, 1, 1, dtype=torch.int64)
-    tokens = torch.ones(examples, width, 1024)
+    maps = torch.ones(examples, 256, 8, 8).contiguous(memory_format=torch.channels_last)
 
     def keep() -> None:
         squares = ops.measured_weight_grads([x], [x], [rows], [], _ONE_TAP)
@@ -96,7 +96,9 @@ def measure_costs() -> Costs:
 
     norm = _seconds(lambda: ops.example_weight_norms(x, x, examples, (1, 1), False, _ONE_TAP))
     sums = _seconds(lambda: ops.recomputed_sum(x, x, scales, total, None, _ONE_TAP))
-    gram = _seconds(lambda: ops.gram_sums(tokens, tokens, False))
+    gram = _seconds(
+        lambda: ops.gram_sums(maps, maps, examples, (3, 3), False, _THREE_TAPS)
+    )
     product = large / products
 
     def beside(seconds: float) -> float:
@@ -108,7 +110,7 @@ def measure_costs() -> Costs:
         keep=beside(_seconds(keep)),
         norm=beside(norm),
         sum=beside(sums),
-        gram=gram / (2 * tokens.numel() * width),
+        gram=gram / (examples * 64**2 * (256 + 256 + 9)),
         layer=small / layers,
     )
 

@@ -124,12 +124,12 @@ class Later(Slot):
         if self.used or (bias is not None and (bias.used or not isinstance(bias, Later))):
             self._refuse()
         x, grad = ops.as_taken(self._dtype, x.detach(), grad.detach())
-        with_bias = bias is not None
+        with_bias, count = bias is not None, self._count
+        taps = (self._shape[2], self._shape[3]) if len(self._shape) == 4 else (1, 1)
         if self._by_gram:
-            norms = ghost_squares(*map(self._by_position, (x, grad)), with_bias=with_bias)
+            norms = ghost_squares(x, grad, count, taps, geometry, with_bias=with_bias)
         else:
-            taps = (self._shape[2], self._shape[3]) if len(self._shape) == 4 else (1, 1)
-            norms = ops.example_weight_norms(x, grad, self._count, taps, with_bias, geometry)
+            norms = ops.example_weight_norms(x, grad, count, taps, with_bias, geometry)
         place = bias._place if isinstance(bias, Later) else None
         self.use = LayerUse(
             *(x, grad, self._shape, geometry, norms, self._place, place, self._module)
@@ -155,10 +155,6 @@ class Later(Slot):
 
     def finish(self) -> None:
         """Nothing: what was not used adds nothing."""
-
-    def _by_position(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[rows, channels, 1, pixels] -> [examples, draws x pixels, channels]."""
-        return pixels.permute(0, 2, 3, 1).reshape(self._count, -1, pixels.shape[1])
 
     def _refuse(self) -> NoReturn:
         raise UserError(

@@ -26,6 +26,8 @@ class Use:
         positions: pixels (or tokens) x draws that an example's gradient sums over.
         held: values of the layer's input and of its output's gradient, an example; an index of an
             embedding stands for two.
+        pixel_pairs: of the input, over which products are summed for an example's Gram matrix.
+        groups: of the convolution.
         is_table: whether an embedding reads it.
     """
 
@@ -34,6 +36,8 @@ class Use:
     shape: tuple[int, ...]
     positions: int
     held: int
+    pixel_pairs: int = 0
+    groups: int = 1
     is_table: bool = False
 
 
@@ -176,8 +180,9 @@ class _Noting(Slot):
             bias._note()
             bias.used, name = True, bias.name
         self.used = True
-        use = Use(self.name, name, shape, positions, x.numel() + grad.numel())
-        self._notes.uses.append(use)
+        held = x.numel() + grad.numel()
+        pairs, groups = _pixel_pairs(x, shape[2:] or (1, 1), geometry), geometry[3]
+        self._notes.uses.append(Use(self.name, name, shape, positions, held, pairs, groups))
         return True
 
     def take_read(self, indices: torch.Tensor, grad: torch.Tensor, padding_idx: int | None) -> bool:
@@ -194,3 +199,13 @@ class _Noting(Slot):
         if not self._noted:
             self._notes.writes.append((self.name, self._notes.live.most()))
             self._noted = True
+
+
+def _pixel_pairs(x: torch.Tensor, taps: Sequence[int], geometry: ops.ConvGeometry) -> int:
+    """Pairs among those pixels of [draws, channels, height, width] that two positions read through
+    one tap: their distance is a multiple of the stride."""
+    pairs = len(x) ** 2
+    for size, count, stride, padding, dilation in zip(x.shape[2:], taps, *geometry[:3], strict=True):
+        offsets = {(tap * dilation - padding) % stride for tap in range(count)}
+        pairs *= sum(len(range(offset, size, stride)) ** 2 for offset in offsets)
+    return pairs
