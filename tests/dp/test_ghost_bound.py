@@ -102,7 +102,7 @@ def hold(x, grad, examples, taps, geometry, *, with_bias, is_plain=False):
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_the_bound_is_never_below_what_is_added(
     kind, shape, examples, draws, inputs, outputs, with_bias, dtype, seed
 ):
