@@ -16,12 +16,9 @@ constexpr int64_t kGrain = 1 << 17;
 template <typename Scalar>
 cpu::GramSums<Scalar> describe(const Tensor& x, const Tensor& grad, const Tensor& sums,
                                const ConvGeometry& geometry, bool with_bias) {
-  return {geometry,
-          static_cast<const Scalar*>(x.const_data_ptr()),
-          strides_of(x),
-          static_cast<const Scalar*>(grad.const_data_ptr()),
-          strides_of(grad),
-          static_cast<double*>(sums.mutable_data_ptr()),
+  return {geometry,         static_cast<const Scalar*>(x.const_data_ptr()),
+          strides_of(x),    static_cast<const Scalar*>(grad.const_data_ptr()),
+          strides_of(grad), static_cast<double*>(sums.mutable_data_ptr()),
           with_bias};
 }
 

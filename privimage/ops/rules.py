@@ -74,9 +74,7 @@ def recomputed_sum(*arguments: object) -> None:
     """Changes its arguments and returns nothing."""
 
 
-def gram_sums(
-    x: torch.Tensor, grad: torch.Tensor, examples: int, *others: object
-) -> torch.Tensor:
+def gram_sums(x: torch.Tensor, grad: torch.Tensor, examples: int, *others: object) -> torch.Tensor:
     """Float64 [4, examples], without data."""
     return x.new_empty(4, _size("examples", examples), dtype=torch.float64)
 

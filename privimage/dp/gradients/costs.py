@@ -96,9 +96,7 @@ def measure_costs() -> Costs:
 
     norm = _seconds(lambda: ops.example_weight_norms(x, x, examples, (1, 1), False, _ONE_TAP))
     sums = _seconds(lambda: ops.recomputed_sum(x, x, scales, total, None, _ONE_TAP))
-    gram = _seconds(
-        lambda: ops.gram_sums(maps, maps, examples, (3, 3), False, _THREE_TAPS)
-    )
+    gram = _seconds(lambda: ops.gram_sums(maps, maps, examples, (3, 3), False, _THREE_TAPS))
     product = large / products
 
     def beside(seconds: float) -> float:

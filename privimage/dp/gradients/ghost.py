@@ -29,10 +29,10 @@ def ghost_squares(
       are sums over inputs, in pieces. Whatever the order of all these sums, with or without fused
       multiply-adds, a term passes through at most n = 2 (D + outputs) + T² + 8 roundings of 2^-53:
       2 inputs and 2 outputs in the products of vectors, since there are no more pieces than values;
-      one a tap and one for the bias, together with the former at most 2 D + 3; one for the product
-      of both, and T² over the pairs, since adding to zero is exact. So Q is off by n 2^-53 times the
-      sum of all terms' sizes, which is at most Σ |u_t| |u_s| |g_t| |g_s| = B²; twice that pays for
-      B's own roundings and for terms of higher order.
+      one a tap and one for the bias, with those of the inputs at most 2 D + 3 together; one for the
+      product of both, and T² over the pairs, since adding to zero is exact. So Q is off by n 2^-53
+      times the sizes of all terms, which come to at most Σ |u_t| |u_s| |g_t| |g_s| = B²; twice that
+      pays for B's own roundings and for terms of higher order.
     - A value of Ĝ is a sum of T products, fewer where a tap reaches beyond the image. Whatever its
       order, with or without fused multiply-adds, a product passes through at most T roundings,
       since adding to zero is exact; so the value is off by T u / (1 - T u) Σ |u_ti| |g_to| (Higham,

@@ -202,10 +202,13 @@ class _Noting(Slot):
 
 
 def _pixel_pairs(x: torch.Tensor, taps: Sequence[int], geometry: ops.ConvGeometry) -> int:
-    """Pairs among those pixels of [draws, channels, height, width] that two positions read through
-    one tap: their distance is a multiple of the stride."""
+    """Pairs of pixels of [draws, channels, height, width] that taps read at two positions at once.
+
+    Their distance is a multiple of the stride, and of each stride some pixels may not be read.
+    """
     pairs = len(x) ** 2
-    for size, count, stride, padding, dilation in zip(x.shape[2:], taps, *geometry[:3], strict=True):
+    axes = zip(x.shape[2:], taps, *geometry[:3], strict=True)
+    for size, count, stride, padding, dilation in axes:
         offsets = {(tap * dilation - padding) % stride for tap in range(count)}
         pairs *= sum(len(range(offset, size, stride)) ** 2 for offset in offsets)
     return pairs

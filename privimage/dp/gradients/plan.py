@@ -4,7 +4,7 @@ A gradient that is kept until the norms are known is written to memory and read 
 computed again for the sum takes its products a second time, and holds the layer's input and its
 output's gradient instead. A ghost's norm takes products of positions by positions in place of the
 first time, and an embedding's gradient no more than the rows that were read. So most are kept where
-there is room, but for wide linear layers of few positions and for large tables. Where there is no
+there is room, but for wide layers of few positions and for large tables. Where there is no
 room, micro-batches get smaller, which costs the layers' overhead more often, or more gradients are
 computed for the sum alone, those first that cost least for the bytes they save: whatever is
 predicted to take the least time.

@@ -34,8 +34,9 @@ def planned_clipped_sum(
     Formal guarantee: as `clipped_sum`, since norms, scales and rounding see the same values
     (tests/dp/test_recompute.py::test_one_example_moves_the_sum_by_at_most_the_clip), kept or
     computed again (tests/dp/test_recompute.py::test_the_choice_changes_no_bit), or a norm is a
-    bound of theirs (tests/dp/test_ghost_bound.py::test_the_bound_is_never_below_what_is_added); examples
-    are scaled one by one, so micro-batches change it only as far as they change a forward pass.
+    bound of theirs (tests/dp/test_ghost_bound.py::test_the_bound_is_never_below_what_is_added);
+    examples are scaled one by one, so micro-batches change it only as far as they change a forward
+    pass.
 
     Args:
         gradients: of the model that was planned for.
