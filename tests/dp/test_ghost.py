@@ -205,6 +205,31 @@ def test_wide_layers_of_few_positions_become_ghosts():
 
 
 @native
+def test_wide_convolutions_of_few_pixels_become_ghosts():
+    layers = [torch.nn.Conv2d(256, 256, 3, stride=step, padding=1) for step in (1, 2)]
+    found = plan(torch.nn.Sequential(*layers), [256, 8, 8], costs=COSTS)
+    assert [layer.choice for layer in found.layers] == ["ghost", "ghost"]
+    found = plan(layers[0], [256, 32, 32], costs=COSTS)
+    assert [layer.choice for layer in found.layers] == ["keep"]
+
+
+@native
+@pytest.mark.parametrize(
+    ("layer", "products"),
+    [
+        (torch.nn.Conv2d(6, 5, 3, padding=1), 64**2 * 6 + 64**2 * (5 + 9)),
+        (torch.nn.Conv2d(6, 5, 3, padding=1, stride=2), 4 * 16**2 * 6 + 16**2 * (5 + 9)),
+        (torch.nn.Conv2d(6, 5, 1, stride=2), 16**2 * 6 + 16**2 * (5 + 1)),
+        (torch.nn.Conv2d(6, 5, (1, 2), stride=(1, 4)), 2 * 16**2 * 6 + 16**2 * (5 + 2)),
+    ],
+)
+def test_a_ghost_s_time_is_that_of_its_products(layer, products):
+    free = Costs(multiply_add=0.0, keep=0.0, norm=0.0, sum=0.0, gram=1.0, layer=0.0)
+    found = plan(layer, [6, 8, 8], costs=free)
+    assert found.layers[0].seconds["ghost"] == products
+
+
+@native
 def test_a_large_table_is_not_kept_and_a_small_one_is():
     for entries, choice in ((50_000, "recompute"), (20, "keep")):
         model = torch.nn.Embedding(entries, 8)
