@@ -30,6 +30,18 @@ struct GramSums {
   bool with_bias;  // as an input that is always 1
 };
 
+// Of an example's output.
+inline int64_t positions(const ConvGeometry& shape) {
+  return shape.draws * shape.height.outputs * shape.width.outputs;
+}
+
+// Of an example's input, at most, that the same taps read.
+inline int64_t pixels_of_a_stride(const ConvGeometry& shape) {
+  const ConvAxis &height = shape.height, &width = shape.width;
+  return shape.draws * ((height.inputs + height.stride - 1) / height.stride) *
+         ((width.inputs + width.stride - 1) / width.stride);
+}
+
 // Pixels of an example's draws, in order, and where their channels lie.
 template <typename Scalar>
 struct PixelGrid {
@@ -101,14 +113,10 @@ class GramMatrices {
       : job_(job),
         shape_(job.geometry),
         tiles_(tiles),
-        positions_(shape_.draws * shape_.height.outputs * shape_.width.outputs),
+        positions_(positions(shape_)),
         panel_(positions_ <= tiles_.lanes ? tiles_.lanes : 2 * tiles_.lanes),
         pitch_(padded(positions_)) {
-    const ConvAxis &height = shape_.height, &width = shape_.width;
-    const auto steps = [](const ConvAxis& axis) {
-      return (axis.inputs + axis.stride - 1) / axis.stride;
-    };
-    const int64_t pixels = padded(shape_.draws * steps(height) * steps(width));
+    const int64_t pixels = padded(pixels_of_a_stride(shape_));
     const int64_t packed = std::max(pixels * shape_.inputs, pitch_ * shape_.outputs);
     static thread_local Scratch<double> scratch;
     patches_ = scratch.at_least((positions_ + panel_) * pitch_ + pixels * pixels + packed);

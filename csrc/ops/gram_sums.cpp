@@ -2,6 +2,7 @@
 // can choose it.
 #include "cpu/gram_sums.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "ops/conv_arguments.h"
@@ -22,10 +23,16 @@ cpu::GramSums<Scalar> describe(const Tensor& x, const Tensor& grad, const Tensor
           with_bias};
 }
 
+// Rows of a matrix, of which a thread holds two: 268 MB.
+constexpr int64_t kMostPositions = 4096;
+
 // Of an example, about.
 int64_t products(const ConvGeometry& shape) {
-  const int64_t positions = shape.draws * shape.height.outputs * shape.width.outputs;
-  return positions * positions * (shape.inputs + shape.outputs) / 2;
+  const int64_t positions = cpu::positions(shape), pixels = cpu::pixels_of_a_stride(shape);
+  STD_TORCH_CHECK(std::max(positions, pixels) <= kMostPositions, "x, grad: expected at most ",
+                  kMostPositions, " positions and pixels of a stride, got ", positions, " and ",
+                  pixels);
+  return (positions * positions * shape.outputs + pixels * pixels * shape.inputs) / 2;
 }
 
 Tensor gram_sums_cpu(const Tensor x, const Tensor grad, int64_t examples,
@@ -37,11 +44,12 @@ Tensor gram_sums_cpu(const Tensor x, const Tensor grad, int64_t examples,
   check_beside(grad, x.scalar_type(), x, "grad");
   const ConvGeometry geometry =
       geometry_of(x, grad, examples, {taps, stride, padding, dilation, groups});
+  const int64_t work = products(geometry);
   Tensor sums = torch::stable::new_empty(x, {4, examples}, ScalarType::Double);
   in_its_type(x, "x", [&](auto zero) {
     const auto job = describe<decltype(zero)>(x, grad, sums, geometry, with_bias);
     torch::stable::parallel_for(
-        0, examples, kGrain / (products(geometry) + 1) + 1,
+        0, examples, kGrain / (work + 1) + 1,
         [&](int64_t begin, int64_t end) { cpu::gram_sums(job, begin, end); });
   });
   return sums;

@@ -133,8 +133,8 @@ def gram_sums(
     With u_t for the patch of x that position t of the output reads, zeros where it reaches beyond
     the image, and g_t for the gradient there, over all draws, they are: over all pairs of positions
     <u_t, u_s> <g_t, g_s>, which is the squared norm of Σ g_t u_t'; over all positions |u_t| |g_t|,
-    |u_t| and |g_t|. In float64, each in an order that the shapes of one example decide; a thread
-    needs memory for the squares of the numbers of positions and of pixels.
+    |u_t| and |g_t|. In float64, each in an order that the shapes of one example decide. The native
+    code holds float64 matrices of positions by positions and of pixels by pixels, of every stride.
 
     Args:
         x: as there.
@@ -148,7 +148,8 @@ def gram_sums(
         float64 [4, examples]; infinite or NaN where an example is not finite, or its squares.
 
     Raises:
-        TypeError, ValueError: as there; there are groups.
+        TypeError, ValueError: as there, or there are groups.
+        RuntimeError: more than 4096 positions or pixels, of the native code.
     """
     _check_convolution(x, grad)
     stride, padding, dilation, groups = geometry

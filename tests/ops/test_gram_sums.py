@@ -135,6 +135,7 @@ NUMBERS = {"examples": 2, "taps": [1, 1], "stride": [1, 1], "padding": [0, 0], "
         (X, GRAD, {"stride": [1]}, "geometry: expected two numbers each"),
         (X, GRAD, {"padding": [-1, 0]}, "geometry: expected .*padding from 0 on"),
         (X, GRAD, {"groups": 3}, "groups: expected 1, got 3"),
+        (X.new_zeros(2, 1, 65, 64), X.new_zeros(2, 1, 65, 64), {}, "at most 4096 .* 4160 and 4160"),
         (X, GRAD.double(), {}, "grad: expected Float, got Double"),
         (X.int(), GRAD.int(), {}, "x: expected Float or Double, got Int"),
     ],
