@@ -118,6 +118,8 @@ USES = {
     "low rank": (lambda m, x: F.linear(x, m.w @ m.v), (5, 2), (2, 3)),
     "put together": (lambda m, x: F.linear(x, torch.cat([m.w, m.v.exp()])), (2, 3), (1, 3)),
     "used in three ways": (lambda m, x: F.linear(x * m.w[0], m.w) @ (m.w + m.w.T), (3, 3)),
+    "number made of a number": (lambda m, x: x * m.w.exp(), ()),
+    "number made of several": (lambda m, x: x / m.w.square().sum() - m.v.mean(), (3,), (2, 2)),
     "softplus": (lambda m, x: x / F.softplus(m.w), (3,)),
     "largest": (lambda m, x: x * m.w.max(dim=0).values, (4, 3)),
     "group norm's": (lambda m, x: F.group_norm(x, 2, m.w.exp(), m.v * 2), (4,), (4,)),
