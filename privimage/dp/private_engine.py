@@ -107,7 +107,7 @@ class PrivateEngine:
         self._to_be_recorded = recorded
         self._recorded: Callable[..., torch.Tensor] | None = None
         self._loader = PoissonLoader(data, privacy.sample_rate)
-        self._template: Rows = ()
+        self._filler: Rows = ()
         self._budget: StepBudget | None = None
         self._check_plan()
         key = SecretKey.from_os()
@@ -133,10 +133,11 @@ class PrivateEngine:
                 sensitive data.
 
         Raises:
-            UserError: as `ExampleGradients.check_independence`, or one example does not fit into
-                `max_memory`.
+            UserError: as `ExampleGradients.check_independence`, the data is of another form, or
+                one example does not fit into `max_memory`.
         """
         rows = dummy or self._loader.made_up()
+        self._loader.check_form(rows)
         batch = self._repeated(self._on_device(rows))
         self._gradients.check_independence(self._losses, *batch, draws=self._draws)
         self.plan = make_plan(
@@ -149,7 +150,7 @@ class PrivateEngine:
         )
         if self._to_be_recorded:
             self._record(rows)
-        self._template = tuple(tensor[:0] for tensor in rows)
+        self._filler = tuple(tensor[:1] for tensor in rows)
 
     def step(self) -> None:
         """Draws a batch, sums its clipped gradients, adds noise once, and updates the model.
@@ -172,7 +173,7 @@ class PrivateEngine:
         with torch.random.fork_rng([device] if device.type != "cpu" else []):
             torch.manual_seed(seed)
             for rows, count in self._loader.micro_batches(
-                self._sampling, plan.examples, self._template
+                self._sampling, plan.examples, self._filler
             ):
                 part = (self._recorded or self._summed)(*self._filled(rows, count))
                 total = part if total is None else total.add_(part)
