@@ -1,5 +1,6 @@
 """DP-SGD for any model, optimiser and data set: one call a step, which can't be held wrong."""
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -50,7 +51,6 @@ class PrivateEngine:
         max_memory: bytes by which a micro-batch may grow the process; to be set before `check`.
         plan: how many examples are in memory at a time, and whose gradients; None before `check`.
             It changes no result but for the rounding of the forward pass.
-        steps_spent: steps that were begun, which is what `epsilon` counts.
         is_secret: False if a test key took the place of the secret one: nothing is private then.
     """
 
@@ -96,7 +96,9 @@ class PrivateEngine:
         """
         check_count("draws_per_example", draws_per_example)
         self.privacy = privacy
-        self.steps_spent = 0
+        self._name = os.urandom(8).hex()
+        # By the engine that began them: a state that is loaded brings those of others.
+        self._begun = {self._name: 0}
         self._model, self._losses, self._optimizer = model, losses, optimizer
         self._draws, self._ledger = draws_per_example, ledger
         self._gradients = ExampleGradients(model)
@@ -166,7 +168,7 @@ class PrivateEngine:
             self.check()
         plan = cast(StepPlan, self.plan)
         self._reserve()
-        self.steps_spent += 1
+        self._begun[self._name] += 1
         total: torch.Tensor | None = None
         seed = int(self._words.words(1))
         device = self._gradients.device
@@ -180,6 +182,11 @@ class PrivateEngine:
         if total is None:  # An empty batch is a step like any other.
             total = torch.zeros(self._gradients.size, dtype=torch.int64, device=device)
         self._stepper.step(total)
+
+    @property
+    def steps_spent(self) -> int:
+        """Steps that were begun, here and by the engines whose states were loaded; each once."""
+        return sum(self._begun.values())
 
     def epsilon(self, delta: float) -> float:
         """An upper bound on ε at `delta` of the steps begun so far; infinite without secret noise.
@@ -209,7 +216,7 @@ class PrivateEngine:
         """
         return {
             "optimizer": self._optimizer.state_dict(),
-            "steps_spent": self.steps_spent,
+            "begun": dict(self._begun),
             "privacy": asdict(self.privacy),
             "ledger_head": None if self._ledger is None else self._ledger.head,
         }
@@ -232,7 +239,8 @@ class PrivateEngine:
                 "stated; restore it from a backup"
             )
         self._optimizer.load_state_dict(state["optimizer"])
-        self.steps_spent = max(self.steps_spent, state["steps_spent"])
+        for name, steps in state["begun"].items():
+            self._begun[name] = max(self._begun.get(name, 0), steps)
         self._budget = None
 
     def close(self) -> None:

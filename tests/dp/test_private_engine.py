@@ -383,6 +383,21 @@ def test_a_saved_state_goes_on_and_holds_no_secret(known_key, optimizer):
     torch.testing.assert_close(weights(one), weights(other), rtol=1e-6, atol=1e-6)
 
 
+def test_no_step_is_forgotten_or_counted_twice_when_states_are_loaded():
+    one, other = engine(), engine()
+    moved(one, 4)
+    early = one.state_dict()
+    moved(one, 2)
+    moved(other, 3)
+    other.load_state_dict(early)
+    assert other.steps_spent == 7  # Its own three saw the data too.
+    other.load_state_dict(one.state_dict())
+    other.load_state_dict(early)
+    assert other.steps_spent == 9
+    one.load_state_dict(early)
+    assert one.steps_spent == 6
+
+
 def test_a_state_of_other_noise_is_refused():
     saved = engine(noise_multiplier=0.5).state_dict()
     with pytest.raises(UserError, match=r"noise_multiplier=0\.5.* this engine has"):
