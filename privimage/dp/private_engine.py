@@ -51,7 +51,8 @@ class PrivateEngine:
         max_memory: bytes by which a micro-batch may grow the process; to be set before `check`.
         plan: how many examples are in memory at a time, and whose gradients; None before `check`.
             It changes no result but for the rounding of the forward pass.
-        is_secret: False if a test key took the place of the secret one: nothing is private then.
+        is_secret: False if a test key took the place of the secret one, here or before a state was
+            saved that is loaded: nothing is private then.
     """
 
     def __init__(
@@ -217,6 +218,7 @@ class PrivateEngine:
         return {
             "optimizer": self._optimizer.state_dict(),
             "begun": dict(self._begun),
+            "is_secret": self.is_secret,
             "privacy": asdict(self.privacy),
             "ledger_head": None if self._ledger is None else self._ledger.head,
         }
@@ -241,6 +243,7 @@ class PrivateEngine:
         self._optimizer.load_state_dict(state["optimizer"])
         for name, steps in state["begun"].items():
             self._begun[name] = max(self._begun.get(name, 0), steps)
+        self.is_secret = self.is_secret and state["is_secret"]
         self._budget = None
 
     def close(self) -> None:

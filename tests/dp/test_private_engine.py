@@ -383,6 +383,18 @@ def test_a_saved_state_goes_on_and_holds_no_secret(known_key, optimizer):
     torch.testing.assert_close(weights(one), weights(other), rtol=1e-6, atol=1e-6)
 
 
+def test_steps_with_a_test_key_stay_steps_without_secret(monkeypatch):
+    monkeypatch.setenv(TEST_KEY, "known")
+    one = engine()
+    one.step()
+    monkeypatch.delenv(TEST_KEY)
+    other = engine()
+    assert other.is_secret
+    other.load_state_dict(one.state_dict())
+    assert not other.is_secret
+    assert other.epsilon(1e-5) == math.inf
+
+
 def test_no_step_is_forgotten_or_counted_twice_when_states_are_loaded():
     one, other = engine(), engine()
     moved(one, 4)
