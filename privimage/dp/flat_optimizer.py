@@ -15,6 +15,9 @@ from privimage.errors import UserError, check_non_negative, check_positive
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 """Parameters, or groups of them with options of their own, as every torch.optim optimiser takes."""
 
+_ELSEWHERE = {"weight_decay", "momentum", "dampening", "nesterov", "amsgrad", "maximize", "betas"}
+"""Options of `torch.optim` that change a step: nobody should believe that they do here."""
+
 
 @dataclass(frozen=True)
 class GradientNoise:
@@ -91,6 +94,8 @@ class DPOptimizer(torch.optim.Optimizer):
     ) -> None:
         check_positive("lr", defaults["lr"])
         groups = _groups(parameters)
+        for group in groups:
+            _check_options(type(self).__name__, {**defaults, **group}, defaults)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.flat = nn.Parameter(_flatten(self.parameters))
         sizes = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
@@ -269,6 +274,18 @@ def _groups(parameters: Parameters) -> list[dict[str, Any]]:
     if len(set(map(id, trainable))) < len(trainable):
         raise UserError("a parameter is given twice; every parameter belongs to one group")
     return groups
+
+
+def _check_options(optimizer: str, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raises UserError where an option of a group is out of range, or would change nothing."""
+    for name, value in group.items():
+        if name not in defaults:
+            if value and name in _ELSEWHERE:
+                raise UserError(f"{optimizer} has no '{name}', only {', '.join(defaults)}")
+        elif name != "betas":
+            check_non_negative(name, value)
+        elif not all(0 <= beta < 1 for beta in value):
+            raise UserError(f"betas must lie in [0, 1), got {value}")
 
 
 def _flatten(parameters: list[nn.Parameter]) -> torch.Tensor:

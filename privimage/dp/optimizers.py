@@ -5,7 +5,6 @@ from typing import Any
 
 from privimage.dp.flat_optimizer import DPOptimizer, Parameters
 from privimage.dp.noise import SecretKey
-from privimage.errors import check_non_negative
 
 
 class DPAdamW(DPOptimizer):
@@ -43,7 +42,6 @@ class DPAdamW(DPOptimizer):
         Raises:
             UserError: a number is out of range, or the parameters are not as above.
         """
-        check_non_negative("weight_decay", weight_decay)
         defaults = {"lr": lr, "betas": betas, "eps": 1e-8, "weight_decay": weight_decay}
         super().__init__(
             parameters, noise_multiplier, expected_batch_size, key, ema_decay, defaults
@@ -112,7 +110,6 @@ class DPSGD(DPOptimizer):
         ema_decay: Callable[[int], float] | None = None,
     ) -> None:
         """As `DPAdamW`, with `momentum` the share of the last step's direction that is kept."""
-        check_non_negative("momentum", momentum)
         defaults = {"lr": lr, "momentum": momentum}
         super().__init__(
             parameters, noise_multiplier, expected_batch_size, key, ema_decay, defaults

@@ -1,5 +1,6 @@
 """DP-SGD for any model, optimiser and data set: one call a step, which can't be held wrong."""
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -50,8 +51,8 @@ class PrivateEngine:
         max_memory: bytes by which a micro-batch may grow the process; to be set before `check`.
         plan: how many examples are in memory at a time, and whose gradients; None before `check`.
             It changes no result but for the rounding of the forward pass.
-        steps_spent: steps that were begun, which is what `epsilon` counts.
-        is_secret: False if a test key took the place of the secret one: nothing is private then.
+        is_secret: False if a test key took the place of the secret one, here or before a state was
+            saved that is loaded: nothing is private then.
     """
 
     def __init__(
@@ -96,7 +97,9 @@ class PrivateEngine:
         """
         check_count("draws_per_example", draws_per_example)
         self.privacy = privacy
-        self.steps_spent = 0
+        self._name = os.urandom(8).hex()
+        # By the engine that began them: a state that is loaded brings those of others.
+        self._begun = {self._name: 0}
         self._model, self._losses, self._optimizer = model, losses, optimizer
         self._draws, self._ledger = draws_per_example, ledger
         self._gradients = ExampleGradients(model)
@@ -107,7 +110,7 @@ class PrivateEngine:
         self._to_be_recorded = recorded
         self._recorded: Callable[..., torch.Tensor] | None = None
         self._loader = PoissonLoader(data, privacy.sample_rate)
-        self._template: Rows = ()
+        self._filler: Rows = ()
         self._budget: StepBudget | None = None
         self._check_plan()
         key = SecretKey.from_os()
@@ -133,10 +136,11 @@ class PrivateEngine:
                 sensitive data.
 
         Raises:
-            UserError: as `ExampleGradients.check_independence`, or one example does not fit into
-                `max_memory`.
+            UserError: as `ExampleGradients.check_independence`, the data is of another form, or
+                one example does not fit into `max_memory`.
         """
         rows = dummy or self._loader.made_up()
+        self._loader.check_form(rows)
         batch = self._repeated(self._on_device(rows))
         self._gradients.check_independence(self._losses, *batch, draws=self._draws)
         self.plan = make_plan(
@@ -149,7 +153,7 @@ class PrivateEngine:
         )
         if self._to_be_recorded:
             self._record(rows)
-        self._template = tuple(tensor[:0] for tensor in rows)
+        self._filler = tuple(tensor[:1] for tensor in rows)
 
     def step(self) -> None:
         """Draws a batch, sums its clipped gradients, adds noise once, and updates the model.
@@ -165,20 +169,25 @@ class PrivateEngine:
             self.check()
         plan = cast(StepPlan, self.plan)
         self._reserve()
-        self.steps_spent += 1
+        self._begun[self._name] += 1
         total: torch.Tensor | None = None
         seed = int(self._words.words(1))
         device = self._gradients.device
         with torch.random.fork_rng([device] if device.type != "cpu" else []):
             torch.manual_seed(seed)
             for rows, count in self._loader.micro_batches(
-                self._sampling, plan.examples, self._template
+                self._sampling, plan.examples, self._filler
             ):
                 part = (self._recorded or self._summed)(*self._filled(rows, count))
                 total = part if total is None else total.add_(part)
         if total is None:  # An empty batch is a step like any other.
             total = torch.zeros(self._gradients.size, dtype=torch.int64, device=device)
         self._stepper.step(total)
+
+    @property
+    def steps_spent(self) -> int:
+        """Steps that were begun, here and by the engines whose states were loaded; each once."""
+        return sum(self._begun.values())
 
     def epsilon(self, delta: float) -> float:
         """An upper bound on ε at `delta` of the steps begun so far; infinite without secret noise.
@@ -208,7 +217,8 @@ class PrivateEngine:
         """
         return {
             "optimizer": self._optimizer.state_dict(),
-            "steps_spent": self.steps_spent,
+            "begun": dict(self._begun),
+            "is_secret": self.is_secret,
             "privacy": asdict(self.privacy),
             "ledger_head": None if self._ledger is None else self._ledger.head,
         }
@@ -231,7 +241,9 @@ class PrivateEngine:
                 "stated; restore it from a backup"
             )
         self._optimizer.load_state_dict(state["optimizer"])
-        self.steps_spent = max(self.steps_spent, state["steps_spent"])
+        for name, steps in state["begun"].items():
+            self._begun[name] = max(self._begun.get(name, 0), steps)
+        self.is_secret = self.is_secret and state["is_secret"]
         self._budget = None
 
     def close(self) -> None:

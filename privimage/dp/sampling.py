@@ -109,10 +109,18 @@ class PoissonLoader:
         rows = self._rows(torch.arange(0 if self._tensors is not None else 1))
         return tuple(_made_up(tensor.dtype, tensor.shape[1:]) for tensor in rows)
 
+    def check_form(self, made_up: Rows) -> None:
+        """Raises UserError if tensors have other shapes or types than `made_up`, [rows, ...] each.
+
+        Of a data set nothing is read: `micro_batches` will see.
+        """
+        if self._tensors is not None:
+            _check_form(self._tensors, made_up)
+
     def micro_batches(
-        self, stream: SecretStream, size: int, template: Rows
+        self, stream: SecretStream, size: int, filler: Rows
     ) -> Iterator[tuple[Rows, int]]:
-        """One step's sample as (rows, count): `size` rows, zeros behind the first `count`.
+        """One step's sample as (rows, count): `size` rows, `filler` behind the first `count`.
 
         The shape of a micro-batch does not depend on how many examples were sampled, so that an
         example's gradient does not either. An empty sample has no micro-batch.
@@ -120,13 +128,18 @@ class PoissonLoader:
         Args:
             stream: of the domain SAMPLING; a step of it is used.
             size: examples a micro-batch, at least 1.
-            template: tensors with the shapes and types of an example, whatever their rows.
+            filler: a made-up example, [1, ...] each, that the losses can take.
+
+        Raises:
+            UserError: the examples have not the shapes and types of `filler`.
         """
         check_count("micro_batch", size)
         chosen = poisson_sample(len(self), self._threshold, stream)
         for indices in chosen.split(size) if len(chosen) else ():
-            rows = tuple(empty.new_zeros(size, *empty.shape[1:]) for empty in template)
-            for whole, part in zip(rows, self._rows(indices), strict=True):
+            rows = tuple(one.repeat(size, *[1] * (one.dim() - 1)) for one in filler)
+            parts = self._rows(indices)
+            _check_form(parts, filler)
+            for whole, part in zip(rows, parts, strict=True):
                 whole[: len(indices)] = part
             yield rows, len(indices)
 
@@ -149,4 +162,23 @@ def _made_up(dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
     if dtype.is_floating_point:
         return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     places = torch.arange(shape.numel()).view(shape)
-    return torch.stack([places % 2, (places + 1) % 2]).to(dtype)
+    # Not 1, 0, 1 … beside 0, 1, 0 …: a sum over words would be the same.
+    return torch.stack([places % 2, torch.ones_like(places)]).to(dtype)
+
+
+def _check_form(rows: Rows, made_up: Rows) -> None:
+    """Raises UserError unless `rows` can take the place of `made_up`, for nothing would say so."""
+    fit = len(rows) == len(made_up) and all(
+        one.shape[1:] == other.shape[1:] and torch.can_cast(one.dtype, other.dtype)
+        for one, other in zip(rows, made_up, strict=True)
+    )
+    if not fit:
+        raise UserError(
+            f"an example of the data is {_form(rows)}, a made-up one {_form(made_up)}; give `check` "
+            "examples of the same shapes and types"
+        )
+
+
+def _form(rows: Rows) -> str:
+    """An example in words."""
+    return ", ".join(f"{list(r.shape[1:])} {str(r.dtype).removeprefix('torch.')}" for r in rows)

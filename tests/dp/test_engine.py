@@ -532,3 +532,27 @@ def test_models_that_cannot_be_trained_are_refused():
         ExampleGradients(nn.Linear(3, 3).requires_grad_(False))
     with pytest.raises(UserError, match=r"parameter '0\.weight' has no shape yet"):
         ExampleGradients(nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_a_frozen_backbone_may_normalise_by_what_it_has_learned():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(3)
+    norm(torch.randn(20, 3))
+    model = nn.Sequential(norm.requires_grad_(False).eval(), nn.Linear(3, 2)).double()
+    x = torch.randn(4, 3).double()
+    engine = ExampleGradients(model)
+    engine.check_independence(row_sums, x)
+    torch.testing.assert_close(engine(row_sums, x), one_at_a_time(model, row_sums, (x,)))
+    model.train()
+    with pytest.raises(UserError, match=r"module '0' \(BatchNorm1d\) mixes .* call its eval\(\)"):
+        engine(row_sums, x)
+
+
+def test_a_model_in_several_processes_is_refused():
+    class Wrapped(nn.parallel.DistributedDataParallel):
+        def __init__(self, module):
+            nn.Module.__init__(self)
+            self.module = module
+
+    with pytest.raises(UserError, match=r"\(Wrapped\): several processes .*\.module"):
+        ExampleGradients(Wrapped(nn.Linear(3, 2)))

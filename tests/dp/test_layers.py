@@ -245,6 +245,7 @@ def test_a_rule_refuses_what_it_cannot_do(use, shape, problem):
         (nn.BatchNorm2d(4), "GroupNorm"),
         (nn.BatchNorm1d(4, affine=False), "GroupNorm"),
         (nn.SyncBatchNorm(4), "GroupNorm"),
+        (nn.BatchNorm2d(4, track_running_stats=False).eval(), "GroupNorm"),
         (nn.InstanceNorm2d(4, track_running_stats=True), "track_running_stats=False"),
     ],
 )

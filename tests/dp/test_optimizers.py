@@ -251,11 +251,18 @@ def test_a_model_that_was_moved_away_is_refused(move):
         ([{"params": [w := nn.Parameter(torch.ones(2))]}, {"params": [w]}], "given twice"),
         ([w, {"params": [w]}], "not both"),
         ([nn.Parameter(torch.ones(2).double())], "torch.float64 on cpu"),
+        ([{"params": [w], "lr": -0.1}], "lr must be .* at least 0, got -0.1"),
+        ([{"params": [w], "weight_decay": 0.1}], "DPSGD has no 'weight_decay', only lr, momentum"),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused(parameters, problem):
     with pytest.raises(UserError, match=problem):
         DPSGD(parameters, 0.1)
+
+
+def test_groups_of_a_torch_optimizer_may_be_given():
+    groups = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(2))], "lr_scale": 2}]).param_groups
+    assert DPSGD(groups, 0.1).param_groups[0]["lr"] == 1e-3
 
 
 def test_the_model_sees_every_update():
@@ -300,6 +307,9 @@ def test_torchs_own_state_goes_on_too():
     "changes",
     [
         {"lr": 0.0},
+        {"betas": (0.9, 1.0)},
+        {"weight_decay": -0.1, "kind": DPAdamW},
+        {"momentum": -0.1, "kind": DPSGD},
         {"noise_multiplier": -1.0},
         {"noise_multiplier": float("nan")},
         {"noise_multiplier": 2.0**29},

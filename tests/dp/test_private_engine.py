@@ -383,6 +383,33 @@ def test_a_saved_state_goes_on_and_holds_no_secret(known_key, optimizer):
     torch.testing.assert_close(weights(one), weights(other), rtol=1e-6, atol=1e-6)
 
 
+def test_steps_with_a_test_key_stay_steps_without_secret(monkeypatch):
+    monkeypatch.setenv(TEST_KEY, "known")
+    one = engine()
+    one.step()
+    monkeypatch.delenv(TEST_KEY)
+    other = engine()
+    assert other.is_secret
+    other.load_state_dict(one.state_dict())
+    assert not other.is_secret
+    assert other.epsilon(1e-5) == math.inf
+
+
+def test_no_step_is_forgotten_or_counted_twice_when_states_are_loaded():
+    one, other = engine(), engine()
+    moved(one, 4)
+    early = one.state_dict()
+    moved(one, 2)
+    moved(other, 3)
+    other.load_state_dict(early)
+    assert other.steps_spent == 7  # Its own three saw the data too.
+    other.load_state_dict(one.state_dict())
+    other.load_state_dict(early)
+    assert other.steps_spent == 9
+    one.load_state_dict(early)
+    assert one.steps_spent == 6
+
+
 def test_a_state_of_other_noise_is_refused():
     saved = engine(noise_multiplier=0.5).state_dict()
     with pytest.raises(UserError, match=r"noise_multiplier=0\.5.* this engine has"):
@@ -459,6 +486,45 @@ def test_mixing_is_found_before_any_data_is_touched():
     assert made.steps_spent == 0
 
 
+def test_mixing_of_words_is_found():
+    """Though every made-up example is as good as any other to a bag of words."""
+
+    def mixing(model, words):
+        bags = model(words).mean(1)
+        return (bags + bags.mean(0)).square().sum(1)
+
+    model = nn.Embedding(5, 3)
+    optimizer = DPSGD(model.parameters(), lr=0.1)
+    made = PrivateEngine(model, optimizer, mixing, torch.zeros(9, 6, dtype=torch.long), privacy())
+    with pytest.raises(UserError, match="changes with the other examples"):
+        made.check()
+
+
+def test_a_micro_batch_is_filled_up_with_what_the_losses_can_take():
+    def inverse(model, x, y):
+        return model(torch.linalg.inv(x.unflatten(1, (2, 2))).flatten(1)).square().sum(1)
+
+    model = network()
+    made = PrivateEngine(
+        model, DPSGD(model.parameters(), lr=0.1), inverse, examples(), privacy(sample_rate=0.5)
+    )
+    made.step()
+    assert made.steps_spent == 1
+
+
+def test_data_that_turns_out_to_be_of_another_form_is_not_converted():
+    model = network()
+    made = PrivateEngine(
+        model, DPSGD(model.parameters(), lr=0.1), losses, TensorDataset(*examples()), privacy()
+    )
+    before = weights(made)
+    made._losses = lambda model, x, y: losses(model, x.float(), y)
+    made.check(torch.tensor([[0, 1, 0, 1], [1, 1, 1, 1]]), torch.arange(2))
+    with pytest.raises(UserError, match="of the same shapes and types"):
+        made.step()
+    assert torch.equal(weights(made), before)
+
+
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
@@ -467,6 +533,12 @@ def test_mixing_is_found_before_any_data_is_touched():
         (lambda: engine([]).step(), "the data set is empty"),
         (lambda: engine((torch.ones(2), torch.ones(3))), "equal length"),
         (lambda: engine(iter([1])), "map-style data set, got list_iterator"),
+        (
+            lambda: engine().check(torch.ones(2, 4).tril().long(), torch.arange(2)),
+            r"data is \[4\] float32, \[\] int64, a made-up one \[4\] int64, \[\] int64",
+        ),
+        (lambda: engine().check(torch.randn(2, 1, 4), torch.arange(2)), r"\[1, 4\] float32"),
+        (lambda: engine().check(torch.randn(2, 4)), r"a made-up one \[4\] float32;"),
         (lambda: engine(options={"micro_batch": 0}), "micro_batch"),
         (lambda: engine(options={"draws_per_example": 0}), "draws_per_example"),
         (lambda: engine(clipping="per_leyer"), "did you mean 'per_layer'"),

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from privimage.dp.gradients.exchange import exchange
 from privimage.dp.rules.derived import hand_back
-from privimage.dp.rules.layers import check_layers
+from privimage.dp.rules.layers import KEEPS_STATISTICS, check_layers
 from privimage.dp.rules.slots import Examples, Slot
 from privimage.errors import UserError, check_count
 
@@ -68,6 +68,7 @@ class ExampleGradients:
             if nn.parameter.is_lazy(parameter):
                 raise UserError(f"parameter '{name}' has no shape yet; run the model once first")
         self._model = model
+        self._has_modes = any(isinstance(module, KEEPS_STATISTICS) for module in model.modules())
         self._memory_format = memory_format
         self._parameters = tuple(trainable.values())
         self._described = [_described(model, name) for name in trainable]
@@ -130,6 +131,8 @@ class ExampleGradients:
         count = count_examples(batch, draws)
         if count == 0:
             return
+        if self._has_modes:  # Somebody may have called train().
+            check_layers(self._model)
         by_id = {id(p): slots[name] for p, name in zip(self._parameters, self.names, strict=True)}
         with torch.enable_grad():
             anchor = torch.zeros((), device=self.device, requires_grad=True)

@@ -85,6 +85,11 @@ class Exchange(TorchFunctionMode):
             return self._use(func, name, args, dict(kwargs))
         except UserError as error:
             raise UserError(f"{name} in {_called(func)}: {error}") from None
+        except TypeError as error:
+            raise UserError(
+                f"{name} in {_called(func)}: its rule does not take these arguments ({error}); give "
+                "them by position"
+            ) from error
         except RuntimeError as error:
             if "functorch" not in str(error):
                 raise
@@ -142,6 +147,8 @@ class Exchange(TorchFunctionMode):
         """The result of a rule, or a stand-in for one that waits."""
         if rule.rows_dimension is None:
             return rule.apply(self._examples, *args, **kwargs)
+        if not args and "input" not in kwargs:
+            raise TypeError("its input is missing")
         x, *rest = args if args else (kwargs.pop("input"),)
         if self._examples.owns(x):
             raise UserError(

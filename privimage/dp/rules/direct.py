@@ -141,11 +141,10 @@ def look_up(examples: Examples, table: torch.Tensor, index: Any) -> torch.Tensor
     if not is_table or index.is_floating_point() or index.dtype == torch.bool:
         raise UserError("data can look up rows of a parameter by one tensor of integers alone")
     examples.check_rows(index)
-    flat = examples.derive(table.flatten(1)) if table.dim() != 2 else table
     size = len(table)
+    flat = examples.derive(table.reshape(size, -1)) if table.dim() != 2 else table
     found = embedding(examples, torch.where(index < 0, index + size, index), flat)
-    output: torch.Tensor = found.unflatten(-1, table.shape[1:])
-    return output
+    return found.view(*index.shape, *table.shape[1:])
 
 
 def _rows(examples: Examples, tensors: list[torch.Tensor]) -> tuple[int, int]:

@@ -148,16 +148,30 @@ hand or through `Examples.expand`.
 _ONE_TAP = ((1, 1), (0, 0), (1, 1), 1)
 
 
+KEEPS_STATISTICS = nn.modules.batchnorm._NormBase
+"""Batch and instance normalisation; whether they do depends on their mode."""
+
+
 def check_layers(model: nn.Module) -> None:
     """Raises UserError, naming the module, if a layer mixes examples or keeps statistics of them.
 
-    Mixing by any other means is found by `ExampleGradients.check_independence`.
+    One that only reads its statistics, in evaluation mode, does neither. Mixing by any other means
+    is found by `ExampleGradients.check_independence`.
     """
     for name, module in model.named_modules():
         where = f"module '{name}' ({type(module).__name__})"
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise UserError(f"{where}: several processes are not known here; give its .module")
+        if not isinstance(module, KEEPS_STATISTICS):
+            continue
+        if not module.training and module.running_mean is not None:
+            continue
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise UserError(f"{where} mixes the examples of a batch; use nn.GroupNorm instead")
-        if getattr(module, "track_running_stats", False):
+            raise UserError(
+                f"{where} mixes the examples of a batch; use nn.GroupNorm instead, or, with public "
+                "statistics, freeze it and call its eval()"
+            )
+        if module.track_running_stats:
             raise UserError(f"{where} keeps statistics of the data; set track_running_stats=False")
 
 

@@ -63,13 +63,15 @@ class DerivedSlot(Slot):
         super().__init__(torch.empty(0))
         self.value = value
         self._count = count
+        self._has_rows = False
 
     @property
     def rows(self) -> torch.Tensor:
         """[examples, *shape], in float32 or better."""
-        if self._rows.dim() == 1:
+        if not self._has_rows:
             dtype = torch.promote_types(self.value.dtype, torch.float32)
             self._rows = self.value.new_empty(self._count, *self.value.shape, dtype=dtype)
+            self._has_rows = True
         return self._rows
 
 
