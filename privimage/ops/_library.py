@@ -86,8 +86,10 @@ if _native is not None and _native.origin is not None:
     from privimage import _host
 
     build: str = _host.build
-    if build != "cuda":
-        _register_reference(_SCHEMAS, ("CUDA",))
+    # Of a GPU's kernels these alone are missing: the first is two products in float64, which cuBLAS
+    # does in a fixed order, and the plan never asks for it there; noise is drawn inside the update.
+    missing = ("gram_sums",) if build == "cuda" else _SCHEMAS
+    _register_reference(missing, ("CUDA",))
 else:
     build = "none"
     for _schema in _SCHEMAS.values():

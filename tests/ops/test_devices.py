@@ -197,6 +197,31 @@ def test_group_norm_silu(device, dtype, layout, shape, silu):
     def there(tensor):
         return tensor.to(device, wide if tensor is affine else tensor.dtype)
 
+@pytest.mark.parametrize(("device", "dtype"), TYPES)
+@pytest.mark.parametrize("padding", [None, 2])
+@pytest.mark.parametrize("positions", [1, 4, 300])
+def test_embeddings_by_entry_are_those_by_table(device, dtype, positions, padding):
+    indices = torch.arange(3 * positions).view(3, positions) * 7 % 5
+    indices, grad = indices.to(device), _random(3, positions, 70, dtype=dtype).to(device)
+    tables = torch.empty(3, 5, 70, device=device)
+    ops.example_embedding_grad(indices, grad, tables, padding)
+    squares = ops.example_embedding_norms(indices, grad, 5, padding)
+    _close(squares, tables.double().square().sum((1, 2)), 1e-13)
+    scales = 2.0**30 * 0.999 / squares.sqrt()
+    scales[1] = 0
+    total = torch.full((5, 70), 7, device=device)
+    ops.recomputed_embedding_sum(indices, grad, scales, total, padding)
+    assert torch.equal(total.flatten() - 7, ops.scaled_sum(tables.flatten(1), scales))
+
+
+@pytest.mark.parametrize(("device", "dtype"), TYPES)
+def test_gram_sums(device, dtype):
+    x, grad = (_random(3, 9, size, dtype=dtype).to(device) for size in (70, 33))
+    found = ops.gram_sums(x, grad, True)
+    assert torch.equal(found, ops.gram_sums(x, grad, True))
+    _close(found, reference.gram_sums(x.cpu(), grad.cpu(), True), 1e-12)
+
+
     found, again = run(ops, there), run(ops, there)
     expected = run(reference, lambda tensor: tensor.double())
     stored = 2**-8 if dtype == torch.bfloat16 else 3e-6

@@ -68,6 +68,11 @@ def embedding(name: str, before: str, after: str) -> Bug:
     return Bug(name, "example_embedding_grad", before, after)
 
 
+def rows(name: str, before: str, after: str) -> Bug:
+    """A bug in how rows of gradients are stored, seen by what writes them."""
+    return Bug(name, "example_weight_grad", before, after, "kernels/grad_rows.h")
+
+
 def slab(name: str, before: str, after: str) -> Bug:
     """A bug in how its blocks share and add up their values."""
     return Bug(name, "group_norm_silu", before, after, "kernels/group_norm_slab.cuh")
@@ -414,6 +419,20 @@ def run(kernel: str, file: Path, text: str, compiler: str, library: str) -> str:
         planted = Path(folder) / file
         planted.parent.mkdir()
         planted.write_text(text)
+    embedding("an entry counted at every position", "is_first = indices[i] != entry;", ";"),
+    embedding("what is read twice counted once", "i < read.positions; ++i", "i <= position; ++i"),
+    embedding("padding not left out by entry", "is_first = adds(read, entry)", "is_first = true"),
+    embedding("the first columns alone", "column += kEmbeddingThreads", "column += read.width"),
+    embedding(
+        "by entry one example's positions for all",
+        "read.indices + example * read.positions",
+        "read.indices + 0 * example",
+    ),
+    embedding("an example of scale 0 added", "if (scale != 0.0) {", "{"),
+    embedding(
+        "one example's scale for all", "? job.scales[example] : 0.0", "? job.scales[0] : 0.0"
+    ),
+    embedding("squares in another's place", "job.squares[block.x()]", "job.squares[example]"),
         test = CSRC / f"tests/emulator/test_{kernel}.cpp"
         program = Path(folder) / "test"
         # Our folder stands first: it shadows the kernel and nothing else.
