@@ -103,6 +103,11 @@ else:
     )
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether native operators compute there, whose norms and sums see the same bits."""
+    return is_native and (device.type == "cpu" or build == device.type)
+
+
 def describe_build() -> str:
     """One line about the native build, for `privimage doctor`."""
     if not is_native:

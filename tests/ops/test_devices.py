@@ -70,7 +70,30 @@ def test_weight_gradients(device, dtype, layer, layout):
     reference.example_weight_grad(x.double(), grad.double(), *expected, *geometry, True)
     for found, again, right in zip(run(), run(), expected, strict=True):
         assert torch.equal(found, again)
-        _close(found, right, 3e-6)
+        _close(found, right, tolerance)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["first", "last"])
+@pytest.mark.parametrize("layer", LAYERS, ids=_numbers)
+@pytest.mark.parametrize(("device", "dtype"), TYPES[1:])
+def test_rows_in_bfloat16_are_the_others_rounded(device, dtype, layer, layout):
+    taps, stride, padding, dilation, groups, inputs, outputs, size = layer
+    geometry = [stride] * 2, [padding] * 2, [dilation] * 2, groups
+    pixels = (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+    x = _random(6, inputs, size, size, dtype=dtype).contiguous(memory_format=layout)
+    grad = _random(6, outputs, pixels, pixels, dtype=dtype).contiguous(memory_format=layout)
+
+    def run(rows_dtype):
+        size = outputs * (inputs // groups * taps**2 + 1)
+        rows = torch.full((3, size), 2.0, device=device, dtype=rows_dtype)
+        weight = rows[:, :-outputs].view(3, outputs, inputs // groups, taps, taps)
+        layer = [x.to(device)], [grad.to(device)], [weight], [rows[:, -outputs:]]
+        return rows, ops.measured_weight_grads(*layer, geometry)
+
+    (wide, _), (half, squares) = run(torch.float32), run(torch.bfloat16)
+    assert torch.equal(half, wide.bfloat16())
+    _close(squares, half.double().square().sum(1), 1e-13)
+    _close(ops.squared_norms(half), squares, 1e-13)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["first", "last"])
@@ -234,6 +257,19 @@ def test_gram_sums(device, dtype):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_clipped_sum(device):
+@pytest.mark.parametrize(("device", "dtype"), TYPES[1:])
+def test_affine_rows_in_bfloat16_are_the_others_rounded(device, dtype):
+    x, affine = _random(6, 64, 16, 16, dtype=dtype).to(device), _random(2, 64).to(device)
+    _, moments = ops.group_norm_silu(x, *affine, 4)
+    wide, half = (
+        [torch.ones(2, 64, device=device, dtype=each) for _ in range(2)]
+        for each in (torch.float32, torch.bfloat16)
+    )
+    for rows in (wide, half):
+        ops.group_norm_silu_backward(x, x, moments, *affine, *rows, accumulate=True)
+    assert all(torch.equal(one, other.bfloat16()) for one, other in zip(half, wide, strict=True))
+
+
     parts = (_random(9, 1000) * 8).round() / 64  # squares add up exactly, in any order
     parts[3, 7] = torch.inf
     found = ops.clipped_sum(parts.to(device), 0.7)

@@ -254,14 +254,14 @@ BUGS = [
         "block_.x() * shape_.draws + draw",
         "draw * shape_.examples + block_.x()",
     ),
-    conv("what was there not added", "sum += part[place]", "sum += 0.0f"),
     conv(
         "squares before what was there is added",
-        "    if (job_.accumulate) add_parts(sums);\n    if (job_.parts != nullptr) store(sums);\n"
+        "    if (job_.rows.asked()) store(sums);\n"
         "    if (job_.squares.values != nullptr) write_squares(add_squares(sums));",
         "    if (job_.squares.values != nullptr) write_squares(add_squares(sums));\n"
-        "    if (job_.accumulate) add_parts(sums);\n    if (job_.parts != nullptr) store(sums);",
+        "    if (job_.rows.asked()) store(sums);",
     ),
+    conv("rounded for the rows alone", "sum = rows.keep_half(", "rows.keep_half("),
     conv("sum of examples unscaled", "grid_coordinate(sum, scale)", "grid_coordinate(sum, 1.0)"),
     conv(
         "added to nearest",
@@ -288,8 +288,8 @@ BUGS = [
     plain("blocks of an example mixed", "block.x() % blocks", "block.x() / blocks"),
     plain("one weight too many", "if (i < weights)", "if (i <= weights)"),
     plain("groups read the first one's channels", "output / shape.outputs * shape.inputs", "0"),
-    plain("taps of a weight mixed", "i / shape.inputs % taps;\n    if", "i % taps;\n    if"),
-    plain("what was there not added", "value += *to;", ""),
+    plain("taps of a weight mixed", "i / shape.inputs % taps;\n    value", "i % taps;\n    value"),
+    plain("rounded for the rows alone", "value = job.weight.keep(", "job.weight.keep("),
     plain(
         "squares of a thread without a weight",
         "Wide<Scalar> value = 0;",
@@ -314,7 +314,11 @@ BUGS = [
         "exists = true;",
     ),
     plain_bias("groups of channels share a slot", "at(example, group)", "at(example, 0)"),
-    plain_bias("what was there not added", "value += *to;", ""),
+    plain_bias("rounded for the rows alone", "value = job.rows.keep(", "job.rows.keep("),
+    rows("what was there not added", "if (accumulate) value += to;", ""),
+    rows("what was there in bfloat16 not added", "value += to_float(to);", "value += 0;"),
+    rows("norms before rounding", "return to_float(rounded);", "return value;"),
+    rows("rows in bfloat16 over each other", "half[example * stride + place]", "half[place]"),
     bias(
         "half of the lanes not added", "mask = 16; mask >= kColumns", "mask = 8; mask >= kColumns"
     ),
@@ -331,6 +335,7 @@ BUGS = [
         "job.sum[channel] = grid_coordinate(value, job.scales[example])",
     ),
     bias("examples that are not finite added", " && job.scales[example] != 0.0", ""),
+    bias("rounded for the rows alone", "value = job.rows.keep(", "job.rows.keep("),
     bias("half of the channels squared", "mask = 16; mask > 0", "mask = 8; mask > 0"),
     conv("a bias's blocks as tiles", "if (slot < tiles)", "if (slot <= tiles)"),
     # Several layers in one launch
@@ -402,6 +407,11 @@ BUGS = [
     norm("variance about 0", "widen(values.at[i]) - centre.at[c]", "widen(values.at[i])"),
     norm("SiLU's slope without its value", "value * (Real(1) - s)", "(Real(1) - s)"),
     norm("draws of an example counted once", "draw < draws; ++draw", "draw < 1; ++draw"),
+    norm(
+        "shift's rows with the scale's sums",
+        "keep(example, channel, for_bias)",
+        "keep(example, channel, for_weight)",
+    ),
     norm("sum along x forgotten", "tilt.at[c] * value + ", ""),
     embedding("one column too many", "column >= job.width", "column > job.width"),
     embedding("what is read twice written over", "job.width] += widen", "job.width] = widen"),
@@ -409,16 +419,6 @@ BUGS = [
     embedding("padding not left out", "adds(job, index)", "(index >= 0 && index < job.entries)"),
     embedding("indices that don't exist", "adds(job, index)", "(index != job.padding)"),
     embedding("one example's positions for all", "first = block.x() * job", "first = 0 * job"),
-    clip("blocks after the first forgotten", "block.x() * kScaleThreads + ", ""),
-]
-
-
-def run(kernel: str, file: Path, text: str, compiler: str, library: str) -> str:
-    """What the test of `kernel` says if a file's text is this: an empty string if it passes."""
-    with tempfile.TemporaryDirectory() as folder:
-        planted = Path(folder) / file
-        planted.parent.mkdir()
-        planted.write_text(text)
     embedding("an entry counted at every position", "is_first = indices[i] != entry;", ";"),
     embedding("what is read twice counted once", "i < read.positions; ++i", "i <= position; ++i"),
     embedding("padding not left out by entry", "is_first = adds(read, entry)", "is_first = true"),
@@ -433,6 +433,16 @@ def run(kernel: str, file: Path, text: str, compiler: str, library: str) -> str:
         "one example's scale for all", "? job.scales[example] : 0.0", "? job.scales[0] : 0.0"
     ),
     embedding("squares in another's place", "job.squares[block.x()]", "job.squares[example]"),
+    clip("blocks after the first forgotten", "block.x() * kScaleThreads + ", ""),
+]
+
+
+def run(kernel: str, file: Path, text: str, compiler: str, library: str) -> str:
+    """What the test of `kernel` says if a file's text is this: an empty string if it passes."""
+    with tempfile.TemporaryDirectory() as folder:
+        planted = Path(folder) / file
+        planted.parent.mkdir()
+        planted.write_text(text)
         test = CSRC / f"tests/emulator/test_{kernel}.cpp"
         program = Path(folder) / "test"
         # Our folder stands first: it shadows the kernel and nothing else.

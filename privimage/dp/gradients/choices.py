@@ -79,7 +79,9 @@ class LayerPlan:
         return self.seconds[other] - self.seconds["keep"]
 
 
-def kept_layer(use: Use, costs: Costs, examples: int, obstacle: str) -> LayerPlan:
+def kept_layer(
+    use: Use, costs: Costs, examples: int, obstacle: str, no_bound: str = "", width: int = 4
+) -> LayerPlan:
     """A layer whose gradients are kept, with its other choices.
 
     Args:
@@ -87,6 +89,8 @@ def kept_layer(use: Use, costs: Costs, examples: int, obstacle: str) -> LayerPla
         costs: the constants.
         examples: of a micro-batch.
         obstacle: why gradients must be kept; empty if they need not.
+        no_bound: why a norm can't be a bound; empty if it can.
+        width: bytes of a value that is kept.
     """
     obstacles: dict[Choice, str] = {}
     if obstacle:
@@ -95,13 +99,15 @@ def kept_layer(use: Use, costs: Costs, examples: int, obstacle: str) -> LayerPla
         obstacles = {"ghost": "an embedding's norm is exact already where it is computed again"}
     elif len(use.shape) != 2:
         obstacles = {"ghost": "Gram matrices are for linear layers"}
+    elif no_bound:
+        obstacles = {"ghost": no_bound}
     predicted = _table_seconds if use.is_table else _layer_seconds
     seconds = {
         choice: value
         for choice, value in predicted(use, costs, examples).items()
         if choice not in obstacles
     }
-    kept, held = 4.0 * torch.Size(use.shape).numel(), 4.0 * use.held
+    kept, held = 1.0 * width * torch.Size(use.shape).numel(), 4.0 * use.held
     return LayerPlan(
         *(use.weight, use.bias, use.shape, use.positions),
         seconds=seconds,

@@ -123,7 +123,7 @@ class Later(Slot):
         """Measures the layer's gradients and holds on to its tensors."""
         if self.used or (bias is not None and (bias.used or not isinstance(bias, Later))):
             self._refuse()
-        x, grad = ops.as_taken(self._dtype, x.detach(), grad.detach())
+        x, grad = ops.as_multiplied(self._dtype, x.detach(), grad.detach())
         with_bias = bias is not None
         if self._by_gram:
             norms = ghost_squares(*map(self._by_position, (x, grad)), with_bias=with_bias)
