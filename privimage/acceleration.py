@@ -63,7 +63,7 @@ class _Replayed:
     @torch.no_grad()
     def __call__(self, *given: torch.Tensor) -> torch.Tensor:
         """The result, in memory of its own; threads take turns."""
-        with self._lock:
+        with self._lock, torch.cuda.device(given[0].device):
             shapes = tuple(tensor.shape for tensor in given)
             if shapes not in self._captured:
                 self._captured[shapes] = _Graph(self._function, given)
