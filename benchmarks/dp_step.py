@@ -35,7 +35,7 @@ from pathlib import Path
 import torch
 from memory import KEEPING, peak
 from records import merge
-from step.methods import CAPTURED, COMPILED, ORDINARY, Method, methods
+from step.methods import COMPILED, ORDINARY, Method, methods
 from step.models import MODELS, Setting, settings
 from step.turns import Row, measure
 
@@ -66,10 +66,9 @@ def main() -> None:
 def among(setting: Setting, options: argparse.Namespace, limits: list[int]) -> Mapping[str, Method]:
     """The methods whose names have a word of `--among` in them, and what times are ratios to."""
     words, found = options.among.split(","), methods(setting, limits)
-    on_gpu = options.device == "cuda"
     if options.peak:
         del found[COMPILED]  # Compiling takes memory of its own.
-    always = () if options.peak else (*ORDINARY, CAPTURED, *([COMPILED] if on_gpu else []))
+    always = () if options.peak else ORDINARY
     return {
         name: method
         for name, method in found.items()
@@ -122,7 +121,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.models, options.draws = "cifar10", "1,8"
-        options.among = options.among or "privimage,vmap,loop,hooks"
+        options.among = options.among or "privimage,captured,vmap,loop,hooks"
     if options.peak and options.device != "cpu":
         parser.error("--peak is of a process; on a GPU every row has its peak anyway")
     return options

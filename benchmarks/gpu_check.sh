@@ -88,15 +88,15 @@ TEST='-P -m pytest --noconftest -W default -q -p no:cacheprovider'
 # the ordinary steps first: a peer that fails takes nothing with it.
 cd "$OUT" || exit 1
 STEP="$ROOT/benchmarks/dp_step.py --device $DEVICE --rounds ${ROUNDS:-20} --json $RESULT --models"
-! wants step8 || part step8 120 "$PYTHON" $STEP cifar10 --draws 8 --among privimage
-! wants step1 || part step1 120 "$PYTHON" $STEP cifar10 --draws 1 --among privimage
+! wants step8 || part step8 120 "$PYTHON" $STEP cifar10 --draws 8 --among privimage,captured
+! wants step1 || part step1 120 "$PYTHON" $STEP cifar10 --draws 1 --among privimage,captured
 ! wants kernels || part kernels 40 "$PYTHON" "$ROOT/benchmarks/kernels.py" --device "$DEVICE" \
     --json "$OUT/kernels.json"
 ! wants peers || part peers 60 "$PYTHON" $STEP cifar10 --draws 8 --among vmap,loop,hooks,ghost
 if wants sweep; then
-    part draws 150 "$PYTHON" $STEP cifar10 --draws 4,32 --among privimage
-    part wide 120 "$PYTHON" $STEP wide,wider --draws 8 --among privimage
-    part batches 150 "$PYTHON" $STEP cifar10 --draws 8 --examples 16,256 --among privimage
+    part draws 150 "$PYTHON" $STEP cifar10 --draws 4,32 --among privimage,captured
+    part wide 120 "$PYTHON" $STEP wide,wider --draws 8 --among privimage,captured
+    part batches 150 "$PYTHON" $STEP cifar10 --draws 8 --examples 16,256 --among privimage,captured
     part compiled 150 "$PYTHON" $STEP cifar10 --draws 8 --among torch
 fi
 cd "$ROOT" || exit 1

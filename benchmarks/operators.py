@@ -176,12 +176,12 @@ def clipped_sum(parameters: int, examples: int) -> Row:
 def scaled_sum(parameters: int, examples: int, rows_dtype: torch.dtype = torch.float32) -> Row:
     """The integer sum with given factors, which reads every row once, against a matrix product."""
     parts = torch.randn(examples, parameters).to(rows_dtype)
-    factors, weights = torch.rand(examples), torch.rand(examples).to(rows_dtype)
+    factors, weights = (torch.rand(examples).to(each) for each in (torch.float64, rows_dtype))
     total = torch.empty(parameters, dtype=torch.int64)
     read = 1.0 * parts.element_size() * parts.numel()
     return Row(
         f"scaled_sum {examples} x {parameters}{_in(rows_dtype)}",
-        lambda: ops.scaled_sum(parts, factors.double(), total),
+        lambda: ops.scaled_sum(parts, factors, total),
         lambda: weights @ parts,
         2.0 * parts.numel(),
         read + 8.0 * parameters,

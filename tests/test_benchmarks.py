@@ -64,6 +64,21 @@ def test_on_a_gpu_rows_have_a_peak_and_a_second_ratio(monkeypatch):
         assert f"{row['eager_ratio']:.3f} of eager, 20 MB" in dp_step.line(row)
 
 
+def test_what_does_not_fit_is_taken_in_pieces():
+    (setting,) = settings(["digits"], [1])
+
+    def build(pieces):
+        if pieces < 4:
+            raise torch.OutOfMemoryError
+        return Step(lambda: None, id)
+
+    chosen = dict.fromkeys(ORDINARY, Method(lambda _: Step(lambda: None, id)))
+    chosen |= {"large": Method(build, (1, 2, 4)), "too large": Method(build, (1, 2))}
+    found = {row["method"]: row["micro_batch"] for row in measure(setting, chosen, 2)}
+    assert found.pop("large") * 4 == setting.examples
+    assert set(found) == set(ORDINARY)
+
+
 def test_the_captured_ordinary_step_does_what_the_ordinary_one_does(monkeypatch):
     made, real = [], Setting.network
     monkeypatch.setattr(Setting, "network", lambda self: made.append(real(self)) or made[-1])

@@ -38,9 +38,7 @@ def measure(setting: Setting, chosen: Mapping[str, Method], rounds: int) -> list
 
     for name, method in sorted(chosen.items(), key=lambda item: not is_in_every_turn(item[0])):
         try:
-            peak = _peak_on_gpu() if setting.on_gpu else dict
-            pieces[name], steps[name], found = _fastest(method, setting.on_gpu)
-            peaks[name] = peak()
+            pieces[name], steps[name], found, peaks[name] = _fastest(method, setting.on_gpu)
         except Exception as problem:
             if name in (*ORDINARY, OURS):
                 raise
@@ -104,20 +102,26 @@ def _peak_on_gpu() -> Callable[[], dict[str, int]]:
     return peak
 
 
-def _fastest(method: Method, on_gpu: bool) -> tuple[int, Step, torch.Tensor | None]:
-    """The number of pieces that it is fastest in, its step, and its first sum if it has one."""
-    best: tuple[float, int, Step] | None = None
+def _fastest(method: Method, on_gpu: bool) -> tuple[int, Step, torch.Tensor | None, dict[str, int]]:
+    """The number of pieces that it is fastest in, its step, its first sum if any, its peak."""
+    best: tuple[float, int, Step, dict[str, int]] | None = None
     for pieces in method.pieces:
-        step = method.build(pieces)
-        found = step.gradient()
+        peak = _peak_on_gpu() if on_gpu else dict
+        try:
+            step = method.build(pieces)
+            found = step.gradient()
+        except torch.OutOfMemoryError:
+            if pieces == method.pieces[-1] and best is None:
+                raise
+            continue
         summed = None if step.summed is None else step.summed(found)
         step.update(found)
         tries = 2 if len(method.pieces) > 1 else 0
         seconds = min((_seconds(step, on_gpu)[0] for _ in range(tries)), default=0.0)
         if best is not None and seconds >= best[0]:
             break
-        best = seconds, pieces, step
-    return best[1], best[2], summed
+        best = seconds, pieces, step, peak()
+    return best[1], best[2], summed, best[3]
 
 
 def _check(name: str, found: torch.Tensor | None, expected: torch.Tensor | None) -> None:

@@ -150,8 +150,8 @@ def plan(
         costs: default those of this machine or GPU, `privimage doctor` shows them.
         memory_format: as for `ExampleGradients`.
         rows_dtype: of kept gradients, by default float32. On a GPU torch.bfloat16 halves what is
-            written and read for them, most of what privacy costs at one draw; each value is rounded
-            once, by up to 2^-9 of itself, before its norm is taken and it is added.
+            written and read for them; each value is rounded, by up to 2^-9 of itself, before its
+            norm is taken and it is added.
 
     Raises:
         UserError: as `ExampleGradients`, one example does not fit into `max_memory`, or gradients
