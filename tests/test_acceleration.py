@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from privimage.acceleration import accelerated, inference, mixed_precision
+from privimage.acceleration import accelerated, inference, mixed_precision, most_examples
 from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.denoiser import Denoiser
 from privimage.diffusion.unet import UNet, UNetShape
@@ -45,6 +45,12 @@ def test_on_a_cpu_nothing_is_exchanged():
         assert torch.equal(inference(network)(*batch()), network(*batch()))
     with mixed_precision(torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_a_gpu_gets_more_examples_the_fewer_draws_they_have():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [most_examples(gpu, draws) for draws in (1, 4, 8, 32)] == [512, 128, 64, 64]
+    assert {most_examples(cpu, draws) for draws in (1, 32)} == {64}
 
 
 @pytest.mark.parametrize("device", [CUDA])

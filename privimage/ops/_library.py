@@ -88,8 +88,8 @@ if _native is not None and _native.origin is not None:
     build: str = _host.build
     # Of a GPU's kernels these alone are missing: the first is two products in float64, which cuBLAS
     # does in a fixed order, and the plan never asks for it there; noise is drawn inside the update.
-    missing = ("gram_sums",) if build == "cuda" else _SCHEMAS
-    _register_reference(missing, ("CUDA",))
+    without_kernels = ("gram_sums", "random_words", "gaussian_integers")
+    _register_reference(without_kernels if build == "cuda" else _SCHEMAS, ("CUDA",))
 else:
     build = "none"
     for _schema in _SCHEMAS.values():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from privimage.acceleration import accelerated, mixed_precision
+from privimage.acceleration import accelerated, mixed_precision, most_examples
 from privimage.checkpoint import Checkpoints
 from privimage.data import ImageSet, to_unit_range
 from privimage.diffusion.denoiser import Denoiser, Network, draw_noise_levels, drop_labels, losses
@@ -120,6 +120,7 @@ class Finetuner:
                 batch,
                 draws=settings.draws,
                 max_memory=max_memory,
+                examples=most_examples(self._device, settings.draws),
                 losses=_losses,
                 memory_format=torch.channels_last,
             ),
