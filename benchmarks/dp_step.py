@@ -10,9 +10,13 @@ where they are installed, in the micro-batch that suits them; ours in the ordina
 it is timed a method's clipped sum is held against ours. `privimage` is the step that `privimage
 train` takes, recorded once as a graph of operators, "call by call" that of a `PrivateEngine`.
 
---quick leaves out what takes longest and is never ahead: compiling, and all modes of Opacus but its
-hooks. Rows of an existing FILE stay, unless the same was measured again. --peak measures memory
-instead, stage by stage (memory.py says how).
+--device cuda: sixteen times the micro-batch, activations in bfloat16 for everybody; the ordinary
+step also compiled and captured, the peak of memory on the GPU, and a second ratio to PyTorch's
+eager step. --examples sweeps over micro-batches.
+
+--quick leaves out what takes longest and is never ahead: compiling a peer, and all modes of Opacus
+but its hooks. Rows of an existing FILE stay, unless the same was measured again. --peak measures
+memory instead, stage by stage (memory.py says how).
 
 Prediction: `privimage` at most 1.10, 1.05 and 1.02 at 1, 4 and 8 draws on the CIFAR-10 network.
 Seen on a 2-core Xeon, both cores (results/dp_step-cpu.json): 0.99, 0.91 and 0.94, call by call
@@ -35,7 +39,7 @@ from step.methods import COMPILED, ORDINARY, Method, methods
 from step.models import MODELS, Setting, settings
 from step.turns import Row, measure
 
-IDENTITY = ("model", "draws", "threads", "method")
+IDENTITY = ("model", "draws", "examples", "threads", "method")
 
 
 def main() -> None:
@@ -44,11 +48,10 @@ def main() -> None:
     if not KEEPING.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEPING)  # noqa: S606
     torch.set_num_threads(options.threads)
-    if options.device != "cpu":  # a default device, even the CPU, costs every call some time
-        torch.set_default_device(options.device)
     draws = [int(k) for k in options.draws.split(",")]
     limits = [int(mb) for mb in options.max_memory.split(",") if mb]
-    for setting in settings(options.models.split(","), draws, options.times):
+    sweep = [int(count) for count in options.examples.split(",") if count]
+    for setting in settings(options.models.split(","), draws, options.device, sweep):
         chosen = among(setting, options, limits)
         if options.peak:
             rows = [memory_row(setting, name, limits, options.threads) for name in chosen]
@@ -57,7 +60,7 @@ def main() -> None:
         for row in rows:
             print(line(row), flush=True)
         if options.json:
-            merge(options.json, rows, IDENTITY)
+            merge(options.json, rows, IDENTITY, options.device)
 
 
 def among(setting: Setting, options: argparse.Namespace, limits: list[int]) -> Mapping[str, Method]:
@@ -83,10 +86,13 @@ def line(row: Row) -> str:
     """For a person."""
     what = f"{row['model']:<8} K={row['draws']} {row['method']:<24} "
     if "ratio" in row:
+        gpu = ""
+        if "eager_ratio" in row:
+            gpu = f"; {row['eager_ratio']:.3f} of eager, {row['peak_mb']} MB"
         return what + (
             f"{row['ratio']:6.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}), "
             f"CPU {row['cpu_ratio']:.3f}, of {row['reference_ms']} ms; "
-            f"micro-batches of {row['micro_batch']}"
+            f"micro-batches of {row['micro_batch']}{gpu}"
         )
     if "sum_mb" in row:
         plan = f"; the sum adds {row['sum_mb']}, {row['predicted_mb']} predicted"
@@ -103,6 +109,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(MODELS), help="names, with commas")
     parser.add_argument("--draws", default="1,4,8", help="draws an image, with commas")
+    parser.add_argument("--examples", default="", help="images a micro-batch, with commas: a sweep")
     parser.add_argument("--quick", action="store_true", help="cifar10 at 1 and 8 draws")
     parser.add_argument("--among", default="", help="words of methods' names, with commas")
     parser.add_argument("--peak", action="store_true", help="measure memory instead of times")
@@ -114,8 +121,9 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.models, options.draws = "cifar10", "1,8"
-        options.among = options.among or "privimage,vmap,loop,hooks"
-    options.times = 16 if options.device == "cuda" else 1  # the micro-batch that suits two cores
+        options.among = options.among or "privimage,captured,vmap,loop,hooks"
+    if options.peak and options.device != "cpu":
+        parser.error("--peak is of a process; on a GPU every row has its peak anyway")
     return options
 
 

@@ -1,76 +1,123 @@
 #!/bin/sh
 # Everything that needs one GPU, in one call of under nine minutes: build from source, correctness
-# against float64, compute-sanitizer, main timings. The last lines are a short table; before the rows
+# against float64, main timings, compute-sanitizer. The last lines are a short table; before the rows
 # stands the file that belongs into benchmarks/results, such as h200-2026-01-31.json.
 #
-#     sh benchmarks/gpu_check.sh [FOLDER]     # where logs and figures go; default build/gpu
+#     sh benchmarks/gpu_check.sh [FOLDER [PART…]]     # where logs and figures go; default build/gpu
+#
+# Parts are build, operators, engine, step8, step1, kernels, peers, sanitizer; and, if asked for, sweep:
+# other draws, networks and micro-batches, which takes another call. Each has its time, all together
+# LIMIT seconds; one that fails or is cut off takes no other with it, and figures are written row by
+# row. A second call into the same folder adds to its figures. Ends with 1 if any part failed.
 #
 # Needs nvcc, a C++ compiler and a Python that has a CUDA build of PyTorch, NumPy, SciPy, pytest,
-# ninja and pybind11; downloads nothing. PYTHON names another Python. A step needs dp-accounting,
-# prv-accountant and dm-tree as well: where there is no registry, wheels of what is missing in the
-# folder that WHEELS names, default build/wheels. Ends with 1 if any part failed.
+# ninja and pybind11; downloads nothing. PYTHON names another Python. All but build and operators need
+# dp-accounting, prv-accountant and dm-tree as well: where there is no registry, wheels of what is
+# missing in the folder that WHEELS names, default build/wheels. DEVICE=cpu rehearses it all.
 set -u
 PYTHON=${PYTHON:-python3}
-OUT=${1:-build/gpu}
+DEVICE=${DEVICE:-cuda}
 WHEELS=${WHEELS:-build/wheels}
+LIMIT=${LIMIT:-530}
+OUT=${1:-build/gpu}
+[ $# -eq 0 ] || shift
+PARTS=${*:-build operators engine step8 step1 kernels peers sanitizer}
 ROOT=$(pwd)
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 SITE=$OUT/site
-GPU=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr 'A-Z ' 'a-z-')
-RESULT=$OUT/${GPU#nvidia-}-$(date +%F).json
+BEGAN=$(date +%s)
 FAILED=0
 TABLE=$OUT/table.txt
 : > "$TABLE"
 
-# step NAME SECONDS COMMAND…: runs it within its time, keeps its output, notes how it went.
-step() {
-    name=$1 limit=$2
+# part NAME SECONDS COMMAND…: runs it within its time, keeps its output, notes how it went and, of
+# tests, how many ran.
+part() {
+    name=$1 limit=$2 from=$(date +%s)
     shift 2
-    began=$(date +%s)
-    if timeout "$limit" "$@" > "$OUT/$name.log" 2>&1; then verdict=ok; else verdict=FAILED FAILED=1; fi
-    printf '%-12s %-7s %4s s\n' "$name" "$verdict" $(($(date +%s) - began)) | tee -a "$TABLE"
+    left=$((LIMIT - from + BEGAN))
+    [ "$left" -gt "$limit" ] || limit=$left
+    if [ "$limit" -lt 5 ]; then
+        verdict='no time' FAILED=1
+        : > "$OUT/$name.log"
+    elif timeout "$limit" "$@" > "$OUT/$name.log" 2>&1; then
+        verdict=ok
+    else
+        verdict=FAILED FAILED=1
+    fi
+    ran=$(grep -E '^[0-9]+ (passed|failed|skipped|deselected).* in ' "$OUT/$name.log" | tail -n 1)
+    printf '%-12s %-7s %4s s  %s\n' "$name" "$verdict" $(($(date +%s) - from)) "$ran" | tee -a "$TABLE"
     [ "$verdict" = ok ] || tail -n 30 "$OUT/$name.log"
 }
 
+wants() {
+    case " $PARTS " in *" $1 "*) return 0 ;; esac
+    return 1
+}
+
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || exit 1
-"$PYTHON" -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)' || exit 1
 nvcc --version | tail -n 1
+"$PYTHON" -c "import sys, torch
+print('torch', torch.__version__, 'CUDA', torch.version.cuda)
+torch.ones(1, device='$DEVICE')" || exit 1
+GPU=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr 'A-Z ' 'a-z-')
+RESULT=$OUT/${GPU#nvidia-}-$(date +%F).json
 
 # Python sees what is installed here, and with -P not the sources beside it.
-export PYTHONPATH="$SITE" PRIVIMAGE_BUILD=cuda
+export PYTHONPATH="$SITE" PRIVIMAGE_BUILD="$DEVICE"
 INSTALL='-m pip install --quiet --no-deps --no-index --no-build-isolation --upgrade --target'
-for wheel in "$WHEELS"/*.whl; do
-    [ ! -e "$wheel" ] || "$PYTHON" $INSTALL "$SITE" "$wheel" || echo "$wheel does not fit here"
-done
-step build 120 "$PYTHON" $INSTALL "$SITE" .
+if wants build; then
+    for wheel in "$WHEELS"/*.whl; do
+        [ ! -e "$wheel" ] || "$PYTHON" $INSTALL "$SITE" "$wheel" || echo "$wheel does not fit here"
+    done
+    part build 150 "$PYTHON" $INSTALL "$SITE" .
+fi
+# Else the reference would be held against itself.
+"$PYTHON" -P -c "import sys
+from privimage.ops import describe_build
+sys.exit(not describe_build().startswith('$DEVICE,'))" || { echo "no $DEVICE build"; exit 1; }
+
 # Fixtures of other tests would need the whole package; another machine may warn of other things.
-TESTS='-P -m pytest tests/ops/test_devices.py tests/test_acceleration.py tests/dp/test_recording.py
-    --noconftest -W default -q -p no:cacheprovider'
-step correctness 100 "$PYTHON" $TESTS
+TEST='-P -m pytest --noconftest -W default -q -p no:cacheprovider'
+! wants operators || part operators 90 "$PYTHON" $TEST tests/ops/test_devices.py -k "$DEVICE"
+! wants engine || part engine 90 "$PYTHON" $TEST tests/test_acceleration.py \
+    tests/dp/test_recording.py tests/dp/test_recompute.py tests/dp/test_costs.py -k "$DEVICE"
+
+# Timings run from another folder, so that a script sees its neighbours and not the sources. Ours and
+# the ordinary steps first: a peer that fails takes nothing with it.
+cd "$OUT" || exit 1
+STEP="$ROOT/benchmarks/dp_step.py --device $DEVICE --rounds ${ROUNDS:-20} --json $RESULT --models"
+! wants step8 || part step8 120 "$PYTHON" $STEP cifar10 --draws 8 --among privimage,captured
+! wants step1 || part step1 120 "$PYTHON" $STEP cifar10 --draws 1 --among privimage,captured
+! wants kernels || part kernels 40 "$PYTHON" "$ROOT/benchmarks/kernels.py" --device "$DEVICE" \
+    --json "$OUT/kernels.json"
+! wants peers || part peers 60 "$PYTHON" $STEP cifar10 --draws 8 --among vmap,loop,hooks,ghost
+if wants sweep; then
+    part draws 150 "$PYTHON" $STEP cifar10 --draws 4,32 --among privimage,captured
+    part wide 120 "$PYTHON" $STEP wide,wider --draws 8 --among privimage,captured
+    part batches 150 "$PYTHON" $STEP cifar10 --draws 8 --examples 16,256 --among privimage,captured
+    part compiled 150 "$PYTHON" $STEP cifar10 --draws 8 --among torch
+fi
+cd "$ROOT" || exit 1
 
 # The smallest shapes under the sanitizer, which slows kernels down a hundredfold.
-SMALL='cuda and (update or sum or embedding or one_call or 2x20x9 or 1x2x0x1x1x8x20x11 or 3x2x1x1x1x16x64x15 or 5x1x2x1x1x4x6x9)'
-if command -v compute-sanitizer > /dev/null; then
+SMALL="$DEVICE and (update or sum or embedding or one_call or affine_rows or 2x20x9 or
+    1x2x0x1x1x8x20x11 or 3x2x1x1x1x16x64x15 or 5x1x2x1x1x4x6x9)"
+if wants sanitizer && command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck initcheck; do
-        step "$tool" 30 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-            "$PYTHON" $TESTS -k "$SMALL"
+        part "$tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+            "$PYTHON" $TEST tests/ops/test_devices.py -k "$SMALL"
     done
-else
+elif wants sanitizer; then
     echo 'sanitizer    no compute-sanitizer: skipped' | tee -a "$TABLE"
 fi
-
-# Ours and the ordinary step first: a peer that fails there takes nothing with it. From another folder,
-# so that the script sees its neighbours and not the sources.
-cd "$OUT" || exit 1
-STEP="$ROOT/benchmarks/dp_step.py --quick --device cuda --rounds 20"
-step dp_step 150 "$PYTHON" $STEP --among privimage --json "$RESULT"
-step kernels 30 "$PYTHON" "$ROOT/benchmarks/kernels.py" --device cuda --json "$OUT/kernels.json"
-step peers 40 "$PYTHON" $STEP --among vmap,loop --json "$RESULT"
 
 echo
 grep -h 'of a peak' "$OUT/kernels.log" 2> /dev/null
 cat "$TABLE"
 echo "$RESULT"
-grep -h 'K=' "$OUT/dp_step.log" "$OUT/peers.log" 2> /dev/null
+for name in step8 step1 peers draws wide batches compiled; do
+    grep -h 'K=' "$OUT/$name.log" 2> /dev/null
+done
 exit $FAILED

@@ -59,8 +59,11 @@ def on_cpu(run: Callable[[], object]) -> float:
 
 
 def on_gpu(run: Callable[[], object]) -> float:
-    """Seconds a call between events, with nothing of an earlier one in the caches."""
-    scratch = torch.empty(2**26)
+    """Seconds a call between events, with nothing of an earlier one in the caches.
+
+    Filling a gigabyte takes longer than the host needs to queue the call behind it.
+    """
+    scratch = torch.empty(2**28)
     run()
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     scratch.zero_()
@@ -102,7 +105,13 @@ def main() -> None:
         torch.set_default_device("cuda")
     flops, bandwidth = peaks()
     print(f"peaks: {flops:.0f} GFLOP/s, {bandwidth:.1f} GB/s")
-    records = []
+    figures = {**machine(options.device), "commit": commit(), "threads": options.threads}
+    figures |= {
+        "build": ops.describe_build(),
+        "peak_gflops": round(flops),
+        "peak_gbytes": round(bandwidth, 1),
+    }
+    records: list[dict] = []
     for row in rows(4 if options.device == "cuda" else 1):
         if options.only not in row.name:
             continue
@@ -124,14 +133,8 @@ def main() -> None:
             f"{record['ratio']} of PyTorch's time",
             flush=True,
         )
-    if options.json:
-        figures = {**machine(), "commit": commit(), "threads": options.threads}
-        figures |= {
-            "build": ops.describe_build(),
-            "peak_gflops": round(flops),
-            "peak_gbytes": round(bandwidth, 1),
-        }
-        options.json.write_text(json.dumps(figures | {"rows": records}, indent=1) + "\n")
+        if options.json:  # After each, since the next one may fail.
+            options.json.write_text(json.dumps(figures | {"rows": records}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,11 +30,20 @@ class Row:
     bytes: float
 
 
-def conv(inputs: int, outputs: int, size: int, taps: int, examples: int, draws: int) -> Row:
+def conv(
+    inputs: int,
+    outputs: int,
+    size: int,
+    taps: int,
+    examples: int,
+    draws: int,
+    rows_dtype: torch.dtype = torch.float32,
+) -> Row:
     """The weight gradient of a convolution (1x1 pixels: of a linear layer)."""
     x, grad = images(examples * draws, inputs, size), images(examples * draws, outputs, size)
-    weight = torch.empty(examples, outputs, inputs, taps, taps)
-    bias, ordinary = torch.empty(examples, outputs), weight[0].to(x.dtype)
+    weight = torch.empty(examples, outputs, inputs, taps, taps, dtype=rows_dtype)
+    bias = torch.empty(examples, outputs, dtype=rows_dtype)
+    ordinary = weight[0].to(x.dtype)
     padding = [taps // 2] * 2
 
     def theirs() -> object:
@@ -44,11 +53,30 @@ def conv(inputs: int, outputs: int, size: int, taps: int, examples: int, draws: 
         )  # fmt: skip
 
     return Row(
-        f"conv {inputs}->{outputs} {size}x{size} taps {taps} K={draws}",
+        f"conv {inputs}->{outputs} {size}x{size} taps {taps} K={draws}{_in(rows_dtype)}",
         lambda: ops.example_weight_grad(x, grad, weight, bias, ([1, 1], padding, [1, 1], 1)),
         theirs,
         2.0 * weight.numel() * draws * size * size,
-        x.element_size() * (x.numel() + grad.numel()) + 4.0 * weight.numel(),
+        x.element_size() * (x.numel() + grad.numel())
+        + 1.0 * weight.element_size() * weight.numel(),
+    )
+
+
+def _in(rows_dtype: torch.dtype) -> str:
+    """What a name says of rows that are not float32."""
+    return "" if rows_dtype == torch.float32 else f", rows in {str(rows_dtype)[6:]}"
+
+
+def norms(inputs: int, outputs: int, size: int, examples: int) -> Row:
+    """The norm alone of a 3x3 convolution's gradients, without rows."""
+    kept = conv(inputs, outputs, size, 3, examples, 1)
+    x, grad = images(examples, inputs, size), images(examples, outputs, size)
+    return Row(
+        f"norm alone {inputs}->{outputs} {size}x{size}",
+        lambda: ops.example_weight_norms(x, grad, examples, (3, 3), False, ([1, 1],) * 3 + (1,)),
+        kept.theirs,
+        kept.flops,
+        float(x.element_size() * (x.numel() + grad.numel())),
     )
 
 
@@ -145,6 +173,42 @@ def clipped_sum(parameters: int, examples: int) -> Row:
     return Row(name, lambda: ops.clipped_sum(parts, 1.0), theirs, 4 * size, 8 * size)
 
 
+def scaled_sum(parameters: int, examples: int, rows_dtype: torch.dtype = torch.float32) -> Row:
+    """The integer sum with given factors, which reads every row once, against a matrix product."""
+    parts = torch.randn(examples, parameters).to(rows_dtype)
+    factors, weights = (torch.rand(examples).to(each) for each in (torch.float64, rows_dtype))
+    total = torch.empty(parameters, dtype=torch.int64)
+    read = 1.0 * parts.element_size() * parts.numel()
+    return Row(
+        f"scaled_sum {examples} x {parameters}{_in(rows_dtype)}",
+        lambda: ops.scaled_sum(parts, factors, total),
+        lambda: weights @ parts,
+        2.0 * parts.numel(),
+        read + 8.0 * parameters,
+    )
+
+
+def by_entry(entries: int, width: int, examples: int, positions: int) -> Row:
+    """Norm and sum of a table's gradients without tables, against the ordinary gradient."""
+    table = embedding(entries, width, examples, positions)
+    labels, grad = (
+        torch.randint(0, entries, (examples, positions)),
+        torch.randn(examples, positions, width),
+    )
+    scales, total = (
+        torch.ones(examples, dtype=torch.float64),
+        torch.zeros(entries, width, dtype=torch.int64),
+    )
+
+    def ours() -> None:
+        ops.example_embedding_norms(labels, grad, entries)
+        ops.recomputed_embedding_sum(labels, grad, scales, total)
+
+    return Row(
+        f"{table.name}, by entry", ours, table.theirs, 4.0 * grad.numel(), 8.0 * grad.numel()
+    )
+
+
 def update(parameters: int) -> Row:
     """Noise, Adam and the average in one pass, against float noise, fused Adam and an average."""
     state, total = [torch.rand(parameters) for _ in range(4)], torch.arange(parameters)
@@ -188,4 +252,11 @@ def rows(times: int) -> list[Row]:
         found += [group_norm(*norm, backward) for backward in (False, True)]
     found += [embedding(11, 32, many, 1), embedding(11, 32, few, 8), embedding(64, 192, few, 64)]
     found += [clipped_sum(1_754_499, many), clipped_sum(1_754_499, few)]
+    found += [scaled_sum(1_754_499, many), by_entry(1000, 64, few, 64)]
+    if images(1, 1, 1).is_cuda:
+        half = torch.bfloat16
+        found += [conv(64, 64, size, 3, many, 1, half) for size in (8, 16, 32)]
+        found += [conv(*wide, 3, few, 8) for wide in ((128, 128, 16), (256, 256, 8), (512, 256, 8))]
+        found += [norms(64, 64, 8, many), norms(256, 256, 8, many)]
+        found += [scaled_sum(1_754_499, many, half)]
     return [*found, update(1_754_499)]

@@ -11,25 +11,27 @@ from typing import Any
 import torch
 
 
-def merge(path: Path, rows: Sequence[dict[str, Any]], identity: Sequence[str]) -> None:
+def merge(
+    path: Path, rows: Sequence[dict[str, Any]], identity: Sequence[str], device: str = "cpu"
+) -> None:
     """Writes rows to a file of figures, in place of older ones that agree with them in `identity`.
 
     Rows are in the order in which they first came; each says at which commit it was measured. A
     file is of one machine: figures of another one are all replaced.
     """
     figures = json.loads(path.read_text()) if path.exists() else {}
-    old = figures.get("rows", []) if figures.items() >= machine().items() else []
+    old = figures.get("rows", []) if figures.items() >= machine(device).items() else []
     kept = {tuple(row.get(key) for key in identity): row for row in old}
     here = commit()
     for row in rows:
         kept[tuple(row.get(key) for key in identity)] = {**row, "commit": here}
-    path.write_text(json.dumps({**machine(), "rows": list(kept.values())}, indent=1) + "\n")
+    path.write_text(json.dumps({**machine(device), "rows": list(kept.values())}, indent=1) + "\n")
 
 
-def machine() -> dict[str, str]:
+def machine(device: str = "cpu") -> dict[str, str]:
     """What the figures are of."""
     versions = {"torch": torch.__version__, "python": platform.python_version()}
-    if torch.get_default_device().type == "cuda":
+    if device == "cuda":
         name = torch.cuda.get_device_name()
         versions |= {"driver": driver(), "cuda": torch.version.cuda}
     else:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from privimage.acceleration import accelerated, inference, mixed_precision
+from privimage.acceleration import accelerated, inference, mixed_precision, most_examples
 from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.denoiser import Denoiser
 from privimage.diffusion.unet import UNet, UNetShape
@@ -47,6 +47,12 @@ def test_on_a_cpu_nothing_is_exchanged():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
+def test_a_gpu_gets_more_examples_the_fewer_draws_they_have():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [most_examples(gpu, draws) for draws in (1, 4, 8, 32)] == [512, 128, 64, 64]
+    assert {most_examples(cpu, draws) for draws in (1, 32)} == {64}
+
+
 @pytest.mark.parametrize("device", [CUDA])
 def test_a_replay_gives_what_the_function_gives(device):
     weight = torch.full((3,), 2.0, device=device)
@@ -55,6 +61,6 @@ def test_a_replay_gives_what_the_function_gives(device):
         x, y = torch.randn(2, rows, 3, device=device)
         first = function(x, y)
         assert torch.equal(first, x * weight + y)
-        weight.add_(1)
+        weight.mul_(2)  # Products stay exact, so that a fused addition rounds as a separate one.
         assert torch.equal(function(y, x), y * weight + x)
-        assert torch.equal(first, x * (weight - 1) + y)
+        assert torch.equal(first, x * (weight / 2) + y)

@@ -11,9 +11,9 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import dp_step
 import records
-from step.methods import ORDINARY, OURS, Method, methods
-from step.models import settings
-from step.steps import Step
+from step.methods import CAPTURED, ORDINARY, OURS, Method, methods
+from step.models import MODELS, Setting, settings
+from step.steps import LEARNING_RATE, Step, captured, ordinary
 from step.turns import measure
 
 
@@ -37,6 +37,70 @@ def test_every_method_that_runs_has_a_row_of_paired_ratios(capsys):
         assert row["reference_ms"] > 0
         assert f"K=2 {row['method']}" in dp_step.line(row)
     assert rows[rows[OURS]["reference"]]["ratio"] == 1.0
+
+
+class OnAGpu(Setting):
+    """A CPU in a GPU's place."""
+
+    on_gpu = True
+
+
+def test_on_a_gpu_rows_have_a_peak_and_a_second_ratio(monkeypatch):
+    for name, found in (("memory_allocated", 5e6), ("max_memory_allocated", 25.4e6)):
+        monkeypatch.setattr(torch.cuda, name, lambda found=found: found)
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    (usual,) = settings(["digits"], [1])
+    setting = OnAGpu(**{**usual.__dict__, "examples": 2})
+    found = methods(setting)
+    assert {CAPTURED, f"{OURS}, rows in bfloat16"} <= set(found)
+    chosen = {name: found[name] for name in (*ORDINARY, CAPTURED, OURS)}
+    rows = {row["method"]: row for row in measure(setting, chosen, 2)}
+    assert set(rows) == set(chosen)
+    assert min(row["eager_ratio"] for name, row in rows.items() if name in ORDINARY) == 1.0
+    assert min(row["ratio"] for name, row in rows.items() if name != OURS) == 1.0
+    for row in rows.values():
+        assert row["peak_mb"] == 20
+        assert f"{row['eager_ratio']:.3f} of eager, 20 MB" in dp_step.line(row)
+
+
+def test_what_does_not_fit_is_taken_in_pieces():
+    (setting,) = settings(["digits"], [1])
+
+    def build(pieces):
+        if pieces < 4:
+            raise torch.OutOfMemoryError
+        return Step(lambda: None, id)
+
+    chosen = dict.fromkeys(ORDINARY, Method(lambda _: Step(lambda: None, id)))
+    chosen |= {"large": Method(build, (1, 2, 4)), "too large": Method(build, (1, 2))}
+    found = {row["method"]: row["micro_batch"] for row in measure(setting, chosen, 2)}
+    assert found.pop("large") * 4 == setting.examples
+    assert set(found) == set(ORDINARY)
+
+
+def test_the_captured_ordinary_step_does_what_the_ordinary_one_does(monkeypatch):
+    made, real = [], Setting.network
+    monkeypatch.setattr(Setting, "network", lambda self: made.append(real(self)) or made[-1])
+    (setting,) = settings(["digits"], [2], sweep=[2])
+    before = torch.cat([p.flatten() for p in real(setting).parameters()])
+    for step in (ordinary(setting, torch.channels_last), captured(setting)):
+        for _ in range(2):
+            step()
+    # Adam moves a weight by its rate or back, so the sign of what is nearly 0 tells.
+    one, other = (torch.cat([p.detach().flatten() for p in each.parameters()]) for each in made)
+    assert (one - other).abs().mean() <= 0.02 * LEARNING_RATE
+    assert (one - before).abs().mean() >= LEARNING_RATE
+
+
+def test_settings_follow_model_draws_device_and_sweep():
+    assert {"cifar10", "wide", "wider"} <= set(MODELS)
+    assert [s.examples for s in settings(["cifar10"], [1, 8, 32])] == [16, 4, 2]
+    assert [s.examples for s in settings(["cifar10"], [32], "cuda")] == [32]
+    swept = settings(["digits"], [1, 4], sweep=[8, 64])
+    assert [(s.draws, s.examples) for s in swept] == [(1, 8), (1, 64), (4, 8), (4, 64)]
+    with pytest.raises(SystemExit, match="no model 'other'; there are cifar10, "):
+        settings(["other"], [1])
 
 
 def test_what_sums_something_else_is_not_timed():

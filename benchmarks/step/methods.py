@@ -9,12 +9,13 @@ import torch
 
 from step import peers
 from step.models import Setting
-from step.steps import Step, ordinary, ours, recorded
+from step.steps import Step, captured, ordinary, ours, recorded
 
 ORDINARY = ("ordinary channels-first", "ordinary channels-last")
 OURS = "privimage"
 RECORDED = "recorded ordinary"
 COMPILED = "torch.compile"
+CAPTURED = "ordinary captured"
 UNRECORDED = "call by call"
 PIECES = (1, 2, 4)
 
@@ -37,18 +38,24 @@ class Method:
 def methods(setting: Setting, limits: Sequence[int] = ()) -> dict[str, Method]:
     """All that can run here, by name; ours also in so many megabytes."""
     pieces = tuple(count for count in PIECES if setting.examples % count == 0)
-    last = torch.channels_last
+    last, on_gpu = torch.channels_last, setting.on_gpu
     found = {
         ORDINARY[0]: Method(lambda _: ordinary(setting, torch.contiguous_format)),
         ORDINARY[1]: Method(lambda _: ordinary(setting, last)),
         RECORDED: Method(lambda _: recorded(setting)),
         COMPILED: Method(lambda _: ordinary(setting, last, is_compiled=True)),
+        **({CAPTURED: Method(lambda _: captured(setting))} if on_gpu else {}),
         OURS: Method(lambda _: ours(setting)),
         UNRECORDED: Method(lambda _: ours(setting, is_recorded=False)),
     }
     for mb in limits:
         found[f"{OURS} in {mb} MB"] = Method(lambda _, mb=mb: ours(setting, 1e6 * mb))
+    if on_gpu:
+        half = torch.bfloat16
+        found[f"{OURS}, rows in bfloat16"] = Method(lambda _: ours(setting, rows_dtype=half))
     found["vmap(grad)"] = Method(partial(peers.vmap_grad, setting), pieces)
+    compiled = partial(peers.vmap_grad, setting, is_compiled=True)
+    found["compiled torch.func"] = Method(compiled)
     found["loop over images"] = Method(partial(peers.loop, setting))
     if importlib.util.find_spec("opacus") is not None:
         hooks = partial(peers.opacus_rows, setting, functorch=False)

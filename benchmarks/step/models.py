@@ -1,13 +1,14 @@
 """The networks that the benchmarks train, each with a micro-batch of made-up data."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from privimage.acceleration import mixed_precision
 from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.denoiser import Denoiser, losses
 from privimage.diffusion.unet import UNet, UNetShape
@@ -17,6 +18,7 @@ Batch = tuple[torch.Tensor, ...]
 CIFAR = UNetShape(32, 3, 32, (1, 2, 2), (16,), 10)
 GREY = UNetShape(28, 1, 32, (1, 2, 2), (14,), 10)
 WIDE = UNetShape(32, 3, 64, (1, 2, 2), (16,), 10)
+WIDER = UNetShape(32, 3, 128, (1, 2, 2), (16,), 10)
 DIGITS = UNetShape(8, 1, 16, (1, 2), (), 10, blocks_per_level=1)
 
 
@@ -31,6 +33,7 @@ class Setting:
         denoises: whether it is trained to denoise; else to classify.
         examples: of the micro-batch.
         draws: rows an example.
+        device: where all of it lies.
     """
 
     name: str
@@ -39,41 +42,56 @@ class Setting:
     denoises: bool
     examples: int
     draws: int
+    device: str = "cpu"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether that is a GPU."""
+        return self.device == "cuda"
 
     def network(self) -> nn.Module:
         """The same weights every time."""
         torch.manual_seed(0)
-        return self.build()
+        with torch.device(self.device):
+            return self.build()
 
     def batch(self, examples: int | None = None) -> Batch:
         """Images, for denoising noise levels and noise, labels; an example's draws consecutive."""
         examples = self.examples if examples is None else examples
         torch.manual_seed(1)
-        images = torch.rand(examples, *self.image) * 2 - 1
-        images = images.repeat_interleave(self.draws, dim=0)
-        labels = torch.randint(0, 10, (examples,)).repeat_interleave(self.draws)
-        if not self.denoises:
-            return images, labels
-        return images, torch.rand(len(images)) + 0.2, torch.randn(images.shape), labels
+        with torch.device(self.device):
+            images = torch.rand(examples, *self.image) * 2 - 1
+            images = images.repeat_interleave(self.draws, dim=0)
+            labels = torch.randint(0, 10, (examples,)).repeat_interleave(self.draws)
+            if not self.denoises:
+                return images, labels
+            return images, torch.rand(len(images)) + 0.2, torch.randn(images.shape), labels
 
     def losses(self, network: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
         """One a row; on a GPU activations are bfloat16, whoever asks."""
-        on_gpu = batch[0].is_cuda
-        with torch.autocast("cuda" if on_gpu else "cpu", torch.bfloat16, enabled=on_gpu):
+        with mixed_precision(batch[0].device):
             if self.denoises:
                 return losses(Denoiser(network), *batch).float()
             images, labels = batch
             return F.cross_entropy(network(images), labels, reduction="none")
 
 
-def settings(names: list[str], draws: list[int], times: int = 1) -> list[Setting]:
-    """Those of these names, with `times` the micro-batches that suit two cores."""
+def settings(
+    names: list[str], draws: list[int], device: str = "cpu", sweep: Sequence[int] = ()
+) -> list[Setting]:
+    """Those of these names, with the micro-batch that suits two cores or a GPU, or with each given.
+
+    Raises SystemExit with the names that there are.
+    """
     found = []
     for name in names:
+        if name not in MODELS:
+            raise SystemExit(f"no model '{name}'; there are {', '.join(MODELS)}")
         build, image, denoises, rows = MODELS[name]
         for count in draws:
-            examples = times * max(min(rows // count, rows // 2), 2)
-            found.append(Setting(name, build, image, denoises, examples, count))
+            usual = (16 if device == "cuda" else 1) * max(min(rows // count, rows // 2), 2)
+            for examples in sweep or [usual]:
+                found.append(Setting(name, build, image, denoises, examples, count, device))
     return found
 
 
@@ -147,6 +165,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], bool, int
     "cifar10": (lambda: UNet(CIFAR), (3, 32, 32), True, 32),
     "grey28": (lambda: UNet(GREY), (1, 28, 28), True, 32),
     "wide": (lambda: UNet(WIDE), (3, 32, 32), True, 16),
+    "wider": (lambda: UNet(WIDER), (3, 32, 32), True, 8),
     "digits": (lambda: CompactUNet(DIGITS), (1, 8, 8), True, 256),
     "vit": (Vit, (3, 32, 32), False, 16),
     "resnet18": (ResNet, (3, 32, 32), False, 16),

@@ -135,8 +135,8 @@ def fastdp(setting: Setting, pieces: int) -> Step:
     return Step(gradient, lambda _: update())
 
 
-def vmap_grad(setting: Setting, pieces: int) -> Step:
-    """torch.func: the gradient of one image's loss, vectorised over the images."""
+def vmap_grad(setting: Setting, pieces: int, *, is_compiled: bool = False) -> Step:
+    """torch.func: the gradient of one image's loss, vectorised over the images; one full graph."""
     network = setting.network()
     names = [name for name, _ in network.named_parameters()]
 
@@ -145,8 +145,10 @@ def vmap_grad(setting: Setting, pieces: int) -> Step:
             lambda *inputs: functional_call(network, weights, inputs), *example
         ).mean()
 
+    each = vmap(grad(loss), in_dims=(None, *[0] * len(setting.batch(1))))
+    each = torch.compile(each, fullgraph=True) if is_compiled else each
+
     def clipped_sums(*batch: torch.Tensor) -> list[torch.Tensor]:
-        each = vmap(grad(loss), in_dims=(None, *[0] * len(batch)))
         weights = {name: p.detach() for name, p in network.named_parameters()}
         parts = each(weights, *(t.unflatten(0, (-1, setting.draws)) for t in batch))
         return clip_and_sum([parts[name] for name in names])

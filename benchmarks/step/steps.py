@@ -107,7 +107,45 @@ def recorded(setting: Setting) -> Step:
     return Step(gradient, lambda _: update())
 
 
-def ours(setting: Setting, max_memory: float | None = None, *, is_recorded: bool = True) -> Step:
+def captured(setting: Setting) -> Step:
+    """The ordinary step with all the care that ours gets on a GPU.
+
+    One graph of operators with channels last, weights included, there compiled and captured; the
+    gradient, the weights and their average are one vector each.
+    """
+    network, batch = setting.network(), in_format(setting.batch(), torch.channels_last)
+    parameters = list(network.parameters())
+    flat = nn.Parameter(torch.cat([_channels_last(p.detach()).flatten() for p in parameters]))
+    pieces = flat.detach().split([parameter.numel() for parameter in parameters])
+    for parameter, piece in zip(parameters, pieces, strict=True):
+        rows = piece.view(_channels_last(parameter).shape)
+        parameter.data = rows.movedim(-1, 1) if rows.dim() == 4 else rows
+    update = Update(nn.ParameterList([flat]))
+
+    def gradients(*given: torch.Tensor) -> torch.Tensor:
+        found = torch.autograd.grad(setting.losses(network, *given).mean(), parameters)
+        return torch.cat([_channels_last(each).flatten() for each in found])
+
+    graph = accelerated(record(gradients, *batch), batch[0].device)
+
+    def gradient() -> None:
+        flat.grad = graph(*batch)
+
+    return Step(gradient, lambda _: update())
+
+
+def _channels_last(weight: torch.Tensor) -> torch.Tensor:
+    """A convolution's [outputs, inputs, height, width] -> [outputs, height, width, inputs]."""
+    return weight.movedim(1, -1) if weight.dim() == 4 else weight
+
+
+def ours(
+    setting: Setting,
+    max_memory: float | None = None,
+    *,
+    is_recorded: bool = True,
+    rows_dtype: torch.dtype | None = None,
+) -> Step:
     """Our step, as the plan has it for so many bytes (None: as many as it takes).
 
     Recorded as `privimage train` has it, or call by call as `PrivateEngine` does.
@@ -122,6 +160,7 @@ def ours(setting: Setting, max_memory: float | None = None, *, is_recorded: bool
         examples=setting.examples,
         losses=setting.losses,
         memory_format=torch.channels_last,
+        rows_dtype=rows_dtype,
     )
     adam = DPAdam(
         network.parameters(),

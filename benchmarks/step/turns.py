@@ -4,19 +4,21 @@ Every method takes one step that warms up. One that may take the micro-batch in 
 more as long as that is faster: the better of two further steps each way. Then all take so many
 turns; before each third one, the ordinary steps and ours take one without the others. The order is
 shuffled anew for every turn, by its number, so that nobody always comes after the same one. A ratio
-is a method's time to the reference's in the same turn.
+is a method's time to the reference's in the same turn: the fastest ordinary step. On a GPU that may
+be a compiled or a captured one, and a second ratio is to the faster of those that are neither; a
+third figure is the most memory that the method had there beside the others' weights.
 """
 
 import math
 import random
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from step.methods import ORDINARY, OURS, Method
+from step.methods import CAPTURED, COMPILED, ORDINARY, OURS, Method
 from step.models import Setting
 from step.steps import Step
 
@@ -27,24 +29,36 @@ def measure(setting: Setting, chosen: Mapping[str, Method], rounds: int) -> list
     """One record for each method that runs; the ordinary ones must be among them."""
     steps: dict[str, Step] = {}
     pieces: dict[str, int] = {}
+    peaks: dict[str, dict[str, int]] = {}
     expected: torch.Tensor | None = None
-    for name, method in sorted(chosen.items(), key=lambda item: not _is_in_every_turn(item[0])):
+    references = (*ORDINARY, CAPTURED, COMPILED) if setting.on_gpu else ORDINARY
+
+    def is_in_every_turn(name: str) -> bool:
+        return name in references or name.startswith(OURS)
+
+    for name, method in sorted(chosen.items(), key=lambda item: not is_in_every_turn(item[0])):
         try:
-            pieces[name], steps[name], found = _fastest(method)
+            pieces[name], steps[name], found, peaks[name] = _fastest(method, setting.on_gpu)
         except Exception as problem:
-            if _is_in_every_turn(name):
+            if name in (*ORDINARY, OURS):
                 raise
             print(f"{setting.name} K={setting.draws} {name} does not run: {problem!s:.200}")
             continue
         expected = found if name == OURS else expected
         if method.folds or setting.draws == 1:
             _check(name, found, expected)
-    seconds = _turns(steps, rounds)
+    always = [name for name in steps if is_in_every_turn(name)]
+    seconds = _turns(steps, always, rounds, setting.on_gpu)
     wall = {
         name: {turn: both[0] for turn, both in taken.items()} for name, taken in seconds.items()
     }
     cpu = {name: {turn: both[1] for turn, both in taken.items()} for name, taken in seconds.items()}
-    reference = min(ORDINARY, key=lambda name: statistics.median(wall[name].values()))
+
+    def median(name: str) -> float:
+        return statistics.median(wall[name].values())
+
+    eager = min(ORDINARY, key=median)
+    reference = min((name for name in steps if name in references), key=median)
     rows = []
     for name in steps:
         ratios = [taken / wall[reference][turn] for turn, taken in wall[name].items()]
@@ -64,30 +78,50 @@ def measure(setting: Setting, chosen: Mapping[str, Method], rounds: int) -> list
                 "pairs": len(ratios),
                 "cpu_ratio": round(statistics.median(cpu_ratios), 3),
                 "reference": reference,
-                "reference_ms": round(1e3 * statistics.median(wall[reference].values()), 1),
+                "reference_ms": round(1e3 * median(reference), 1),
+                **peaks[name],
             }
         )
+        if setting.on_gpu:
+            to_eager = [taken / wall[eager][turn] for turn, taken in wall[name].items()]
+            rows[-1]["eager_ratio"] = round(statistics.median(to_eager), 3)
     return rows
 
 
-def _is_in_every_turn(name: str) -> bool:
-    return name in ORDINARY or name.startswith(OURS)
+def _peak_on_gpu() -> Callable[[], dict[str, int]]:
+    """Says, when called, how many megabytes more than now there were at most.
+
+    Replays of a captured step take what its capture took: that counts, too.
+    """
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+
+    def peak() -> dict[str, int]:
+        return {"peak_mb": round((torch.cuda.max_memory_allocated() - before) / 1e6)}
+
+    return peak
 
 
-def _fastest(method: Method) -> tuple[int, Step, torch.Tensor | None]:
-    """The number of pieces that it is fastest in, its step, and its first sum if it has one."""
-    best: tuple[float, int, Step] | None = None
+def _fastest(method: Method, on_gpu: bool) -> tuple[int, Step, torch.Tensor | None, dict[str, int]]:
+    """The number of pieces that it is fastest in, its step, its first sum if any, its peak."""
+    best: tuple[float, int, Step, dict[str, int]] | None = None
     for pieces in method.pieces:
-        step = method.build(pieces)
-        found = step.gradient()
+        peak = _peak_on_gpu() if on_gpu else dict
+        try:
+            step = method.build(pieces)
+            found = step.gradient()
+        except torch.OutOfMemoryError:
+            if pieces == method.pieces[-1] and best is None:
+                raise
+            continue
         summed = None if step.summed is None else step.summed(found)
         step.update(found)
         tries = 2 if len(method.pieces) > 1 else 0
-        seconds = min((_seconds(step)[0] for _ in range(tries)), default=0.0)
+        seconds = min((_seconds(step, on_gpu)[0] for _ in range(tries)), default=0.0)
         if best is not None and seconds >= best[0]:
             break
-        best = seconds, pieces, step
-    return best[1], best[2], summed
+        best = seconds, pieces, step, peak()
+    return best[1], best[2], summed, best[3]
 
 
 def _check(name: str, found: torch.Tensor | None, expected: torch.Tensor | None) -> None:
@@ -100,20 +134,22 @@ def _check(name: str, found: torch.Tensor | None, expected: torch.Tensor | None)
         raise SystemExit(f"{name} computes something else: {difference:.1e} from {OURS}'s sum")
 
 
-def _turns(steps: Mapping[str, Step], rounds: int) -> dict[str, dict[int, tuple[float, float]]]:
+def _turns(
+    steps: Mapping[str, Step], always: Sequence[str], rounds: int, on_gpu: bool
+) -> dict[str, dict[int, tuple[float, float]]]:
     """Seconds of the clock and of the cores, by method and turn."""
     taken: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in steps}
     for turn in range(math.ceil(rounds * 4 / 3)):
-        names = [name for name in steps if turn % 4 != 0 or _is_in_every_turn(name)]
+        names = [name for name in steps if turn % 4 != 0 or name in always]
         random.Random(turn).shuffle(names)
         for name in names:
-            taken[name][turn] = _seconds(steps[name])
+            taken[name][turn] = _seconds(steps[name], on_gpu)
     return taken
 
 
-def _seconds(step: Step) -> tuple[float, float]:
+def _seconds(step: Step, on_gpu: bool) -> tuple[float, float]:
     began = time.perf_counter(), time.process_time()
     step()
-    if torch.get_default_device().type == "cuda":
+    if on_gpu:
         torch.cuda.synchronize()
     return time.perf_counter() - began[0], time.process_time() - began[1]

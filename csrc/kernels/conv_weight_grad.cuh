@@ -71,8 +71,7 @@ class ConvWeightGradBlock {
       bring(i + Tile::kStages - 1, bands);
       multiply(i % Tile::kStages, sums);
     }
-    if (job_.accumulate) add_parts(sums);
-    if (job_.parts != nullptr) store(sums);
+    if (job_.rows.asked()) store(sums);
     if (job_.squares.values != nullptr) write_squares(add_squares(sums));
     if (job_.sum != nullptr) add_to_grid(sums);
   }
@@ -288,14 +287,16 @@ class ConvWeightGradBlock {
     }
   }
 
-  PRIVIMAGE_DEVICE void add_parts(Sums& sums) const {
-    const float* part = job_.parts + block_.x() * job_.part_stride;
-    for_each_sum(sums, [&](int64_t place, float& sum) { sum += part[place]; });
-  }
-
+  // Rounds the sums to what the rows hold, before anything is made of them.
   PRIVIMAGE_DEVICE void store(Sums& sums) const {
-    float* part = job_.parts + block_.x() * job_.part_stride;
-    for_each_sum(sums, [&](int64_t place, float& sum) { part[place] = sum; });
+    const GradRows<float>& rows = job_.rows;
+    if (rows.half != nullptr) {
+      for_each_sum(
+          sums, [&](int64_t place, float& sum) { sum = rows.keep_half(block_.x(), place, sum); });
+    } else {
+      for_each_sum(
+          sums, [&](int64_t place, float& sum) { sum = rows.keep_wide(block_.x(), place, sum); });
+    }
   }
 
   // Each coordinate is rounded towards zero before it is added; integers have no order to keep.

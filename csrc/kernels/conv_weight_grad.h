@@ -15,11 +15,9 @@ namespace privimage {
 template <typename Scalar>
 struct ConvWeightGrad {
   ConvGeometry geometry;
-  const Scalar* x;     // [examples, draws, height, width, inputs], 16-byte aligned
-  const Scalar* grad;  // [examples, draws, height', width', outputs], likewise
-  float* parts;        // [examples, part_stride], a row [outputs, inputs, side, side]; or null
-  int64_t part_stride;
-  bool accumulate;  // the parts are added to what is there; squares and sum are of the result
+  const Scalar* x;       // [examples, draws, height, width, inputs], 16-byte aligned
+  const Scalar* grad;    // [examples, draws, height', width', outputs], likewise
+  GradRows<float> rows;  // [examples, outputs, inputs, side, side]; squares and sum are of them
   SquareSlots squares;
   const double* scales;  // [examples], see grid_scale; read where there is a sum
   int64_t* sum;          // [outputs, inputs, side, side] in grid steps, added to; or null
@@ -50,7 +48,7 @@ int64_t conv_weight_grad_slots(const ConvWeightGrad<float>& job, Precision preci
 
 // Queues the kernel on `stream` (a cudaStream_t) and returns the CUDA error code, 0 for none: for
 // `count` layers of as many examples each, at most kMostLayers; those of one tap that
-// follow each other in one launch. All that is asked for, parts, squares and sum, comes from
+// follow each other in one launch. All that is asked for, rows, squares and sum, comes from
 // the same values, bit by bit the same in every combination. Allocates, synchronises and throws
 // nothing.
 int launch_conv_weight_grads(const ConvWeightGrad<Bfloat16>* layers, int count, void* stream);

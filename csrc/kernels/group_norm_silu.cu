@@ -50,16 +50,16 @@ int forward(const GroupNormSilu<Scalar>& job, void* stream) {
 }
 
 template <typename Scalar>
-int backward(const GroupNormSiluBackward<Scalar>& job, Wide<Scalar>* row_sums, void* stream) {
-  const bool affine = job.grad_weight || job.grad_bias;
+int backward(const GroupNormSiluBackward<Scalar>& job, const AffineRows<Wide<Scalar>>& rows,
+             Wide<Scalar>* row_sums, void* stream) {
   const GroupNormPlan plan =
       plan_group_norm<Scalar>(job.shape, 2, aligned(job.x, job.grad, job.grad_x));
-  const GroupNormBackwardOnGpu<Scalar> given{job, plan, affine ? row_sums : nullptr};
+  const GroupNormBackwardOnGpu<Scalar> given{job, rows, plan, rows.asked() ? row_sums : nullptr};
   const int error = choose_kernel<Scalar>(job.shape, plan, [&](auto values, auto last) {
     return launch(backward_kernel<Scalar, decltype(values)::value, decltype(last)::value>,
                   group_norm_launch(job.shape, plan), given, stream);
   });
-  if (error != 0 || !affine) return error;
+  if (error != 0 || !rows.asked()) return error;
   return launch(affine_kernel<Scalar>, affine_launch(job.shape), given, stream);
 }
 
@@ -75,17 +75,18 @@ int launch_group_norm_silu(const GroupNormSilu<double>& job, void* stream) {
   return forward(job, stream);
 }
 
-int launch_group_norm_silu_backward(const GroupNormSiluBackward<Bfloat16>& job, float* row_sums,
-                                    void* stream) {
-  return backward(job, row_sums, stream);
+int launch_group_norm_silu_backward(const GroupNormSiluBackward<Bfloat16>& job,
+                                    const AffineRows<float>& rows, float* row_sums, void* stream) {
+  return backward(job, rows, row_sums, stream);
 }
-int launch_group_norm_silu_backward(const GroupNormSiluBackward<float>& job, float* row_sums,
-                                    void* stream) {
-  return backward(job, row_sums, stream);
+int launch_group_norm_silu_backward(const GroupNormSiluBackward<float>& job,
+                                    const AffineRows<float>& rows, float* row_sums, void* stream) {
+  return backward(job, rows, row_sums, stream);
 }
-int launch_group_norm_silu_backward(const GroupNormSiluBackward<double>& job, double* row_sums,
+int launch_group_norm_silu_backward(const GroupNormSiluBackward<double>& job,
+                                    const AffineRows<double>& rows, double* row_sums,
                                     void* stream) {
-  return backward(job, row_sums, stream);
+  return backward(job, rows, row_sums, stream);
 }
 
 }  // namespace privimage::cuda

@@ -206,14 +206,8 @@ PRIVIMAGE_DEVICE void group_norm_affine(const Block& block,
     for_weight += row[channels];
     row += 2 * channels;
   }
-  if (job.grad_weight) {
-    Real* to = job.grad_weight + example * job.weight_stride + channel;
-    *to = job.accumulate ? *to + for_weight : for_weight;
-  }
-  if (job.grad_bias) {
-    Real* to = job.grad_bias + example * job.bias_stride + channel;
-    *to = job.accumulate ? *to + for_bias : for_bias;
-  }
+  given.rows.weight.keep(example, channel, for_weight);
+  given.rows.bias.keep(example, channel, for_bias);
 }
 
 }  // namespace privimage::cuda

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/grad_rows.h"
 #include "shared/bfloat16.h"
 #include "shared/conv_geometry.h"
 #include "shared/example_weight_grad.h"
@@ -33,9 +34,7 @@ struct BiasGrad {
   const Scalar* grad;  // [examples * draws, channels, height, width]
   ImageStrides strides;
   int64_t draws, channels, height, width;
-  Wide<Scalar>* bias;  // [examples, channels], or null
-  int64_t bias_stride;
-  bool accumulate;
+  GradRows<Wide<Scalar>> rows;  // [examples, channels]
   SquareSlots squares;
   const double* scales;  // [examples], see grid_scale; read where there is a sum
   int64_t* sum;          // [channels] in grid steps, added to; or null
@@ -44,7 +43,9 @@ struct BiasGrad {
 // The per-example weight gradient with all that can be made of it.
 template <typename Scalar>
 struct WeightGradOnGpu {
-  ExampleWeightGrad<Scalar> layer;  // weight and bias are null where no rows are asked for
+  ExampleWeightGrad<Scalar> layer;  // but for its own rows, which are not looked at
+  GradRows<Wide<Scalar>> weight;    // [examples, outputs, inputs, taps, taps]
+  GradRows<Wide<Scalar>> bias;      // [examples, outputs]
   bool with_bias;                   // whether there is a bias
   SquareSlots squares;              // weight_grad_slots(…) of them are the layer's
   const double* scales;             // [examples], see grid_scale; read where there is a sum

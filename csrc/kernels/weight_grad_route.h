@@ -53,9 +53,7 @@ BiasGrad<Scalar> bias_of(const WeightGradOnGpu<Scalar>& all, int64_t weight_slot
           all.with_bias ? product(shape.groups, shape.outputs) : 0,
           shape.height.outputs,
           shape.width.outputs,
-          job.bias,
-          job.bias_stride,
-          job.accumulate,
+          all.bias,
           all.squares.behind(weight_slots),
           all.scales,
           all.bias_sum};
@@ -87,8 +85,8 @@ std::optional<ConvWeightGrad<typename Math::Scalar>> tiled(
   });
   if (!possible) return {};
   return ConvWeightGrad<typename Math::Scalar>{
-      seen,           job.x,       job.grad,   job.weight,     job.weight_stride,
-      job.accumulate, all.squares, all.scales, all.weight_sum, bias_of(all, tiles)};
+      seen,        job.x,      job.grad,       all.weight,
+      all.squares, all.scales, all.weight_sum, bias_of(all, tiles)};
 }
 
 // The plain kernels.

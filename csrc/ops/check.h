@@ -81,6 +81,15 @@ inline void check_beside(const torch::stable::Tensor& tensor, torch::headeronly:
   STD_TORCH_CHECK(tensor.device() == x.device(), name, ": expected the device of x");
 }
 
+// Rows of gradients are as wide as sums over x; on a GPU bfloat16 does for float32.
+inline void check_kept_beside(const torch::stable::Tensor& rows, const torch::stable::Tensor& x,
+                              const std::string& name) {
+  using torch::headeronly::ScalarType;
+  const ScalarType wide = wide_type(x), found = rows.scalar_type();
+  const bool half = x.is_cuda() && wide == ScalarType::Float && found == ScalarType::BFloat16;
+  check_beside(rows, half ? found : wide, x, name);
+}
+
 // An example's values must lie in one piece; examples may lie apart.
 inline void check_rows(const torch::stable::Tensor& tensor, const std::string& name) {
   if (tensor.numel() == 0) return;

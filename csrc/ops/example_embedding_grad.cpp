@@ -8,6 +8,7 @@
 
 #ifdef PRIVIMAGE_CUDA
 #include "kernels/example_embedding_grad.h"
+#include "kernels/scaled_sum.h"
 #endif
 
 namespace privimage {
@@ -108,15 +109,20 @@ Tensor example_embedding_norms_cpu(const Tensor indices, const Tensor grad, int6
   return squares;
 }
 
+// scales [examples] and weight_sum [entries, width].
+void check_sum(const Tensor& grad, const Tensor& scales, const Tensor& weight_sum) {
+  check_beside(scales, ScalarType::Double, grad, "scales");
+  check_shape(scales, "scales", {grad.size(0)});
+  check_contiguous(scales, "scales");
+  check_beside(weight_sum, ScalarType::Long, grad, "weight_sum");
+  check_shape(weight_sum, "weight_sum", {kAnySize, grad.size(2)});
+  check_contiguous(weight_sum, "weight_sum");
+}
+
 void recomputed_embedding_sum_cpu(const Tensor indices, const Tensor grad, const Tensor scales,
                                   const Tensor weight_sum, int64_t padding_idx) {
   check_read(indices, grad);
-  check_type(scales, ScalarType::Double, "scales");
-  check_shape(scales, "scales", {indices.size(0)});
-  check_contiguous(scales, "scales");
-  check_type(weight_sum, ScalarType::Long, "weight_sum");
-  check_shape(weight_sum, "weight_sum", {kAnySize, grad.size(2)});
-  check_contiguous(weight_sum, "weight_sum");
+  check_sum(grad, scales, weight_sum);
   const auto* factors = static_cast<const double*>(scales.const_data_ptr());
   auto* sums = static_cast<int64_t*>(weight_sum.mutable_data_ptr());
   in_its_type(grad, "grad", [&](auto zero) {
@@ -140,6 +146,43 @@ void example_embedding_grad_cuda(const Tensor indices, const Tensor grad, const 
   in_its_type_on_gpu(grad, "grad", [&](auto zero) {
     const auto job = describe<decltype(zero)>(given);
     check_launched(cuda::launch_example_embedding_grad(job, stream), "example_embedding_grad");
+  });
+}
+
+Tensor example_embedding_norms_cuda(const Tensor indices, const Tensor grad, int64_t entries,
+                                    int64_t padding_idx) {
+  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  check_read(indices, grad);
+  const int64_t examples = indices.size(0), positions = indices.size(1);
+  const Tensor squares = torch::stable::new_empty(grad, {examples}, ScalarType::Double);
+  const Tensor partial = torch::stable::new_empty(grad, {examples, positions}, ScalarType::Double);
+  auto* scratch = static_cast<double*>(partial.mutable_data_ptr());
+  auto* out = static_cast<double*>(squares.mutable_data_ptr());
+  void* stream = current_cuda_stream(grad.get_device_index());
+  in_its_type_on_gpu(grad, "grad", [&](auto zero) {
+    using Scalar = decltype(zero);
+    const auto read = describe<Scalar>(indices, grad, entries, padding_idx);
+    int error = cuda::launch_embedding_by_entry(
+        cuda::EmbeddingByEntry<Scalar>{read, scratch, nullptr, nullptr}, stream);
+    if (error == 0) error = cuda::launch_row_sums(scratch, examples, positions, out, stream);
+    check_launched(error, "example_embedding_norms");
+  });
+  return squares;
+}
+
+void recomputed_embedding_sum_cuda(const Tensor indices, const Tensor grad, const Tensor scales,
+                                   const Tensor weight_sum, int64_t padding_idx) {
+  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  check_read(indices, grad);
+  check_sum(grad, scales, weight_sum);
+  const auto* factors = static_cast<const double*>(scales.const_data_ptr());
+  auto* sums = static_cast<int64_t*>(weight_sum.mutable_data_ptr());
+  void* stream = current_cuda_stream(grad.get_device_index());
+  in_its_type_on_gpu(grad, "grad", [&](auto zero) {
+    using Scalar = decltype(zero);
+    const auto read = describe<Scalar>(indices, grad, weight_sum.size(0), padding_idx);
+    const cuda::EmbeddingByEntry<Scalar> job{read, nullptr, factors, sums};
+    check_launched(cuda::launch_embedding_by_entry(job, stream), "recomputed_embedding_sum");
   });
 }
 #endif
@@ -167,6 +210,8 @@ STABLE_TORCH_LIBRARY_IMPL(privimage, CPU, library) {
 #ifdef PRIVIMAGE_CUDA
 STABLE_TORCH_LIBRARY_IMPL(privimage, CUDA, library) {
   library.impl("example_embedding_grad", TORCH_BOX(&example_embedding_grad_cuda));
+  library.impl("example_embedding_norms", TORCH_BOX(&example_embedding_norms_cuda));
+  library.impl("recomputed_embedding_sum", TORCH_BOX(&recomputed_embedding_sum_cuda));
 }
 #endif
 

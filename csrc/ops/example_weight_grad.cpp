@@ -51,11 +51,11 @@ Arguments check(const Tensor& x, const Tensor& grad, const Tensor& weight, const
   check_shape(weight, "weight",
               {weight.size(0), grad.size(1), geometry.inputs, weight.size(3), weight.size(4)});
   check_beside(grad, x.scalar_type(), x, "grad");
-  check_beside(weight, wide_type(x), x, "weight");
+  check_kept_beside(weight, x, "weight");
   check_rows(weight, "weight");
   if (bias != nullptr) {
     check_shape(*bias, "bias", {weight.size(0), weight.size(1)});
-    check_beside(*bias, wide_type(x), x, "bias");
+    check_kept_beside(*bias, x, "bias");
     check_rows(*bias, "bias");
   }
   return {x, grad, weight, bias, geometry, accumulate};
@@ -173,7 +173,10 @@ void queue(const std::vector<Arguments>& layers, double* squares) {
   std::vector<WeightGradOnGpu<Scalar>> jobs;
   int64_t slots = 0;
   for (const Arguments& layer : layers) {
+    using Rows = GradRows<Wide<Scalar>>;
     jobs.push_back({in_one_row(describe<Scalar>(layer)),
+                    grad_rows<Wide<Scalar>>(layer.weight, layer.accumulate),
+                    layer.bias ? grad_rows<Wide<Scalar>>(*layer.bias, layer.accumulate) : Rows{},
                     layer.bias != nullptr,
                     {nullptr, 0, slots},
                     nullptr,

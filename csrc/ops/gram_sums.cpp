@@ -1,5 +1,5 @@
-// torch.ops.privimage.gram_sums: checks, allocates, dispatches. On the CPU alone, where the plan
-// can choose it.
+// torch.ops.privimage.gram_sums: checks, allocates, dispatches. On the CPU, where the plan can
+// choose it; on a GPU privimage/ops/_library.py puts the formula itself in its place.
 #include "cpu/gram_sums.h"
 
 #include <algorithm>

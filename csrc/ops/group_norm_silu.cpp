@@ -50,7 +50,7 @@ void check_vector(const std::optional<Tensor>& tensor, const Tensor& x, const st
 void check_rows(const std::optional<Tensor>& tensor, const Tensor& x, int64_t examples,
                 const std::string& name) {
   if (!tensor) return;
-  check_beside(*tensor, wide_type(x), x, name);
+  check_kept_beside(*tensor, x, name);
   check_shape(*tensor, name, {examples, x.size(1)});
   STD_TORCH_CHECK(tensor->stride(1) == 1 && (examples <= 1 || tensor->stride(0) >= x.size(1)), name,
                   ": expected rows in one piece that do not overlap, got strides ",
@@ -224,8 +224,13 @@ Tensor group_norm_silu_backward_cuda(const Tensor grad, const Tensor x, const Te
   void* stream = current_cuda_stream(x.get_device_index());
   in_its_type_on_gpu(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
+    using Real = Wide<Scalar>;
+    const auto rows = [&](const std::optional<Tensor>& of) {
+      return of ? grad_rows<Real>(*of, accumulate) : GradRows<Real>{};
+    };
     const int error = cuda::launch_group_norm_silu_backward(describe<Scalar>(given),
-                                                            write<Wide<Scalar>>(row_sums), stream);
+                                                            {rows(grad_weight), rows(grad_bias)},
+                                                            write<Real>(row_sums), stream);
     check_launched(error, "group_norm_silu_backward");
   });
   return given.grad_x;

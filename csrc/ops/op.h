@@ -14,6 +14,7 @@
 #ifdef PRIVIMAGE_CUDA
 #include <torch/csrc/stable/accelerator.h>
 
+#include "kernels/grad_rows.h"
 #include "ops/cuda_stream.h"
 #endif
 
@@ -44,6 +45,16 @@ void in_its_type_on_gpu(const Tensor& tensor, const char* name, Run run) {
   } else {
     in_its_type(tensor, name, run);
   }
+}
+
+// The rows [examples, ...] of a tensor, as `check_kept_beside` lets them through.
+template <typename Real>
+GradRows<Real> grad_rows(const Tensor& rows, bool accumulate) {
+  void* data = rows.mutable_data_ptr();
+  if (rows.scalar_type() == ScalarType::BFloat16) {
+    return {nullptr, static_cast<Bfloat16*>(data), rows.stride(0), accumulate};
+  }
+  return {static_cast<Real*>(data), nullptr, rows.stride(0), accumulate};
 }
 
 inline void check_launched(int error, const char* name) {

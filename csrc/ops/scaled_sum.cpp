@@ -210,7 +210,7 @@ Tensor example_weight_norms_cuda(const Tensor x, const Tensor grad, int64_t exam
   in_its_type_on_gpu(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
     const auto layer = describe<Scalar>(x, grad, examples, conv, nullptr);
-    WeightGradOnGpu<Scalar> job{layer, with_bias, {}, nullptr, nullptr, nullptr};
+    WeightGradOnGpu<Scalar> job{layer, {}, {}, with_bias, {}, nullptr, nullptr, nullptr};
     const int64_t slots = cuda::weight_grad_slots(job);
     const Tensor partial = new_doubles(x, {examples, slots});
     job.squares = {doubles(partial), slots, 0};
@@ -233,8 +233,9 @@ void recomputed_sum_cuda(const Tensor x, const Tensor grad, const Tensor scales,
     using Scalar = decltype(zero);
     const auto layer = describe<Scalar>(x, grad, scales.size(0), conv, nullptr);
     const Sums sums = read_sums(x, grad, scales, weight_sum, bias_sum, layer.geometry);
-    const WeightGradOnGpu<Scalar> job{layer,       bias_sum.has_value(), {},
-                                      sums.scales, sums.weight,          sums.bias};
+    const bool with_bias = bias_sum.has_value();
+    const WeightGradOnGpu<Scalar> job{layer, {},          {},          with_bias,
+                                      {},    sums.scales, sums.weight, sums.bias};
     check_launched(cuda::launch_example_weight_grads(&job, 1, stream), "recomputed_sum");
   });
 }

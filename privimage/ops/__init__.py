@@ -9,6 +9,7 @@ from privimage.ops.embedding import (
 )
 from privimage.ops.layers import (
     ConvGeometry,
+    as_multiplied,
     as_taken,
     example_weight_grad,
     group_norm_silu,
@@ -43,6 +44,7 @@ __all__ = [
     "DeviceRule",
     "UpdateRule",
     "UpdateState",
+    "as_multiplied",
     "as_taken",
     "clipped_sum",
     "describe_build",

@@ -89,8 +89,10 @@ if _native is not None and _native.origin is not None:
     from privimage import _host
 
     build: str = _host.build
-    if build != "cuda":
-        _register_reference(_SCHEMAS, ("CUDA",))
+    # Of a GPU's kernels these alone are missing: the first is two products in float64, which cuBLAS
+    # does in a fixed order, and the plan never asks for it there; noise is drawn inside the update.
+    without_kernels = ("gram_sums", "random_words", "gaussian_integers")
+    _register_reference(without_kernels if build == "cuda" else _SCHEMAS, ("CUDA",))
 else:
     build = "none"
     for _schema in _SCHEMAS.values():
@@ -102,6 +104,11 @@ else:
         RuntimeWarning,
         stacklevel=2,
     )
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether native operators compute there, whose norms and sums see the same bits."""
+    return is_native and (device.type == "cpu" or build == device.type)
 
 
 def describe_build() -> str:

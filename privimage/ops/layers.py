@@ -33,7 +33,8 @@ def example_weight_grad(
             float32 for `weight` and `bias`.
         grad: [rows, outputs, height', width'], gradient of its output.
         weight: [examples, outputs, inputs / groups, *taps], written; each example's values in one
-            piece, as are those of a slice of columns of [examples, parameters].
+            piece, as are those of a slice of columns of [examples, parameters]. On a GPU bfloat16
+            does for float32; values are then rounded before anything is made of them.
         bias: [examples, outputs], written as well; None where there is none.
         geometry: of the convolution.
         accumulate: add to what `weight` and `bias` hold.
@@ -103,14 +104,15 @@ def _check_weight_grad(
     geometry: ConvGeometry,
 ) -> None:
     wide = wide_type(x)
-    for name, tensor, dtype in (
-        ("grad", grad, x.dtype),
-        ("weight", weight, wide),
-        ("bias", bias, wide),
+    rows = (wide, _HALF) if wide == torch.float32 and _has_half(x) else (wide,)
+    for name, tensor, dtypes in (
+        ("grad", grad, (x.dtype,)),
+        ("weight", weight, rows),
+        ("bias", bias, rows),
     ):
-        if tensor is not None and (tensor.dtype != dtype or tensor.device != x.device):
+        if tensor is not None and (tensor.dtype not in dtypes or tensor.device != x.device):
             there = f"{tensor.dtype} on {tensor.device}"
-            raise TypeError(f"{name}: expected {dtype} on {x.device} as x, got {there}")
+            raise TypeError(f"{name}: expected {dtypes[0]} on {x.device} as x, got {there}")
     if x.dim() != 4 or weight.dim() != 5:
         raise ValueError(
             "x, weight: expected [rows, inputs, height, width] and [examples, outputs, inputs / "
@@ -196,7 +198,8 @@ def group_norm_silu_backward(
         weight: as there.
         bias: as there.
         grad_weight: [examples, channels], written, summed over an example's draws; or None.
-            rows = examples x draws, an example's draws consecutive.
+            rows = examples x draws, an example's draws consecutive. On a GPU bfloat16 does for
+            float32.
         grad_bias: likewise.
         silu: as there.
         accumulate: add to what `grad_weight` and `grad_bias` hold.
@@ -243,6 +246,17 @@ def as_taken(wide: torch.dtype, *activations: torch.Tensor) -> tuple[torch.Tenso
     if wide == torch.float32 and all(_has_half(x) and x.dtype == _HALF for x in activations):
         return activations
     return tuple(x.to(wide) for x in activations)
+
+
+def as_multiplied(wide: torch.dtype, *images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """As `as_taken`, of what a weight gradient is made of: [rows, channels, height, width].
+
+    On a GPU channels last: a copy takes far less time there than the kernel for other strides.
+    """
+    taken = as_taken(wide, *images)
+    if not any(x.is_cuda for x in taken):
+        return taken
+    return tuple(x.contiguous(memory_format=torch.channels_last) for x in taken)
 
 
 def wide_type(x: torch.Tensor, name: str = "x") -> torch.dtype:

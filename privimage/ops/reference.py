@@ -191,14 +191,14 @@ def example_weight_grad(
     accumulate: bool,
 ) -> None:
     """Writes weight [examples, outputs, inputs / groups, *taps]; see `privimage.ops`."""
-    draws = len(x) // max(len(weight), 1)
+    draws, wide = len(x) // max(len(weight), 1), torch.promote_types(weight.dtype, torch.float32)
     for i, row in enumerate(weight if weight.numel() else ()):
         one = slice(i * draws, (i + 1) * draws)
-        inputs, grads = (t[one].to(row.dtype) for t in (x, grad))
+        inputs, grads = (t[one].to(wide) for t in (x, grad))
         part = conv2d_weight(inputs, row.shape, grads, stride, padding, dilation, groups)
         row.copy_(row + part if accumulate else part)
     if bias is not None and bias.numel():
-        sums = grad.to(bias.dtype).reshape(len(bias), -1, *grad.shape[1:]).sum((1, 3, 4))
+        sums = grad.to(wide).reshape(len(bias), -1, *grad.shape[1:]).sum((1, 3, 4))
         bias.copy_(bias + sums if accumulate else sums)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from privimage.acceleration import accelerated, mixed_precision
+from privimage.acceleration import accelerated, mixed_precision, most_examples
 from privimage.checkpoint import Checkpoints
 from privimage.data import ImageSet, to_unit_range
 from privimage.diffusion.denoiser import Denoiser, Network, draw_noise_levels, drop_labels, losses
@@ -120,6 +120,7 @@ class Finetuner:
                 batch,
                 draws=settings.draws,
                 max_memory=max_memory,
+                examples=most_examples(self._device, settings.draws),
                 losses=_losses,
                 memory_format=torch.channels_last,
             ),
@@ -180,25 +181,24 @@ class Finetuner:
         """
         settings, (chosen, words) = self._settings, piece
         draws, no_label = settings.draws, len(self._sensitive.names)
-        images, sigma, noise, labels = self._filler(self._plan.examples * draws)
-        sigma, labels, coins = sigma.cpu(), labels.cpu(), torch.ones(len(labels))
+        images, _, noise, _ = self._filler(self._plan.examples * draws)
+        sigma, coins = torch.ones(len(images)), torch.ones(len(images))
+        labels = torch.full((len(images),), no_label)
+        shown = torch.empty(len(chosen) * draws, dtype=torch.int64)
+        there = torch.Generator(self._device)  # Noise is drawn where it is needed.
+        # Nothing in here makes the host wait for a GPU, which is busy with the last micro-batch.
         for i, (unit, generator) in enumerate(zip(chosen.tolist(), generators(words), strict=True)):
             rows = slice(i * draws, (i + 1) * draws)
-            shown = _going_round(self._units[unit], draws, generator)
-            images[rows] = self._images[shown.to(self._device)]
-            labels[rows] = self._sensitive.labels[shown]
+            shown[rows] = _going_round(self._units[unit], draws, generator)
             sigma[rows] = draw_noise_levels(generator, draws)
-            noise[rows] = self._gaussian(generator, (draws, *noise.shape[1:]))
+            there.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
+            noise[rows].normal_(generator=there)
             coins[rows] = torch.rand(draws, generator=generator)
+        images[: len(shown)] = self._images[shown.to(self._device)]
+        labels[: len(shown)] = self._sensitive.labels[shown]
         labels = drop_labels(labels, coins, settings.label_dropout, no_label)
         batch = images, sigma.to(self._device), noise, labels.to(self._device)
         return self._sum(*batch, self._counted(len(chosen)))
-
-    def _gaussian(self, generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
-        """Unit Gaussian noise, drawn where it is needed, from a seed that `generator` draws."""
-        seed = int(torch.randint(2**63 - 1, (), generator=generator))
-        there = torch.Generator(self._device).manual_seed(seed)
-        return torch.randn(shape, generator=there, device=self._device)
 
     def _summed(self, *batch: torch.Tensor) -> torch.Tensor:
         """The clipped sum of a micro-batch, of which its last tensor says how many units count."""

@@ -5,8 +5,19 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from privimage.dp import ClipRule, ExampleGradients, clipped_sum, plan, planned_clipped_sum
+from privimage.dp import (
+    DPSGD,
+    GRID_UNITS,
+    ClipRule,
+    ExampleGradients,
+    Privacy,
+    PrivateEngine,
+    clipped_sum,
+    plan,
+    planned_clipped_sum,
+)
 from privimage.dp.gradients.costs import Costs
+from privimage.errors import UserError
 from privimage.ops import layers, reference
 
 OPERATORS = [
@@ -118,3 +129,58 @@ def test_autocast_changes_no_example_on_the_cpu_but_by_rounding():
         parts = torch.autograd.grad(loss, list(model.parameters()))
         expected = torch.cat([part.flatten() for part in parts])
         assert (row - expected).abs().max() <= 0.02 * expected.abs().max()
+
+
+def in_rows(model, x, labels, rows_dtype):
+    return plan(
+        model,
+        (x[:2], labels[:2]),
+        draws=2,
+        examples=3,
+        losses=losses,
+        costs=Costs(1, 1, 1, 1, 1, 1),
+        rows_dtype=rows_dtype,
+    )
+
+
+@pytest.mark.parametrize("way", ["flat", "per_layer"])
+def test_rows_in_half_are_added_as_they_were_measured(seen, monkeypatch, way):
+    for name in ("squared_norms", "scaled_sum"):
+        monkeypatch.setattr(torch.ops.privimage, name, getattr(reference, name))
+    torch.manual_seed(0)
+    model, rule = Small(), ClipRule(0.1, way)
+    x, labels = torch.randn(6, 2, 5, 5), torch.tensor([0, 1, 2, 2, 2, 1])
+    gradients = ExampleGradients(model)
+    chosen = in_rows(model, x, labels, torch.bfloat16)
+    found = planned_clipped_sum(gradients, losses, x, labels, plan=chosen, rule=rule)
+    rows = gradients(losses, x, labels, draws=2)
+    as_kept, as_computed = (
+        rule.sum(each, gradients.module_sizes) for each in (rows.bfloat16().float(), rows)
+    )
+    # Norms are rounded up to 24 bits, and coordinates towards zero.
+    assert (found - as_kept).abs().max() <= 3 * (2 + 2.0**-23 * GRID_UNITS)
+    assert (found - as_computed).abs().max() > 2.0**-12 * GRID_UNITS
+    wide = in_rows(model, x, labels, None)
+    assert chosen.bytes_fixed == wide.bytes_fixed
+    assert chosen.bytes_an_example < wide.bytes_an_example
+    assert {layer.bytes["keep"] for layer in chosen.layers} == {
+        layer.bytes["keep"] / 2 for layer in wide.layers
+    }
+
+
+def test_rows_in_half_are_refused_on_a_cpu():
+    x, labels = torch.randn(6, 2, 5, 5), torch.tensor([0, 1, 2, 2, 2, 1])
+    with pytest.raises(UserError, match=r"rows_dtype: .* on cpu can't be kept in torch.bfloat16"):
+        in_rows(Small(), x, labels, torch.bfloat16)
+    model = nn.Sequential(nn.Linear(4, 2))
+    engine = PrivateEngine(
+        model,
+        DPSGD(model.parameters(), 0.1),
+        lambda model, x: model(x).sum(1),
+        torch.ones(4, 4),
+        Privacy(noise_multiplier=1.0, sample_rate=0.5, steps=2, max_grad_norm=1.0),
+        rows_dtype=torch.float16,
+    )
+    with pytest.raises(UserError, match=r"rows_dtype: .* can't be kept in torch.float16"):
+        engine.step()
+    assert engine.steps_spent == 0

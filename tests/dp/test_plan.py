@@ -101,6 +101,28 @@ def test_without_a_limit_only_wide_layers_of_few_positions_are_computed_again():
 
 
 @native
+def test_where_nothing_bounds_a_norm_it_is_computed(monkeypatch):
+    """As on a GPU, whose costs these could be: fast products, memory slow beside them."""
+    monkeypatch.setattr("privimage.dp.gradients.plan._no_bound", lambda device: "no promise")
+    model = nn.Sequential(nn.Linear(1024, 1024), nn.Linear(1024, 2))
+    gpu = Costs(multiply_add=3e-15, keep=3e-12, norm=5e-13, sum=1e-12, gram=0.0, layer=2e-6)
+    found = plan(model, [1024], costs=gpu)
+    assert (found.recomputed, found.ghosts) == ({"0.weight", "0.bias"}, frozenset())
+    with pytest.raises(UserError, match=r"'ghost' is no choice for '0.weight': no promise"):
+        found.choosing("0", "ghost")
+    tokens = nn.Sequential(nn.Linear(1024, 1024))
+    assert not plan(tokens, [1024, 1024], costs=gpu).recomputed
+
+
+def test_without_kernels_everything_is_kept(monkeypatch):
+    monkeypatch.setattr("privimage.dp.gradients.plan.has_kernels", lambda device: False)
+    found = plan(wide(), [64], costs=COSTS)
+    assert not found.recomputed
+    with pytest.raises(UserError, match="no native operator here repeats itself bit for bit"):
+        found.choosing("1", "recompute")
+
+
+@native
 def test_what_saves_nothing_is_kept():
     """Activations alone decide here, and computing again would hold on to more of them."""
     free = plan(deep(), [4, 16, 16], costs=COSTS)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from privimage.acceleration import memory_format, mixed_precision
 from privimage.dp import (
     GRID_UNITS,
     ClipRule,
@@ -21,6 +22,9 @@ from privimage.errors import UserError
 from privimage.ops._library import is_native
 
 COSTS = Costs(multiply_add=5e-12, keep=6e-10, norm=2e-10, sum=2e-10, gram=2e-11, layer=1e-4)
+CUDA = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+)
 native = pytest.mark.skipif(not is_native, reason="the native operators are not built")
 
 
@@ -78,12 +82,33 @@ def test_the_sum_is_that_of_the_gradients(draws, examples, rule):
     assert (found.abs().max() > 1e-2 * GRID_UNITS) == (examples > 0)
 
 
+def in_half(model, x, labels):
+    """On a GPU in bfloat16, channels last."""
+    with mixed_precision(x.device):
+        return losses(model, memory_format(x), labels).float()
+
+
+@pytest.fixture
+def _repeatable():
+    """Else cuDNN may add gradients of activations up in any order."""
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):
+        yield
+
+
 @native
+@pytest.mark.usefixtures("_repeatable")
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.way)
 @pytest.mark.parametrize("draws", [1, 3])
-def test_the_choice_changes_no_bit(draws, rule):
-    model, data = Net(), batch(5, draws)
-    kept = planned(model, draws)
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_the_choice_changes_no_bit(device, draws, rule):
+    model, data = Net().to(device), [tensor.to(device) for tensor in batch(5, draws)]
+    one = [tensor[:draws] for tensor in data]
+    kept = plan(model, one, draws=draws, losses=in_half, costs=COSTS)
+    gradients = ExampleGradients(model)
+
+    def total(model, data, chosen, rule):
+        return planned_clipped_sum(gradients, in_half, *data, plan=chosen, rule=rule)
+
     assert not kept.recomputed
     expected = total(model, data, kept, rule)
     again = kept.choosing("", "recompute")

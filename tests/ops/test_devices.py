@@ -68,9 +68,34 @@ def test_weight_gradients(device, dtype, layer, layout):
 
     expected = [torch.full(part.shape, 2.0, dtype=torch.float64) for part in run()]
     reference.example_weight_grad(x.double(), grad.double(), *expected, *geometry, True)
+    # Tensor cores cut sums off after each 16 products: of 512, by up to 32 * 2^-23 of a sum.
+    tolerance = 1e-5 if dtype == torch.bfloat16 else 3e-6
     for found, again, right in zip(run(), run(), expected, strict=True):
         assert torch.equal(found, again)
-        _close(found, right, 3e-6)
+        _close(found, right, tolerance)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["first", "last"])
+@pytest.mark.parametrize("layer", LAYERS, ids=_numbers)
+@pytest.mark.parametrize(("device", "dtype"), TYPES[1:])
+def test_rows_in_bfloat16_are_the_others_rounded(device, dtype, layer, layout):
+    taps, stride, padding, dilation, groups, inputs, outputs, size = layer
+    geometry = [stride] * 2, [padding] * 2, [dilation] * 2, groups
+    pixels = (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+    x = _random(6, inputs, size, size, dtype=dtype).contiguous(memory_format=layout)
+    grad = _random(6, outputs, pixels, pixels, dtype=dtype).contiguous(memory_format=layout)
+
+    def run(rows_dtype):
+        size = outputs * (inputs // groups * taps**2 + 1)
+        rows = torch.full((3, size), 2.0, device=device, dtype=rows_dtype)
+        weight = rows[:, :-outputs].view(3, outputs, inputs // groups, taps, taps)
+        layer = [x.to(device)], [grad.to(device)], [weight], [rows[:, -outputs:]]
+        return rows, ops.measured_weight_grads(*layer, geometry)
+
+    (wide, _), (half, squares) = run(torch.float32), run(torch.bfloat16)
+    assert torch.equal(half, wide.bfloat16())
+    _close(squares, half.double().square().sum(1), 1e-13)
+    _close(ops.squared_norms(half), squares, 1e-13)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["first", "last"])
@@ -172,6 +197,33 @@ def test_embedding_gradients(device, dtype, padding):
     _close(run(), expected, 1e-6)
 
 
+@pytest.mark.parametrize(("device", "dtype"), TYPES)
+@pytest.mark.parametrize("padding", [None, 2])
+@pytest.mark.parametrize("positions", [1, 4, 300])
+def test_embeddings_by_entry_are_those_by_table(device, dtype, positions, padding):
+    indices = torch.arange(3 * positions).view(3, positions) * 7 % 5
+    indices, grad = indices.to(device), _random(3, positions, 70, dtype=dtype).to(device)
+    tables = torch.empty(3, 5, 70, device=device)
+    ops.example_embedding_grad(indices, grad, tables, padding)
+    squares = ops.example_embedding_norms(indices, grad, 5, padding)
+    _close(squares, tables.double().square().sum((1, 2)), 1e-13)
+    scales = 2.0**30 * 0.999 / squares.sqrt()
+    scales[1] = 0
+    total = torch.full((5, 70), 7, device=device)
+    ops.recomputed_embedding_sum(indices, grad, scales, total, padding)
+    assert torch.equal(total.flatten() - 7, ops.scaled_sum(tables.flatten(1), scales))
+
+
+@pytest.mark.parametrize(("device", "dtype"), TYPES)
+def test_gram_sums(device, dtype):
+    x, grad = (_random(3, size, 9, 1, dtype=dtype).to(device) for size in (70, 33))
+    call = 3, (1, 1), True, ((1, 1), (0, 0), (1, 1), 1)
+    found = ops.gram_sums(x, grad, *call)
+    assert torch.equal(found, ops.gram_sums(x, grad, *call))
+    expected = reference.gram_sums(x.cpu(), grad.cpu(), *call[:3], *call[3])
+    _close(found, expected, 1e-12)
+
+
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("shape", [(6, 64, 16, 16), (4, 12, 7, 5), (2, 20, 9)], ids=_numbers)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["first", "last"])
@@ -205,6 +257,19 @@ def test_group_norm_silu(device, dtype, layout, shape, silu):
     ):
         assert torch.equal(one, two)
         _close(one, right, close)
+
+
+@pytest.mark.parametrize(("device", "dtype"), TYPES[1:])
+def test_affine_rows_in_bfloat16_are_the_others_rounded(device, dtype):
+    x, affine = _random(6, 64, 16, 16, dtype=dtype).to(device), _random(2, 64).to(device)
+    _, moments = ops.group_norm_silu(x, *affine, 4)
+    wide, half = (
+        [torch.ones(2, 64, device=device, dtype=each) for _ in range(2)]
+        for each in (torch.float32, torch.bfloat16)
+    )
+    for rows in (wide, half):
+        ops.group_norm_silu_backward(x, x, moments, *affine, *rows, accumulate=True)
+    assert all(torch.equal(one, other.bfloat16()) for one, other in zip(half, wide, strict=True))
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -142,7 +142,7 @@ STEMS = {
     "example_embedding_norms": "example_embedding_grad",
     "recomputed_embedding_sum": "example_embedding_grad",
 }
-# On a GPU noise is drawn inside the update, and all gradients are kept.
+# On a GPU noise is drawn inside the update, and Gram matrices are ordinary products.
 ON_CPU_ALONE = {"noise", "gram_sums"}
 
 

@@ -68,6 +68,11 @@ def embedding(name: str, before: str, after: str) -> Bug:
     return Bug(name, "example_embedding_grad", before, after)
 
 
+def rows(name: str, before: str, after: str) -> Bug:
+    """A bug in how rows of gradients are stored, seen by what writes them."""
+    return Bug(name, "example_weight_grad", before, after, "kernels/grad_rows.h")
+
+
 def slab(name: str, before: str, after: str) -> Bug:
     """A bug in how its blocks share and add up their values."""
     return Bug(name, "group_norm_silu", before, after, "kernels/group_norm_slab.cuh")
@@ -249,14 +254,14 @@ BUGS = [
         "block_.x() * shape_.draws + draw",
         "draw * shape_.examples + block_.x()",
     ),
-    conv("what was there not added", "sum += part[place]", "sum += 0.0f"),
     conv(
         "squares before what was there is added",
-        "    if (job_.accumulate) add_parts(sums);\n    if (job_.parts != nullptr) store(sums);\n"
+        "    if (job_.rows.asked()) store(sums);\n"
         "    if (job_.squares.values != nullptr) write_squares(add_squares(sums));",
         "    if (job_.squares.values != nullptr) write_squares(add_squares(sums));\n"
-        "    if (job_.accumulate) add_parts(sums);\n    if (job_.parts != nullptr) store(sums);",
+        "    if (job_.rows.asked()) store(sums);",
     ),
+    conv("rounded for the rows alone", "sum = rows.keep_half(", "rows.keep_half("),
     conv("sum of examples unscaled", "grid_coordinate(sum, scale)", "grid_coordinate(sum, 1.0)"),
     conv(
         "added to nearest",
@@ -283,8 +288,8 @@ BUGS = [
     plain("blocks of an example mixed", "block.x() % blocks", "block.x() / blocks"),
     plain("one weight too many", "if (i < weights)", "if (i <= weights)"),
     plain("groups read the first one's channels", "output / shape.outputs * shape.inputs", "0"),
-    plain("taps of a weight mixed", "i / shape.inputs % taps;\n    if", "i % taps;\n    if"),
-    plain("what was there not added", "value += *to;", ""),
+    plain("taps of a weight mixed", "i / shape.inputs % taps;\n    value", "i % taps;\n    value"),
+    plain("rounded for the rows alone", "value = job.weight.keep(", "job.weight.keep("),
     plain(
         "squares of a thread without a weight",
         "Wide<Scalar> value = 0;",
@@ -309,7 +314,11 @@ BUGS = [
         "exists = true;",
     ),
     plain_bias("groups of channels share a slot", "at(example, group)", "at(example, 0)"),
-    plain_bias("what was there not added", "value += *to;", ""),
+    plain_bias("rounded for the rows alone", "value = job.rows.keep(", "job.rows.keep("),
+    rows("what was there not added", "if (accumulate) value += to;", ""),
+    rows("what was there in bfloat16 not added", "value += to_float(to);", "value += 0;"),
+    rows("norms before rounding", "return to_float(rounded);", "return value;"),
+    rows("rows in bfloat16 over each other", "half[example * stride + place]", "half[place]"),
     bias(
         "half of the lanes not added", "mask = 16; mask >= kColumns", "mask = 8; mask >= kColumns"
     ),
@@ -326,6 +335,7 @@ BUGS = [
         "job.sum[channel] = grid_coordinate(value, job.scales[example])",
     ),
     bias("examples that are not finite added", " && job.scales[example] != 0.0", ""),
+    bias("rounded for the rows alone", "value = job.rows.keep(", "job.rows.keep("),
     bias("half of the channels squared", "mask = 16; mask > 0", "mask = 8; mask > 0"),
     conv("a bias's blocks as tiles", "if (slot < tiles)", "if (slot <= tiles)"),
     # Several layers in one launch
@@ -397,6 +407,11 @@ BUGS = [
     norm("variance about 0", "widen(values.at[i]) - centre.at[c]", "widen(values.at[i])"),
     norm("SiLU's slope without its value", "value * (Real(1) - s)", "(Real(1) - s)"),
     norm("draws of an example counted once", "draw < draws; ++draw", "draw < 1; ++draw"),
+    norm(
+        "shift's rows with the scale's sums",
+        "keep(example, channel, for_bias)",
+        "keep(example, channel, for_weight)",
+    ),
     norm("sum along x forgotten", "tilt.at[c] * value + ", ""),
     embedding("one column too many", "column >= job.width", "column > job.width"),
     embedding("what is read twice written over", "job.width] += widen", "job.width] = widen"),
@@ -404,6 +419,20 @@ BUGS = [
     embedding("padding not left out", "adds(job, index)", "(index >= 0 && index < job.entries)"),
     embedding("indices that don't exist", "adds(job, index)", "(index != job.padding)"),
     embedding("one example's positions for all", "first = block.x() * job", "first = 0 * job"),
+    embedding("an entry counted at every position", "is_first = indices[i] != entry;", ";"),
+    embedding("what is read twice counted once", "i < read.positions; ++i", "i <= position; ++i"),
+    embedding("padding not left out by entry", "is_first = adds(read, entry)", "is_first = true"),
+    embedding("the first columns alone", "column += kEmbeddingThreads", "column += read.width"),
+    embedding(
+        "by entry one example's positions for all",
+        "read.indices + example * read.positions",
+        "read.indices + 0 * example",
+    ),
+    embedding("an example of scale 0 added", "if (scale != 0.0) {", "{"),
+    embedding(
+        "one example's scale for all", "? job.scales[example] : 0.0", "? job.scales[0] : 0.0"
+    ),
+    embedding("squares in another's place", "job.squares[block.x()]", "job.squares[example]"),
     clip("blocks after the first forgotten", "block.x() * kScaleThreads + ", ""),
 ]
 

@@ -125,6 +125,38 @@ constexpr int64_t kBeside = 3;  // floats between the parts, that nobody may tou
 
 struct Asked {
   bool parts, squares, sum, accumulate;
+  bool half = false;  // parts in bfloat16
+};
+
+// Rows of an example each, as wide as sums or in bfloat16, with values between them.
+class Rows {
+ public:
+  Rows(int64_t examples, int64_t values, Asked asked)
+      : stride_(values + kBeside),
+        asked_(asked),
+        wide_(asked.parts && !asked.half ? examples * stride_ : 0),
+        half_(asked.parts && asked.half ? examples * stride_ : 0) {
+    for (int64_t i = 0; i < wide_.size() && asked.accumulate; ++i) wide_.data()[i] = 1.0f;
+    for (int64_t i = 0; i < half_.size() && asked.accumulate; ++i) {
+      half_.data()[i] = to_bfloat16(1.0f);
+    }
+  }
+  GradRows<float> job() {
+    return {asked_.parts && !asked_.half ? wide_.data() : nullptr,
+            asked_.parts && asked_.half ? half_.data() : nullptr, stride_, asked_.accumulate};
+  }
+  std::vector<float> values() const {
+    std::vector<float> found;
+    for (int64_t i = 0; i < wide_.size(); ++i) found.push_back(wide_[i]);
+    for (int64_t i = 0; i < half_.size(); ++i) found.push_back(to_float(half_[i]));
+    return found;
+  }
+
+ private:
+  const int64_t stride_;
+  const Asked asked_;
+  Guarded<float> wide_;
+  Guarded<Bfloat16> half_;
 };
 
 struct Result {
@@ -149,44 +181,31 @@ template <typename Tile, typename Scalar = typename Tile::Scalar>
 Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
                const std::vector<double>& measured = {}) {
   const ConvGeometry& shape = layer.shape;
-  const int64_t stride = layer.weights() + kBeside;
   Guarded<Scalar> x(layer.x), grad(layer.grad);
   std::vector<double> factors;
   for (double squares : measured) factors.push_back(grid_scale(squares, {kClip}));
   Guarded<double> scales(factors);
-  const int64_t channels = layer.with_bias ? shape.outputs : 0, beside = channels + kBeside;
+  const int64_t channels = layer.with_bias ? shape.outputs : 0;
   const int64_t slots = cuda::conv_launch<Tile>(shape, channels).blocks_y;
-  Guarded<float> parts(asked.parts ? shape.examples * stride : 0);
-  Guarded<float> bias(asked.parts ? shape.examples * beside : 0);
-  for (Guarded<float>* rows : {&parts, &bias}) {
-    for (int64_t i = 0; i < rows->size() && asked.accumulate; ++i) rows->data()[i] = 1.0f;
-  }
+  Rows parts(shape.examples, layer.weights(), asked), bias(shape.examples, channels, asked);
   Guarded<double> squares(asked.squares ? shape.examples * slots : 0);
   Guarded<int64_t> sum(std::vector<int64_t>(asked.sum ? layer.weights() : 0, 7));
   Guarded<int64_t> bias_sum(std::vector<int64_t>(asked.sum ? channels : 0, 7));
   const SquareSlots all{asked.squares ? squares.data() : nullptr, slots, 0};
-  const BiasGrad<Scalar> of_bias{grad.data(),
-                                 {},
-                                 shape.draws,
-                                 channels,
-                                 shape.height.outputs,
-                                 shape.width.outputs,
-                                 asked.parts ? bias.data() : nullptr,
-                                 beside,
-                                 asked.accumulate,
-                                 all.behind(cuda::conv_slots<Tile>(shape)),
-                                 scales.data(),
-                                 asked.sum ? bias_sum.data() : nullptr};
+  const BiasGrad<Scalar> of_bias{grad.data(),          {},
+                                 shape.draws,          channels,
+                                 shape.height.outputs, shape.width.outputs,
+                                 bias.job(),           all.behind(cuda::conv_slots<Tile>(shape)),
+                                 scales.data(),        asked.sum ? bias_sum.data() : nullptr};
   ConvWeightGrads<Scalar> jobs{};
   LaunchShape whole{};
-  CHECK(cuda::add_layer<Tile>(
-      {shape, x.data(), grad.data(), asked.parts ? parts.data() : nullptr, stride, asked.accumulate,
-       all, scales.data(), asked.sum ? sum.data() : nullptr, of_bias},
-      jobs, whole));
+  CHECK(cuda::add_layer<Tile>({shape, x.data(), grad.data(), parts.job(), all, scales.data(),
+                               asked.sum ? sum.data() : nullptr, of_bias},
+                              jobs, whole));
   Result result;
   result.counters = launch<Tile>(jobs, whole, seed);
-  for (int64_t i = 0; i < parts.size(); ++i) result.parts.push_back(parts[i]);
-  for (int64_t i = 0; i < bias.size(); ++i) result.bias.push_back(bias[i]);
+  result.parts = parts.values();
+  result.bias = bias.values();
   for (int64_t i = 0; i < sum.size(); ++i) result.sum.push_back(sum[i] - 7);
   for (int64_t i = 0; i < bias_sum.size(); ++i) result.bias_sum.push_back(bias_sum[i] - 7);
   for (int64_t example = 0; example < shape.examples && asked.squares; ++example) {
@@ -341,6 +360,44 @@ void fractions_are_close_to_float64() {
   is_close(Narrow<Tf32Math>{}, {1, 2, 8, 9, 32, 32}, 0x1p-10);
 }
 
+// Rows in bfloat16 are the others rounded; squares and sum are of the rounded values.
+template <typename Tile>
+void half_rows_are_measured(const Shape& shape) {
+  using Scalar = typename Tile::Scalar;
+  const auto layer = draw_fractions<Scalar>(geometry_of(Tile::kSide, shape), {++seed});
+  const Result wide = emulate<Tile>(layer, {true, true, false, false}, seed);
+  for (bool accumulate : {false, true}) {
+    const Result half =
+        emulate<Tile>(layer, {true, true, true, accumulate, true}, seed, wide.squares);
+    std::vector<double> squares(shape.examples);
+    const auto match = [&](const auto& found, const auto& exact, int64_t count) {
+      CHECK(found.size() == exact.size());
+      for (int64_t i = 0; i < int64_t(found.size()); ++i) {
+        const bool beside = i % (count + kBeside) >= count;
+        const float before = accumulate ? 1.0f : 0.0f;
+        const float expected = to_float(to_bfloat16(beside ? before : exact[i] + before));
+        CHECK(found[i] == expected || (beside && !accumulate && std::isnan(found[i])));
+        if (!beside) squares[i / (count + kBeside)] += double(found[i]) * found[i];
+      }
+    };
+    match(half.parts, wide.parts, layer.weights());
+    match(half.bias, wide.bias, layer.shape.outputs);
+    for (int64_t example = 0; example < shape.examples; ++example) {
+      CHECK(std::abs(half.squares[example] - squares[example]) <= 1e-13 * squares[example]);
+    }
+    CHECK(half.sum == scaled(half.parts, layer.weights(), wide.squares));
+    CHECK(half.bias_sum == scaled(half.bias, layer.shape.outputs, wide.squares));
+  }
+}
+
+void half_rows_are_measured_as_they_are() {
+  half_rows_are_measured<Narrow<Bf16Math>>({2, 2, 6, 5, 16, 24});
+  half_rows_are_measured<Wide<Bf16Math>>({1, 1, 5, 6, 72, 40});
+  half_rows_are_measured<Strided<Bf16Math>>({1, 1, 9, 8, 16, 5, 2});
+  half_rows_are_measured<Single<Bf16Math>>({3, 2, 4, 3, 20, 33});
+  half_rows_are_measured<Single<Fp32Math>>({2, 1, 4, 3, 20, 33});
+}
+
 // What is not finite stays in its example, makes its norm so and adds nothing to the sum.
 template <typename Math>
 void examples_do_not_touch_each_other() {
@@ -405,15 +462,14 @@ void layers_of_one_launch_are_those_alone() {
                                    channels,
                                    shape.height.outputs,
                                    shape.width.outputs,
-                                   rows.back()->data(),
-                                   channels + kBeside,
-                                   false,
+                                   {rows.back()->data(), nullptr, channels + kBeside, false},
                                    mine.behind(cuda::conv_slots<Tile>(shape)),
                                    nullptr,
                                    nullptr};
-    CHECK(cuda::add_layer<Tile>({shape, x, grad, rows[rows.size() - 2]->data(),
-                                 layer.weights() + kBeside, false, mine, nullptr, nullptr, of_bias},
-                                jobs, whole));
+    const GradRows<float> of_weight{rows[rows.size() - 2]->data(), nullptr,
+                                    layer.weights() + kBeside, false};
+    CHECK(cuda::add_layer<Tile>({shape, x, grad, of_weight, mine, nullptr, nullptr, of_bias}, jobs,
+                                whole));
     mine = mine.behind(whole.blocks_y - before);
   }
   CHECK(mine.first == slots && whole.blocks_y == slots);
@@ -467,6 +523,7 @@ int main() {
   privimage::whole_numbers_are_exact_in_float32<privimage::cuda::Fp32Math>();
   privimage::nothing_to_add_gives_zero();
   privimage::fractions_are_close_to_float64();
+  privimage::half_rows_are_measured_as_they_are();
   privimage::examples_do_not_touch_each_other<privimage::cuda::Bf16Math>();
   privimage::examples_do_not_touch_each_other<privimage::cuda::Tf32Math>();
   privimage::examples_do_not_touch_each_other<privimage::cuda::Fp32Math>();

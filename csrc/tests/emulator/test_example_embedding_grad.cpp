@@ -1,4 +1,5 @@
-// The CUDA kernel of an embedding's per-example gradient, emulated, against the CPU's bit by bit.
+// The CUDA kernels of an embedding's per-example gradient, emulated: tables against the CPU's bit
+// by bit, norms and sums by entry against those of the tables.
 #include <cmath>
 #include <vector>
 
@@ -52,9 +53,68 @@ void equals_the_cpu(int64_t examples, int64_t positions, int64_t entries, int64_
   }
 }
 
+// Scales of 0 are of examples that are not finite.
+template <typename Scalar>
+void by_entry_is_as_by_table(int64_t examples, int64_t positions, int64_t entries, int64_t width,
+                             int64_t padding, uint64_t seed) {
+  Random random{seed};
+  std::vector<int64_t> drawn(examples * positions);
+  for (int64_t& index : drawn) index = int64_t(random.next() % uint64_t(entries + 2)) - 1;
+  std::vector<Scalar> slopes(examples * positions * width);
+  for (Scalar& value : slopes) value = narrow<Scalar>(random.fraction());
+  Guarded<int64_t> indices(drawn);
+  Guarded<Scalar> grad(slopes);
+  Guarded<Wide<Scalar>> tables(examples * entries * width);
+  ExampleEmbeddingGrad<Scalar> read{indices.data(), grad.data(), tables.data(), entries * width,
+                                    examples,       positions,   entries,       width,
+                                    padding,        false};
+  cpu::example_embedding_grad(read, 0, examples);
+  read.weight = nullptr;
+  std::vector<double> factors;
+  for (int64_t i = 0; i < examples; ++i) factors.push_back(i % 3 == 1 ? 0.0 : 1e6 / double(i + 3));
+  Guarded<double> squares(examples * positions), scales(factors);
+  Guarded<int64_t> sum(std::vector<int64_t>(entries * width, 7));
+  const auto run = [&](const cuda::EmbeddingByEntry<Scalar>& job) {
+    const cuda::LaunchShape launch = cuda::by_entry_launch(job.read);
+    if (launch.empty()) return;
+    emulator::run({launch.blocks_x, launch.blocks_y, launch.threads, launch.shared_bytes, seed},
+                  [&](const cuda::Block& block) { cuda::embedding_by_entry(block, job); });
+  };
+  run({read, squares.data(), nullptr, nullptr});
+  for (int64_t example = 0; example < examples; ++example) {
+    double found = 0.0, expected = 0.0;
+    for (int64_t i = 0; i < positions; ++i) found += squares[example * positions + i];
+    for (int64_t i = 0; i < entries * width; ++i) {
+      expected += std::pow(double(tables[example * entries * width + i]), 2);
+    }
+    CHECK(std::abs(found - expected) <= 1e-13 * expected);
+    if (factors[example] == 0.0 && positions * width > 0) {
+      grad.data()[example * positions * width] = narrow<Scalar>(std::nanf(""));
+    }
+  }
+  run({read, nullptr, scales.data(), sum.data()});
+  for (int64_t i = 0; i < entries * width; ++i) {
+    int64_t expected = 7;
+    for (int64_t example = 0; example < examples; ++example) {
+      if (factors[example] == 0.0) continue;
+      const double value = tables[example * entries * width + i];
+      expected += int64_t(value * factors[example]);
+    }
+    CHECK(sum[i] == expected);
+  }
+}
+
 template <typename Scalar>
 void everywhere() {
   uint64_t seed = 0;
+  for (int64_t padding : {-1, 2}) {
+    by_entry_is_as_by_table<Scalar>(3, 8, 11, 32, padding, ++seed);
+    by_entry_is_as_by_table<Scalar>(2, 9, 3, 130, padding, ++seed);
+    by_entry_is_as_by_table<Scalar>(4, 1, 2, 5, padding, ++seed);
+    by_entry_is_as_by_table<Scalar>(2, 0, 5, 7, padding, ++seed);
+    by_entry_is_as_by_table<Scalar>(0, 4, 5, 7, padding, ++seed);
+    by_entry_is_as_by_table<Scalar>(2, 4, 5, 0, padding, ++seed);
+  }
   for (int64_t padding : {-1, 2}) {
     for (bool accumulate : {false, true}) {
       equals_the_cpu<Scalar>(3, 8, 11, 32, padding, accumulate, ++seed);

@@ -57,8 +57,10 @@ void is_exact(const Case& given, bool accumulate, uint64_t seed) {
   const std::vector<Wide<Scalar>> before(shape.examples * row, Wide<Scalar>(1));
   const std::vector<Wide<Scalar>> before_bias(shape.examples * beside, Wide<Scalar>(1));
   Guarded<Wide<Scalar>> weight(before), bias(before_bias);
-  const ExampleWeightGrad<Scalar> layer{shape, x.data(),    xs,     grad.data(), gs, weight.data(),
-                                        row,   bias.data(), beside, accumulate};
+  const ExampleWeightGrad<Scalar> layer{shape, x.data(), xs, grad.data(), gs, {}, {}, {}, {}, {}};
+  using Rows = GradRows<Wide<Scalar>>;
+  const Rows of_weight{weight.data(), nullptr, row, accumulate};
+  const Rows of_bias{bias.data(), nullptr, beside, accumulate};
   const auto emulate = [&](const cuda::LaunchShape& launch, auto kernel) {
     if (launch.empty()) return;
     emulator::run({launch.blocks_x, launch.blocks_y, launch.threads, launch.shared_bytes, seed},
@@ -72,10 +74,10 @@ void is_exact(const Case& given, bool accumulate, uint64_t seed) {
     emulate(cuda::bias_launch<Scalar>(shape.examples, of_bias.channels),
             [&](const Block& block) { cuda::bias_grad(block, of_bias); });
   };
-  const int64_t slots =
-      cuda::plain_slots(WeightGradOnGpu<Scalar>{layer, true, {}, nullptr, nullptr, nullptr});
+  const int64_t slots = cuda::plain_slots(
+      WeightGradOnGpu<Scalar>{layer, {}, {}, true, {}, nullptr, nullptr, nullptr});
   Guarded<double> squares(shape.examples * slots), again(shape.examples * slots);
-  run({layer, true, {squares.data(), slots, 0}, nullptr, nullptr, nullptr});
+  run({layer, of_weight, of_bias, true, {squares.data(), slots, 0}, nullptr, nullptr, nullptr});
   std::vector<double> expected(before.size(), accumulate), for_bias(before_bias.size(), accumulate);
   for (int64_t image = 0; image < images; ++image) {
     const int64_t example = image / shape.draws;
@@ -106,11 +108,35 @@ void is_exact(const Case& given, bool accumulate, uint64_t seed) {
   for (int64_t i = 0; i < bias.size(); ++i) {
     CHECK(bias[i] == (i % beside < outputs ? for_bias[i] : 1.0));
   }
+  // Rows in bfloat16 are the same rounded, and so are their norms.
+  const auto halved = [](const auto& rows) {
+    std::vector<Bfloat16> half;
+    for (double value : rows) half.push_back(to_bfloat16(float(value)));
+    return half;
+  };
+  Guarded<Bfloat16> half(halved(before)), half_bias(halved(before_bias));
+  const Rows of_half{nullptr, half.data(), row, accumulate};
+  const Rows of_half_bias{nullptr, half_bias.data(), beside, accumulate};
+  run({layer, of_half, of_half_bias, true, {again.data(), slots, 0}, nullptr, nullptr, nullptr});
+  std::vector<double> of_example(shape.examples);
+  const auto is_rounded = [&](const Guarded<Bfloat16>& found, const std::vector<double>& exact,
+                              int64_t stride, int64_t count) {
+    for (int64_t i = 0; i < found.size(); ++i) {
+      const double value = i % stride < count ? exact[i] : 1.0;
+      CHECK(to_float(found[i]) == to_float(to_bfloat16(float(value))));
+      if (i % stride < count) of_example[i / stride] += std::pow(to_float(found[i]), 2);
+    }
+  };
+  is_rounded(half, expected, row, weights);
+  is_rounded(half_bias, for_bias, beside, outputs);
+  for (int64_t example = 0; example < shape.examples; ++example) {
+    double found = 0.0;
+    for (int64_t slot = 0; slot < slots; ++slot) found += again[example * slots + slot];
+    CHECK(found == of_example[example]);
+  }
   if (accumulate) return;
   // Norms and sums of the same values, without any rows.
-  ExampleWeightGrad<Scalar> no_rows = layer;
-  no_rows.weight = no_rows.bias = nullptr;
-  run({no_rows, true, {again.data(), slots, 0}, nullptr, nullptr, nullptr});
+  run({layer, {}, {}, true, {again.data(), slots, 0}, nullptr, nullptr, nullptr});
   std::vector<double> factors;
   for (int64_t example = 0; example < shape.examples; ++example) {
     double found = 0.0, wanted = 0.0;
@@ -129,7 +155,7 @@ void is_exact(const Case& given, bool accumulate, uint64_t seed) {
   Guarded<double> scales(factors);
   Guarded<int64_t> sum(std::vector<int64_t>(weights, 7)),
       bias_sum(std::vector<int64_t>(outputs, 7));
-  run({no_rows, true, {}, scales.data(), sum.data(), bias_sum.data()});
+  run({layer, {}, {}, true, {}, scales.data(), sum.data(), bias_sum.data()});
   const auto is_scaled = [&](const Guarded<int64_t>& sums, const std::vector<double>& rows,
                              int64_t stride) {
     for (int64_t i = 0; i < sums.size(); ++i) {
@@ -142,6 +168,77 @@ void is_exact(const Case& given, bool accumulate, uint64_t seed) {
   };
   is_scaled(sum, expected, row);
   is_scaled(bias_sum, for_bias, beside);
+}
+
+// Sums that are not exact, and so have an order: rows, norms and scaled sums see the same bits, by
+// which the plan may compute again what it would have kept.
+template <typename Scalar>
+void what_is_computed_again_is_what_was_kept(const ConvGeometry& shape, uint64_t seed) {
+  Random random{seed};
+  const auto draw = [&](const ImageStrides& strides) {
+    std::vector<Scalar> values(shape.examples * shape.draws * strides.row);
+    for (Scalar& value : values) value = narrow<Scalar>(random.fraction());
+    return values;
+  };
+  const int64_t outputs = shape.groups * shape.outputs, weights = cuda::weights_an_example(shape);
+  const auto xs = strides(shape.groups * shape.inputs, shape.height.inputs, shape.width.inputs,
+                          seed % 2 == 0, 0);
+  const auto gs = strides(outputs, shape.height.outputs, shape.width.outputs, seed % 2 == 0, 0);
+  Guarded<Scalar> x(draw(xs)), grad(draw(gs));
+  const ExampleWeightGrad<Scalar> layer{shape, x.data(), xs, grad.data(), gs, {}, {}, {}, {}, {}};
+  const auto run = [&](const WeightGradOnGpu<Scalar>& job, uint64_t order) {
+    const cuda::LaunchShape launch = cuda::weight_launch(shape);
+    emulator::run({launch.blocks_x, launch.blocks_y, launch.threads, launch.shared_bytes, order},
+                  [&](const Block& block) { cuda::plain_weight_grad(block, job); });
+    const auto bias = cuda::bias_of(job, cuda::weight_blocks(shape));
+    const cuda::LaunchShape of_bias = cuda::bias_launch<Scalar>(shape.examples, bias.channels);
+    emulator::run(
+        {of_bias.blocks_x, of_bias.blocks_y, of_bias.threads, of_bias.shared_bytes, order},
+        [&](const Block& block) { cuda::bias_grad(block, bias); });
+  };
+  const int64_t slots = cuda::plain_slots(
+      WeightGradOnGpu<Scalar>{layer, {}, {}, true, {}, nullptr, nullptr, nullptr});
+  Guarded<Wide<Scalar>> weight(shape.examples * weights), bias(shape.examples * outputs);
+  Guarded<double> kept(shape.examples * slots), again(shape.examples * slots);
+  run({layer,
+       {weight.data(), nullptr, weights, false},
+       {bias.data(), nullptr, outputs, false},
+       true,
+       {kept.data(), slots, 0},
+       nullptr,
+       nullptr,
+       nullptr},
+      seed);
+  run({layer, {}, {}, true, {again.data(), slots, 0}, nullptr, nullptr, nullptr}, seed + 1);
+  for (int64_t i = 0; i < kept.size(); ++i) CHECK(kept[i] == again[i]);
+  Guarded<double> scales(std::vector<double>(shape.examples, 0x1p28 / 3));
+  Guarded<int64_t> sum(std::vector<int64_t>(weights, 0)),
+      bias_sum(std::vector<int64_t>(outputs, 0));
+  run({layer, {}, {}, true, {}, scales.data(), sum.data(), bias_sum.data()}, seed + 2);
+  const auto is_sum_of = [&](const Guarded<int64_t>& found, const Guarded<Wide<Scalar>>& rows) {
+    for (int64_t i = 0; i < found.size(); ++i) {
+      int64_t expected = 0;
+      for (int64_t example = 0; example < shape.examples; ++example) {
+        expected += grid_coordinate(rows[example * found.size() + i], scales[0]);
+      }
+      CHECK(found[i] == expected);
+    }
+  };
+  is_sum_of(sum, weight);
+  is_sum_of(bias_sum, bias);
+}
+
+void what_is_computed_again_is_what_was_kept() {
+  const ConvAxis same = axis(7, 3, 1, 1, 1), dilated = axis(11, 2, 1, 2, 3);
+  const ConvGeometry plain{2, 2, 1, 5, 6, same, axis(9, 3, 1, 1, 1)};
+  const ConvGeometry grouped{2, 1, 2, 3, 4, axis(9, 3, 2, 1, 1), dilated};
+  for (uint64_t seed : {1, 2}) {
+    for (const ConvGeometry& shape : {plain, grouped}) {
+      what_is_computed_again_is_what_was_kept<Bfloat16>(shape, seed);
+      what_is_computed_again_is_what_was_kept<float>(shape, seed);
+      what_is_computed_again_is_what_was_kept<double>(shape, seed);
+    }
+  }
 }
 
 void every_shape_is_exact() {
@@ -171,4 +268,7 @@ void every_shape_is_exact() {
 }  // namespace
 }  // namespace privimage
 
-int main() { privimage::every_shape_is_exact(); }
+int main() {
+  privimage::every_shape_is_exact();
+  privimage::what_is_computed_again_is_what_was_kept();
+}

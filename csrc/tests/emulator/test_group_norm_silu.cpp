@@ -150,11 +150,23 @@ Result<Scalar> run(const Layer<Scalar>& layer, uint64_t seed, bool aligned, bool
   const cuda::GroupNormOnGpu<Scalar> there{
       {shape, x.data(), weight.data(), bias.data(), y.data(), mean.data(), rstd.data(), kEps},
       cuda::plan_group_norm<Scalar>(shape, 1, aligned)};
-  const cuda::GroupNormBackwardOnGpu<Scalar> back{
-      {shape, grad.data(), x.data(), mean.data(), rstd.data(), weight.data(), bias.data(),
-       grad_x.data(), for_weight.data(), stride, for_bias.data(), stride, accumulate},
-      cuda::plan_group_norm<Scalar>(shape, 2, aligned),
-      row_sums.data()};
+  const cuda::GroupNormBackwardOnGpu<Scalar> back{{shape,
+                                                   grad.data(),
+                                                   x.data(),
+                                                   mean.data(),
+                                                   rstd.data(),
+                                                   weight.data(),
+                                                   bias.data(),
+                                                   grad_x.data(),
+                                                   {},
+                                                   {},
+                                                   {},
+                                                   {},
+                                                   {}},
+                                                  {{for_weight.data(), nullptr, stride, accumulate},
+                                                   {for_bias.data(), nullptr, stride, accumulate}},
+                                                  cuda::plan_group_norm<Scalar>(shape, 2, aligned),
+                                                  row_sums.data()};
   CHECK(there.plan.vectors == back.plan.vectors);
   constexpr int kValues = cuda::kVectorBytes / sizeof(Scalar);
   if (!there.plan.vectors) {
@@ -163,6 +175,15 @@ Result<Scalar> run(const Layer<Scalar>& layer, uint64_t seed, bool aligned, bool
     emulate_all<Scalar, kValues, true>(there, back, seed);
   } else {
     emulate_all<Scalar, kValues, false>(there, back, seed);
+  }
+  // Rows in bfloat16 are the same rounded.
+  Guarded<Bfloat16> half(std::vector<Bfloat16>(ones.size(), to_bfloat16(1.0f)));
+  cuda::GroupNormBackwardOnGpu<Scalar> into_half = back;
+  into_half.rows = {{}, {nullptr, half.data(), stride, accumulate}};
+  emulate(cuda::affine_launch(shape), into_half, seed,
+          [](const Block& block, const auto& job) { cuda::group_norm_affine(block, job); });
+  for (int64_t i = 0; i < half.size(); ++i) {
+    CHECK(half[i].bits == to_bfloat16(float(for_bias[i])).bits);
   }
   for (int64_t example = 0; example < shape.examples; ++example) {
     for (int64_t i = shape.channels; i < stride; ++i) {

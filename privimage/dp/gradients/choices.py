@@ -83,7 +83,9 @@ class LayerPlan:
         return self.seconds[other] - self.seconds["keep"]
 
 
-def kept_layer(use: Use, costs: Costs, examples: int, obstacle: str) -> LayerPlan:
+def kept_layer(
+    use: Use, costs: Costs, examples: int, obstacle: str, no_bound: str = "", width: int = 4
+) -> LayerPlan:
     """A layer whose gradients are kept, with its other choices.
 
     Args:
@@ -91,12 +93,16 @@ def kept_layer(use: Use, costs: Costs, examples: int, obstacle: str) -> LayerPla
         costs: the constants.
         examples: of a micro-batch.
         obstacle: why gradients must be kept; empty if they need not.
+        no_bound: why a norm can't be a bound; empty if it can.
+        width: bytes of a value that is kept.
     """
     obstacles: dict[Choice, str] = {}
     if obstacle:
         obstacles = {"recompute": obstacle, "ghost": obstacle}
     elif use.is_table:
         obstacles = {"ghost": "an embedding's norm is exact already where it is computed again"}
+    elif no_bound:
+        obstacles = {"ghost": no_bound}
     elif use.groups != 1:
         obstacles = {"ghost": "Gram matrices are for convolutions of one group"}
     elif max(use.positions**2, use.pixel_pairs) > _MOST_PAIRS:
@@ -107,7 +113,7 @@ def kept_layer(use: Use, costs: Costs, examples: int, obstacle: str) -> LayerPla
         for choice, value in predicted(use, costs, examples).items()
         if choice not in obstacles
     }
-    kept, held = 4.0 * torch.Size(use.shape).numel(), 4.0 * use.held
+    kept, held = 1.0 * width * torch.Size(use.shape).numel(), 4.0 * use.held
     return LayerPlan(
         *(use.weight, use.bias, use.shape, use.positions),
         seconds=seconds,

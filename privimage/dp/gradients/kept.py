@@ -103,10 +103,11 @@ class Arena:
         if not self._waiting:
             return
         layers, self._waiting = self._waiting, []
-        dtype, names = self._written().dtype, tuple(n for layer in layers for n in layer.names)
+        dtype = torch.promote_types(self._written().dtype, torch.float32)
+        names = tuple(name for layer in layers for name in layer.names)
         rows = [as_convolution(self._rows[layer.names[0]]) for layer in layers]
         bias = [self._rows[name] for layer in layers for name in layer.names[1:]]
-        taken = ops.as_taken(dtype, *(t for layer in layers for t in (layer.x, layer.grad)))
+        taken = ops.as_multiplied(dtype, *(t for layer in layers for t in (layer.x, layer.grad)))
         self._measured[names] = torch.ops.privimage.measured_weight_grads.default(
             taken[::2], taken[1::2], rows, bias, *layers[0].geometry
         )

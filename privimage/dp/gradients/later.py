@@ -123,7 +123,7 @@ class Later(Slot):
         """Measures the layer's gradients and holds on to its tensors."""
         if self.used or (bias is not None and (bias.used or not isinstance(bias, Later))):
             self._refuse()
-        x, grad = ops.as_taken(self._dtype, x.detach(), grad.detach())
+        x, grad = ops.as_multiplied(self._dtype, x.detach(), grad.detach())
         with_bias, count = bias is not None, self._count
         taps = (self._shape[2], self._shape[3]) if len(self._shape) == 4 else (1, 1)
         if self._by_gram:

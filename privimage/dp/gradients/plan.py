@@ -18,12 +18,13 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from privimage import ops
 from privimage.dp.gradients.choices import Choice, LayerPlan, kept_layer
 from privimage.dp.gradients.costs import Costs, machine_costs
 from privimage.dp.gradients.engine import ExampleGradients, Losses
 from privimage.dp.gradients.observation import Pass, Use, observe
 from privimage.errors import UserError, check_count
-from privimage.ops._library import is_native
+from privimage.ops._library import has_kernels
 
 DEFAULT_MEMORY = 2.0**30
 """Bytes that a micro-batch of fine-tuning or of a `PrivateEngine` may take, if nobody says more."""
@@ -44,6 +45,7 @@ class StepPlan:
         overhead: predicted seconds a micro-batch takes beside arithmetic.
         observed: an example's pass.
         sizes: bytes of an example's gradients, by parameter.
+        rows_dtype: of kept gradients; None for that of gradients.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -52,6 +54,7 @@ class StepPlan:
     overhead: float
     observed: Pass = field(repr=False)
     sizes: Mapping[str, float] = field(repr=False)
+    rows_dtype: torch.dtype | None = None
 
     @cached_property
     def recomputed(self) -> frozenset[str]:
@@ -74,7 +77,8 @@ class StepPlan:
     @cached_property
     def bytes_fixed(self) -> float:
         """Predicted growth whatever the size: the sum, in integers twice as wide as float32."""
-        return _ALLOCATED * 2 * sum(self.sizes.values())
+        wide = 4 if self.rows_dtype == torch.bfloat16 else 2
+        return _ALLOCATED * wide * sum(self.sizes.values())
 
     @property
     def bytes(self) -> float:
@@ -130,6 +134,7 @@ def plan(
     losses: Losses | None = None,
     costs: Costs | None = None,
     memory_format: torch.memory_format = torch.preserve_format,
+    rows_dtype: torch.dtype | None = None,
 ) -> StepPlan:
     """Plans from shapes alone, by one forward and backward pass over made-up data.
 
@@ -142,11 +147,15 @@ def plan(
             libraries take once; None for no limit.
         examples: the largest micro-batch.
         losses: as for `ExampleGradients`; by default the sum of what the model returns.
-        costs: default those of this machine, `privimage doctor` shows them.
+        costs: default those of this machine or GPU, `privimage doctor` shows them.
         memory_format: as for `ExampleGradients`.
+        rows_dtype: of kept gradients, by default float32. On a GPU torch.bfloat16 halves what is
+            written and read for them; each value is rounded, by up to 2^-9 of itself, before its
+            norm is taken and it is added.
 
     Raises:
-        UserError: as `ExampleGradients`, or one example does not fit into `max_memory`.
+        UserError: as `ExampleGradients`, one example does not fit into `max_memory`, or gradients
+            can't be kept in `rows_dtype` here.
     """
     check_count("draws", draws)
     check_count("examples", examples)
@@ -155,21 +164,45 @@ def plan(
     if not tensors:
         tensors = [torch.zeros(draws, *(int(size) for size in example), device=device)]
     gradients = ExampleGradients(model, memory_format)
+    width = _width(rows_dtype, gradients)
     observed = observe(model, gradients, losses or _sum_of_outputs, tensors, draws)
-    costs = costs or machine_costs()
+    costs = costs or machine_costs(device)
+    if rows_dtype == torch.bfloat16:
+        costs = replace(costs, keep=costs.keep / 2)  # It is traffic.
     names = (name for use in observed.uses for name in (use.weight, use.bias) if name)
     counted = Counter([*names, *observed.others])
-    on_cpu = device.type == "cpu"
-    observed = observed if on_cpu else observed.written_first()
+    if device.type != "cpu":
+        observed = observed.written_first()
+    native = has_kernels(device)
     layers = tuple(
-        kept_layer(use, costs, examples, _obstacle(use, counted, native=is_native and on_cpu))
+        kept_layer(
+            use,
+            costs,
+            examples,
+            _obstacle(use, counted, native=native),
+            _no_bound(device),
+            width,
+        )
         for use in observed.uses[::-1]
     )
-    width = gradients.dtype.itemsize
     sizes = {name: float(width * shape.numel()) for name, shape in gradients.shapes.items()}
     overhead = costs.layer * len(gradients.module_sizes)
-    found = StepPlan(layers, draws, examples, overhead, observed, sizes)
+    found = StepPlan(layers, draws, examples, overhead, observed, sizes, rows_dtype)
     return _within(found, float("inf") if max_memory is None else max_memory)
+
+
+def _width(rows_dtype: torch.dtype | None, gradients: ExampleGradients) -> int:
+    """Bytes of a value that is kept."""
+    if rows_dtype is None:
+        return gradients.dtype.itemsize
+    row = torch.empty(0, dtype=rows_dtype, device=gradients.device)
+    (taken,) = ops.as_taken(gradients.dtype, row)
+    if taken.dtype != rows_dtype:
+        raise UserError(
+            f"rows_dtype: {gradients.dtype} gradients on {gradients.device} can't be kept in "
+            f"{rows_dtype}; leave it out (on a GPU, torch.bfloat16 does for float32)"
+        )
+    return rows_dtype.itemsize
 
 
 def _within(found: StepPlan, max_memory: float) -> StepPlan:
@@ -201,6 +234,11 @@ def _obstacle(use: Use, counted: Mapping[str, int], *, native: bool) -> str:
     if use.bias is not None and _module_of(use.bias) != _module_of(use.weight):
         return "its bias is another module's"  # Clipping by layer takes them apart.
     return "" if native else "no native operator here repeats itself bit for bit"
+
+
+def _no_bound(device: torch.device) -> str:
+    """Why a norm there can't be a bound by Gram matrices; empty if it can."""
+    return "" if device.type == "cpu" else "how a tensor core rounds is nowhere promised"
 
 
 def _module_of(name: str) -> str:

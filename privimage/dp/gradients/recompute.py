@@ -112,6 +112,7 @@ def _divided(
     kept: dict[str, Kept] = {}
     later: dict[str, Later] = {}
     dtype, device, places = gradients.dtype, gradients.device, gradients.places
+    rows_dtype = plan.rows_dtype or dtype
     # On a GPU one sum over all layers is one launch, and blocks that are free are taken again.
     limit = gradients.size // (1 if device.type == "cuda" else _ARENAS)
     end, path, module = -1, None, -1
@@ -131,7 +132,7 @@ def _divided(
         first = places[name].start
         is_full = arena is not None and begins and arena.size >= limit
         if arena is None or first != end or arena.module != module or is_full:
-            arena = Arena(first, count, dtype, device, module)
+            arena = Arena(first, count, rows_dtype, device, module)
         arena.hold(name, shape)
         kept[name], end = Kept(name, arena), places[name].stop
     return kept, later

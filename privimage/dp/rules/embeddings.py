@@ -94,9 +94,15 @@ class _ExampleEmbedding(Function):
         nothing = (None,) * 5
         if not ctx.slot.is_open or ctx.slot.take_read(indices, grad, ctx.padding):
             return nothing
-        accumulate, rows = claim(ctx.slot), ctx.slot.rows
-        (taken,) = ops.as_taken(rows.dtype, grad)
+        rows = ctx.slot.rows
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        (taken,) = ops.as_taken(wide, grad)
         slopes = taken.reshape(len(rows), -1, grad.shape[-1])
         read = indices.reshape(len(rows), -1)
-        ops.example_embedding_grad(read, slopes, rows, ctx.padding, accumulate)
+        if rows.dtype == wide:
+            ops.example_embedding_grad(read, slopes, rows, ctx.padding, claim(ctx.slot))
+        else:  # It would round after each position.
+            parts = torch.empty_like(rows, dtype=wide)
+            ops.example_embedding_grad(read, slopes, parts, ctx.padding)
+            ctx.slot.add(parts)
         return nothing

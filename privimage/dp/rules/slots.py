@@ -232,7 +232,7 @@ def write_weight_grad(
         return
     accumulate = claim(weight, bias)
     rows = as_convolution(weight.rows)
-    x, grad = ops.as_taken(rows.dtype, x, grad)
+    x, grad = ops.as_multiplied(torch.promote_types(rows.dtype, torch.float32), x, grad)
     bias_rows = None if bias is None else bias.rows
     # Straight to the operator, whose shapes are those of a layer that ran.
     torch.ops.privimage.example_weight_grad.default(x, grad, rows, bias_rows, *geometry, accumulate)
