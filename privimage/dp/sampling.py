@@ -78,6 +78,9 @@ class PoissonLoader:
         is_tensors = isinstance(tensors, tuple | list) and all(
             isinstance(item, torch.Tensor) for item in tensors
         )
+        if isinstance(data, tuple) and not is_tensors:
+            kinds = ", ".join(type(item).__name__ for item in data)
+            raise UserError(f"data: a tuple must hold tensors, got ({kinds}); see torch.as_tensor")
         self._tensors: Rows | None = tuple(tensors) if is_tensors and len(tensors) else None
         self._data = data
         if self._tensors is not None:
@@ -147,13 +150,17 @@ class PoissonLoader:
         """These examples, [len(indices), ...] each."""
         if self._tensors is not None:
             return tuple(tensor[indices] for tensor in self._tensors)
-        rows = default_collate([self._data[index] for index in indices.tolist()])
+        examples, problem = [self._data[index] for index in indices.tolist()], None
+        try:
+            rows = default_collate(examples)
+        except TypeError as error:
+            rows, problem = None, error
         rows = (rows,) if isinstance(rows, torch.Tensor) else rows
         if not (isinstance(rows, tuple | list) and all(isinstance(r, torch.Tensor) for r in rows)):
             raise UserError(
                 "data: an example must be a tensor, a number or a tuple of them; "
                 "wrap the data set in one that returns such tuples"
-            )
+            ) from problem
         return tuple(rows)
 
 
