@@ -322,7 +322,7 @@ def gram_sums(
     groups: int,
 ) -> torch.Tensor:
     """→ float64 [4, examples]; see `privimage.ops.gram_sums`."""
-    patches = F.unfold(x.double(), taps, dilation, padding, stride)  # groups == 1
+    patches = F.unfold(x.double(), *map(tuple, (taps, dilation, padding, stride)))  # groups == 1
     positions = len(x) // max(examples, 1) * patches.shape[2]
     by_position = (
         rows.mT.reshape(examples, positions, rows.shape[1])

@@ -152,7 +152,7 @@ def _on_gpu(run: Callable[[], object]) -> float:
     run()
     ended.record()
     ended.synchronize()
-    return began.elapsed_time(ended) / 1e3
+    return float(began.elapsed_time(ended)) / 1e3
 
 
 def _machine(device: torch.device) -> str:
