@@ -90,7 +90,7 @@ def test_the_captured_ordinary_step_does_what_the_ordinary_one_does(monkeypatch)
     # Adam moves a weight by its rate or back, so the sign of what is nearly 0 tells.
     one, other = (torch.cat([p.detach().flatten() for p in each.parameters()]) for each in made)
     assert (one - other).abs().mean() <= 0.02 * LEARNING_RATE
-    assert (one - before).abs().mean() >= LEARNING_RATE
+    assert (one - before).abs().mean() >= 0.5 * LEARNING_RATE
 
 
 def test_settings_follow_model_draws_device_and_sweep():

@@ -147,7 +147,7 @@ def plan(
             libraries take once; None for no limit.
         examples: the largest micro-batch.
         losses: as for `ExampleGradients`; by default the sum of what the model returns.
-        costs: default those of this machine or GPU, `privimage doctor` shows them.
+        costs: default those of this machine, which `privimage doctor` shows, or of its GPU.
         memory_format: as for `ExampleGradients`.
         rows_dtype: of kept gradients, by default float32. On a GPU torch.bfloat16 halves what is
             written and read for them; each value is rounded, by up to 2^-9 of itself, before its
