@@ -87,8 +87,8 @@ class Exchange(TorchFunctionMode):
             raise UserError(f"{name} in {_called(func)}: {error}") from None
         except TypeError as error:
             raise UserError(
-                f"{name} in {_called(func)}: its rule does not take these arguments ({error}); give "
-                "them by position"
+                f"{name} in {_called(func)}: its rule does not take these arguments ({error}); "
+                "give them by position"
             ) from error
         except RuntimeError as error:
             if "functorch" not in str(error):
