@@ -1,8 +1,8 @@
 """Per-example gradients of any module: whatever uses a parameter is known exactly, or refused.
 
 While the losses are computed, a `TorchFunctionMode` watches every call of a PyTorch function in
-this thread. A call that takes a trainable parameter goes to its rule (`registry.REGISTERED`), which writes
-the gradient of each example into the parameter's slot; any other call that takes one is
+this thread. A call that takes a trainable parameter goes to its rule (`registry.REGISTERED`), which
+writes the gradient of each example into the parameter's slot; any other call that takes one is
 refused by name. What the mode can't see (TorchScript, views of parameters taken earlier,
 other threads) still connects the loss to the parameter itself, which autograd then
 tells; so a use may be refused, but none is overlooked.
