@@ -181,8 +181,8 @@ def _check_form(rows: Rows, made_up: Rows) -> None:
     )
     if not fit:
         raise UserError(
-            f"an example of the data is {_form(rows)}, a made-up one {_form(made_up)}; give "
-            "`check` examples of the same shapes and types"
+            f"an example of the data is {_form(rows)}, a made-up one {_form(made_up)}; "
+            "give `check` examples of the same shapes and types"
         )
 
 

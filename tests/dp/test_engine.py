@@ -477,6 +477,17 @@ def test_mixing_in_the_losses_is_found(losses):
         ExampleGradients(nn.Linear(3, 3)).check_independence(losses, torch.randn(6, 6))
 
 
+@pytest.mark.parametrize("draws", [1, 2])
+def test_what_belongs_to_a_place_in_the_batch_is_found(draws):
+    """Where an example stands depends on who else is there."""
+    noise, model = torch.randn(64, 3), nn.Linear(3, 2)
+    losses = lambda m, x: m(x + noise[: len(x)]).square().sum(1)  # noqa: E731
+    with pytest.raises(UserError, match="changes with its place in the batch"):
+        ExampleGradients(model).check_independence(losses, torch.randn(3 * draws, 3), draws=draws)
+    own = lambda m, x: m(x + noise[:draws].repeat(len(x) // draws, 1)).square().sum(1)  # noqa: E731
+    ExampleGradients(model).check_independence(own, torch.randn(3 * draws, 3), draws=draws)
+
+
 def test_independent_models_pass():
     ExampleGradients(Block()).check_independence(denoising, *images(6), draws=2)
     dropout = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 1))

@@ -261,8 +261,9 @@ def test_parameters_that_do_not_fit_are_refused(parameters, problem):
 
 
 def test_groups_of_a_torch_optimizer_may_be_given():
-    group = {"params": [nn.Parameter(torch.ones(2))], "lr_scale": 2}
-    groups = torch.optim.SGD([group]).param_groups
+    groups = torch.optim.SGD(
+        [{"params": [nn.Parameter(torch.ones(2))], "lr_scale": 2}]
+    ).param_groups
     assert DPSGD(groups, 0.1).param_groups[0]["lr"] == 1e-3
 
 

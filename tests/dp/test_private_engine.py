@@ -531,7 +531,10 @@ def test_data_that_turns_out_to_be_of_another_form_is_not_converted():
         (lambda: engine(DataLoader(TensorDataset(*examples()))), "DataLoader shuffles"),
         (lambda: engine(Dictionary()).step(), "tensor, a number or a tuple"),
         (lambda: engine([(object(), 1)]).step(), "tensor, a number or a tuple"),
-        (lambda: engine((examples()[0].numpy(), [1])), "tensors, got .ndarray, list.; see"),
+        (
+            lambda: engine((examples()[0].numpy(), [1])),
+            r"tensors, got \(ndarray, list\); see torch",
+        ),
         (lambda: engine([]).step(), "the data set is empty"),
         (lambda: engine((torch.ones(2), torch.ones(3))), "equal length"),
         (lambda: engine(iter([1])), "map-style data set, got list_iterator"),

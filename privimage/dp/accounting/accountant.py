@@ -1,7 +1,7 @@
 """From a list of mechanisms to bounds on ε, by two accountants that have to agree.
 
-The bounds are those of privacy loss random variables (`privimage.dp.prv`), the upper one is what is
-published; a privacy loss distribution (`privimage.dp.pld`) must lie between them.
+The bounds are those of privacy loss random variables (`prv`), the upper one is what is published; a
+privacy loss distribution (`pld`) must lie between them.
 """
 
 import math

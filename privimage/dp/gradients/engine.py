@@ -1,8 +1,8 @@
 """Per-example gradients of any module: whatever uses a parameter is known exactly, or refused.
 
 While the losses are computed, a `TorchFunctionMode` watches every call of a PyTorch function in
-this thread. A call that takes a trainable parameter goes to its rule (`layers.RULES`), which writes
-the gradient of each example into the parameter's slot; any other call that takes one is
+this thread. A call that takes a trainable parameter goes to its rule (`registry.REGISTERED`), which
+writes the gradient of each example into the parameter's slot; any other call that takes one is
 refused by name. What the mode can't see (TorchScript, views of parameters taken earlier,
 other threads) still connects the loss to the parameter itself, which autograd then
 tells; so a use may be refused, but none is overlooked.
@@ -165,8 +165,9 @@ class ExampleGradients:
         """Checks, on made-up data, that no example's loss or gradient depends on another example.
 
         Every example is seen once among the others and once among copies of itself, in the same
-        place of a batch of the same shape and with the same random numbers. Also runs into every
-        use of a parameter that has no rule, before sensitive data is touched.
+        place of a batch of the same shape and with the same random numbers; and, if there are none,
+        which differ from place to place, once in another place, for that tells who else is there.
+        Also runs into every use of a parameter that has no rule, before sensitive data is touched.
 
         Args:
             losses: as in `__call__`.
@@ -185,6 +186,11 @@ class ExampleGradients:
             among_copies = self._observe(losses, _copies(dummy_batch, example, count), draws)
             for one, other in zip(among_others, among_copies, strict=True):
                 _check_agreement(one[example], other[example])
+        other_numbers = self._observe(losses, dummy_batch, draws, seed=1)
+        if all(map(torch.equal, among_others, other_numbers)):
+            moved = self._observe(losses, _reversed(dummy_batch, count), draws)
+            for one, other in zip(among_others, moved, strict=True):
+                _check_place(one, other.flip(0))
         for before, (name, after) in zip(buffers, self._model.named_buffers(), strict=True):
             if not torch.equal(before, after):
                 raise UserError(f"buffer '{name}' changes with the data; make it constant")
@@ -202,9 +208,9 @@ class ExampleGradients:
         }
 
     def _observe(
-        self, losses: Losses, batch: Sequence[torch.Tensor], draws: int
+        self, losses: Losses, batch: Sequence[torch.Tensor], draws: int, seed: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The losses [examples] and gradients [examples, P] of `batch`, from fixed random seeds."""
+        """The losses [examples] and gradients [examples, P] of `batch`, from a random seed."""
         seen: list[torch.Tensor] = []
 
         def recorded(model: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
@@ -212,7 +218,7 @@ class ExampleGradients:
             return seen[-1]
 
         with torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             gradients = self(recorded, *batch, draws=draws)
         return _mean_over_draws(seen[0].detach(), len(gradients), draws), gradients
 
@@ -291,6 +297,11 @@ def _copies(batch: Sequence[torch.Tensor], example: int, count: int) -> list[tor
     return [tensor[rows].repeat(count, *[1] * (tensor.dim() - 1)) for tensor in batch]
 
 
+def _reversed(batch: Sequence[torch.Tensor], count: int) -> list[torch.Tensor]:
+    """The examples from the last to the first, each with its draws as they were."""
+    return [tensor.unflatten(0, (count, -1)).flip(0).flatten(0, 1) for tensor in batch]
+
+
 def _check_agreement(one: torch.Tensor, other: torch.Tensor) -> None:
     """Equal up to the rounding of sums in another order, relative to the largest value."""
     tolerance = 16 * torch.finfo(one.dtype).eps * one.abs().max()
@@ -298,4 +309,13 @@ def _check_agreement(one: torch.Tensor, other: torch.Tensor) -> None:
         raise UserError(
             "an example's loss or gradient changes with the other examples of its batch, or is not "
             "finite; look for means, sorts or norms over the first dimension"
+        )
+
+
+def _check_place(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Equal but for rounding, which may differ from place to place, and may be all there is."""
+    if not (one - other).abs().max() <= 1e-2 * one.abs().max() + 1e-6:
+        raise UserError(
+            "an example's loss or gradient changes with its place in the batch, which depends on "
+            "who else was sampled; look for what is made or read row by row, and not from the data"
         )

@@ -2,7 +2,7 @@
 
 A rule computes what the operation computes and lets each example's gradient of a parameter go into
 the parameter's slot: `rule(examples, x, *others)` for `operation(x, *others)`. Most are in
-`privimage.dp.layers`. What has no rule of its own there can be run for each example by
+`privimage.dp.rules.layers`. What has no rule of its own there can be run for each example by
 `torch.vmap`: right for every operation that vmap knows, and slower.
 """
 
