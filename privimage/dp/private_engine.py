@@ -48,6 +48,7 @@ class PrivateEngine:
     Attributes:
         privacy: as given.
         max_memory: bytes by which a micro-batch may grow the process; to be set before `check`.
+        rows_dtype: of kept gradients, see `plan`; None for float32; to be set before `check`.
         plan: how many examples are in memory at a time, and whose gradients; None before `check`.
             It changes no result but for the rounding of the forward pass.
         steps_spent: steps that were begun, which is what `epsilon` counts.
@@ -65,7 +66,6 @@ class PrivateEngine:
         draws_per_example: int = 1,
         micro_batch: int = 64,
         recorded: bool = False,
-        rows_dtype: torch.dtype | None = None,
         ledger: Ledger | None = None,
     ) -> None:
         """Binds everything together; touches no data but for the shape of an example.
@@ -88,7 +88,6 @@ class PrivateEngine:
                 steps (see `record`): faster by what Python takes, most in small models. For losses
                 whose Python depends on shapes alone; what it reads but tensors, such as a model's
                 `training` or a dropout rate, stays as it was in the first step.
-            rows_dtype: torch.bfloat16 keeps gradients in half the memory, on a GPU (see `plan`).
             ledger: by the unit "image", which is one example, and with the plan
                 `privacy.plan(delta)`; every step is reserved in it.
 
@@ -106,7 +105,8 @@ class PrivateEngine:
         check_count("micro_batch", micro_batch)
         self._micro_batch, self.max_memory = micro_batch, DEFAULT_MEMORY
         self.plan: StepPlan | None = None
-        self._to_be_recorded, self._rows_dtype = recorded, rows_dtype
+        self.rows_dtype: torch.dtype | None = None
+        self._to_be_recorded = recorded
         self._recorded: Callable[..., torch.Tensor] | None = None
         self._loader = PoissonLoader(data, privacy.sample_rate)
         self._template: Rows = ()
@@ -148,7 +148,7 @@ class PrivateEngine:
             max_memory=self.max_memory,
             examples=self._micro_batch,
             losses=self._losses,
-            rows_dtype=self._rows_dtype,
+            rows_dtype=self.rows_dtype,
         )
         if self._to_be_recorded:
             self._record(rows)

@@ -179,8 +179,8 @@ def test_rows_in_half_are_refused_on_a_cpu():
         lambda model, x: model(x).sum(1),
         torch.ones(4, 4),
         Privacy(noise_multiplier=1.0, sample_rate=0.5, steps=2, max_grad_norm=1.0),
-        rows_dtype=torch.float16,
     )
+    engine.rows_dtype = torch.float16
     with pytest.raises(UserError, match=r"rows_dtype: .* can't be kept in torch.float16"):
         engine.step()
     assert engine.steps_spent == 0
