@@ -150,7 +150,8 @@ def _on_gpu(run: Callable[[], object]) -> float:
     run()
     ended.record()
     ended.synchronize()
-    return began.elapsed_time(ended) / 1e3
+    milliseconds: float = began.elapsed_time(ended)
+    return milliseconds / 1e3
 
 
 def _machine(device: torch.device) -> str:
