@@ -102,8 +102,8 @@ fi
 cd "$ROOT" || exit 1
 
 # The smallest shapes under the sanitizer, which slows kernels down a hundredfold.
-SMALL="$DEVICE and (update or sum or embedding or one_call or affine_rows or 2x20x9 or
-    1x2x0x1x1x8x20x11 or 3x2x1x1x1x16x64x15 or 5x1x2x1x1x4x6x9)"
+LAYERS='2x20x9 or 1x2x0x1x1x8x20x11 or 3x2x1x1x1x16x64x15 or 5x1x2x1x1x4x6x9'
+SMALL="$DEVICE and (update or sum or embedding or one_call or affine_rows or $LAYERS)"
 if wants sanitizer && command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck initcheck; do
         part "$tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 1 \
