@@ -103,9 +103,13 @@ class ExampleTiles {
   int64_t panel() const { return panel_; }          // tiles that are best summed up together
 
   Tile tile(int64_t index) const {
-    const int64_t output = index / passes_ * kBlockRows, input = index % passes_ * pitch_;
-    return {output, std::min(kBlockRows, shape_.outputs - output), input,
-            std::min(pitch_, shape_.inputs - input)};
+    return at(index / passes_ * kBlockRows, index % passes_ * pitch_);
+  }
+
+  Tile after(const Tile& now) const {
+    const int64_t input = now.input + pitch_;
+    const bool ends = input >= shape_.inputs;
+    return at(ends ? now.output + kBlockRows : now.output, ends ? 0 : input);
   }
 
   // Where the weights of a tile's output channel `r` begin in an example's row.
@@ -122,15 +126,16 @@ class ExampleTiles {
     if (packs_x_) pack_x();
   }
 
-  // Sums up `count` tiles, at most a panel, of what was loaded last; calls expects(tile) long
+  // Sums up `first` and the tiles after it, `count` in all and at most a panel, of what was loaded
+  // last; calls expects(tile) long
   // before the sums are done. Returns [count, kBlockRows, taps, pitch], zeros between inputs.
   template <typename Expects>
-  const Scalar* add_up(int64_t first, int64_t count, Expects expects) {
+  const Scalar* add_up(const Tile& first, int64_t count, Expects expects) {
     const Part all{0, shape_.draws, 0, shape_.height.outputs};
     if (grad_pixels_ == 0) std::fill_n(sums_, count * tile_sums_, Scalar(0));
     for_each(chunk_, all, [&](const Part& chunk) {
-      for (int64_t i = 0; i < count; ++i) {
-        const Tile now = tile(first + i);
+      Tile now = first;
+      for (int64_t i = 0; i < count; ++i, now = after(now)) {
         expects(now);
         if (packs_grad_) pack_grad(now.output);
         for_each(band_, chunk,
@@ -152,6 +157,11 @@ class ExampleTiles {
   }
 
  private:
+  Tile at(int64_t output, int64_t input) const {
+    return {output, std::min(kBlockRows, shape_.outputs - output), input,
+            std::min(pitch_, shape_.inputs - input)};
+  }
+
   // Part of an example: `rows` rows of the output from `row` on, of `draws` draws from `draw` on.
   struct Part {
     int64_t draw, draws, row, rows;

@@ -82,7 +82,7 @@ class ExampleWeightGradBlocks {
       const int64_t last = (next - start) * passes;
       for (int64_t tile = (begin - start) * passes; tile < last; tile += tiles_.panel()) {
         const int64_t count = std::min(tiles_.panel(), last - tile);
-        const Scalar* sums = tiles_.add_up(tile, count, [&](const Tile& now) {
+        const Scalar* sums = tiles_.add_up(tiles_.tile(tile), count, [&](const Tile& now) {
           for (int64_t r = 0; r < now.outputs; ++r) {
             sink_.expect(example, tiles_.place(group, now, r), now.inputs * tiles_.taps());
           }

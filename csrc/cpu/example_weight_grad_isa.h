@@ -33,6 +33,10 @@ using Tiles = void (*)(const TapLoop&, const Scalar* x, const Scalar* grad, Scal
 template <typename Scalar>
 using AddScaled = void (*)(const Scalar* values, int64_t count, double scale, int64_t* sums);
 
+// Writes integers past the caches, which need not read what they held first. Each thread has to
+// call `finish_streams` before others look.
+using Stream = void (*)(const int64_t* values, int64_t count, int64_t* to);
+
 // Writes the dot products of each of some rows with each of as many others, row by row, in double
 // precision; a row has `count` values.
 template <typename Scalar>
@@ -48,6 +52,7 @@ struct TileSet {
   Tiles<Scalar> two_vectors;
   int64_t lanes;  // values in a vector
   AddScaled<Scalar> add_scaled;
+  Stream stream;
   Dots<Scalar> dots_of_one;
   Dots<Scalar> dots_of_many;  // of kDotRows
 };
@@ -60,6 +65,7 @@ struct TileSet {
 #define PRIVIMAGE_BYTES 64
 #define PRIVIMAGE_FMA(a, b, c, scalar) _mm512_fmadd_##scalar(a, b, c)
 #define PRIVIMAGE_TILE_ROWS 8
+#define PRIVIMAGE_STREAM(to, values) _mm512_stream_si512((__m512i*)(to), (__m512i)(values))
 #define PRIVIMAGE_WIDEN(few) _mm512_maskz_cvtps_pd(0xff, few)
 #define PRIVIMAGE_GRID_INTEGER int64_t
 #include "cpu/example_weight_grad_tiles.h"
@@ -69,6 +75,7 @@ struct TileSet {
 #define PRIVIMAGE_BYTES 32
 #define PRIVIMAGE_FMA(a, b, c, scalar) _mm256_fmadd_##scalar(a, b, c)
 #define PRIVIMAGE_TILE_ROWS 4
+#define PRIVIMAGE_STREAM(to, values) _mm256_stream_si256((__m256i*)(to), (__m256i)(values))
 #define PRIVIMAGE_WIDEN(few) __builtin_convertvector(few, Lanes<double>::Vector)
 #define PRIVIMAGE_GRID_INTEGER int32_t
 #include "cpu/example_weight_grad_tiles.h"
@@ -79,11 +86,19 @@ struct TileSet {
 #define PRIVIMAGE_BYTES 16
 #define PRIVIMAGE_FMA(a, b, c, scalar) ((a) * (b) + (c))
 #define PRIVIMAGE_TILE_ROWS 4
+#define PRIVIMAGE_STREAM(to, values) (*(to) = (values))
 #define PRIVIMAGE_WIDEN(few) __builtin_convertvector(few, Lanes<double>::Vector)
 #define PRIVIMAGE_GRID_INTEGER int32_t
 #include "cpu/example_weight_grad_tiles.h"
 
 namespace privimage::cpu {
+
+// Makes what this thread streamed visible to others.
+inline void finish_streams() {
+#ifdef PRIVIMAGE_X86
+  _mm_sfence();
+#endif
+}
 
 // What this machine can run, the best one first; null ends the list.
 template <typename Scalar>

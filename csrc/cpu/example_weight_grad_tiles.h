@@ -6,6 +6,7 @@
 //   PRIVIMAGE_BYTES      bytes of a vector,
 //   PRIVIMAGE_FMA(a, b, c, scalar)  a * b + c on vectors of `scalar`,
 //   PRIVIMAGE_TILE_ROWS  output channels of a tile, such that a tile fits into the registers,
+//   PRIVIMAGE_STREAM(to, values)  writes a vector of integers past the caches,
 //   PRIVIMAGE_WIDEN(few)  floats as a vector of doubles,
 //   PRIVIMAGE_GRID_INTEGER  what doubles are converted to fastest, 32 bits or 64.
 namespace privimage::cpu::PRIVIMAGE_ISA {
@@ -123,6 +124,20 @@ PRIVIMAGE_TARGET static void add_scaled(const Scalar* values, int64_t count, dou
   for (; i < count; ++i) sums[i] += grid_coordinate(values[i], scale);
 }
 
+PRIVIMAGE_TARGET static inline void stream(const int64_t* values, int64_t count, int64_t* to) {
+  constexpr int64_t kLanes = Lanes<int64_t>::count;
+  using Vector = Lanes<int64_t>::Vector;
+  int64_t i = 0;
+  for (; i < count && reinterpret_cast<uintptr_t>(to + i) % PRIVIMAGE_BYTES != 0; ++i) {
+    to[i] = values[i];
+  }
+  for (; i + kLanes <= count; i += kLanes) {
+    const Vector some = *reinterpret_cast<const Lanes<int64_t>::Unaligned*>(values + i);
+    PRIVIMAGE_STREAM(reinterpret_cast<Vector*>(to + i), some);
+  }
+  for (; i < count; ++i) to[i] = values[i];
+}
+
 template <typename Scalar, int kRows>
 PRIVIMAGE_TARGET static void dots(const Scalar* const* rows, const Scalar* const* others,
                                   int64_t count, double* found) {
@@ -154,8 +169,8 @@ PRIVIMAGE_TARGET static void dots(const Scalar* const* rows, const Scalar* const
 
 template <typename Scalar>
 inline TileSet<Scalar> tile_set() {
-  return {tiles<Scalar, 1>,   tiles<Scalar, 2>, Lanes<Scalar>::count,
-          add_scaled<Scalar>, dots<Scalar, 1>,  dots<Scalar, kDotRows>};
+  return {tiles<Scalar, 1>, tiles<Scalar, 2>, Lanes<Scalar>::count,  add_scaled<Scalar>,
+          stream,           dots<Scalar, 1>,  dots<Scalar, kDotRows>};
 }
 
 }  // namespace privimage::cpu::PRIVIMAGE_ISA
@@ -165,5 +180,6 @@ inline TileSet<Scalar> tile_set() {
 #undef PRIVIMAGE_BYTES
 #undef PRIVIMAGE_FMA
 #undef PRIVIMAGE_TILE_ROWS
+#undef PRIVIMAGE_STREAM
 #undef PRIVIMAGE_WIDEN
 #undef PRIVIMAGE_GRID_INTEGER

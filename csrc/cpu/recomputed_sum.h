@@ -58,14 +58,16 @@ class RecomputedTiles {
   void run(int64_t group, int64_t begin, int64_t end) {
     const int64_t passes = tiles_.passes(), last = end * passes;
     if (sums_.bias_sum && begin == 0) bias(group);
-    for (int64_t tile = begin * passes; tile < last; tile += together_) {
-      const int64_t count = std::min(together_, last - tile);
+    for (int64_t index = begin * passes; index < last; index += together_) {
+      const int64_t count = std::min(together_, last - index);
+      const Tile first = tiles_.tile(index);
       std::fill_n(held_, count * tiles_.tile_sums(), int64_t{0});
       for (int64_t example = 0; example < shape_.examples; ++example) {
-        if (sums_.scales[example] != 0.0) add(example, group, tile, count);
+        if (sums_.scales[example] != 0.0) add(example, group, first, count);
       }
-      for (int64_t i = 0; i < count; ++i) {
-        hand_out(group, tiles_.tile(tile + i), held_ + i * tiles_.tile_sums());
+      Tile now = first;
+      for (int64_t i = 0; i < count; ++i, now = tiles_.after(now)) {
+        hand_out(group, now, held_ + i * tiles_.tile_sums());
       }
     }
   }
@@ -79,26 +81,26 @@ class RecomputedTiles {
     return shape.examples * shape.draws * (x + grad) * int64_t{sizeof(Scalar)};
   }
 
-  void add(int64_t example, int64_t group, int64_t first, int64_t count) {
+  // Adds an example's tiles, `first` and those after it.
+  void add(int64_t example, int64_t group, const Tile& first, int64_t count) {
     tiles_.load(example, group, all_fit_ ? example : 0);
+    const int64_t row = tiles_.taps() * tiles_.pitch();
+    Tile now = first;
     for (int64_t i = 0; i < count; i += tiles_.panel()) {
       const int64_t panel = std::min(tiles_.panel(), count - i);
-      const Scalar* sums = tiles_.add_up(first + i, panel, [&](const Tile& now) {
-        if (all_fit_) expect(example, group, now);
+      const Scalar* sums = tiles_.add_up(now, panel, [&](const Tile& next) {
+        if (all_fit_ && sums_.accumulate) expect(example, group, next);
       });
-      for (int64_t k = 0; k < panel; ++k) {
-        const int64_t row = tiles_.taps() * tiles_.pitch();
-        set_.add_scaled(sums + k * tiles_.tile_sums(), tiles_.tile(first + i + k).outputs * row,
-                        sums_.scales[example], held_ + (i + k) * tiles_.tile_sums());
+      for (int64_t k = 0; k < panel; ++k, now = tiles_.after(now)) {
+        set_.add_scaled(sums + k * tiles_.tile_sums(), now.outputs * row, sums_.scales[example],
+                        held_ + (i + k) * tiles_.tile_sums());
       }
     }
   }
 
   // Asks for an example's share of the memory that the tile's sums go to, which is slow to come.
   void expect(int64_t example, int64_t group, const Tile& now) const {
-    const int64_t begin = now.outputs * example / shape_.examples;
-    const int64_t end = now.outputs * (example + 1) / shape_.examples;
-    for (int64_t r = begin; r < end; ++r) {
+    for (int64_t r = example; r < now.outputs; r += shape_.examples) {
       ask_for(sums_.weight_sum + tiles_.place(group, now, r), now.inputs * tiles_.taps());
     }
   }
@@ -111,7 +113,7 @@ class RecomputedTiles {
       if (sums_.accumulate) {
         add_integers(values, now.inputs * taps, to);
       } else {
-        std::copy_n(values, now.inputs * taps, to);
+        set_.stream(values, now.inputs * taps, to);
       }
     }
   }
@@ -148,6 +150,7 @@ inline void recomputed_sum(const ExampleWeightGrad<Scalar>& job, const Recompute
     next = std::min(end, start + blocks);
     tiles.run(group, begin - start, next - start);
   }
+  finish_streams();
 }
 
 }  // namespace privimage::cpu
