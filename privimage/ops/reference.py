@@ -323,7 +323,8 @@ def gram_sums(
     groups: int,
 ) -> torch.Tensor:
     """→ float64 [4, examples]; see `privimage.ops.gram_sums`."""
-    patches = F.unfold(x.double(), taps, dilation, padding, stride)  # groups == 1
+    numbers = (tuple(pair) for pair in (taps, dilation, padding, stride))  # groups == 1
+    patches = F.unfold(x.double(), *numbers)
     positions = len(x) // max(examples, 1) * patches.shape[2]
     by_position = (
         rows.mT.reshape(examples, positions, rows.shape[1])
