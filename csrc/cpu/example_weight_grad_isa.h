@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "shared/grid.h"
+
 // Fused multiply-adds are asked for by name, because contraction is off; hence one copy of the
 // loops an instruction set, instead of the clones of dispatch.h.
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -18,29 +20,43 @@ struct TapLoop {
   int64_t draws, rows, columns;
   int64_t x_draw, x_row, x_column;
   int64_t grad_draw, grad_row, grad_column, grad_channel;
+  bool adds;  // to the sums; else they are written
 };
 
-// Adds one tap's products to sums[row * pitch + channel], for `count` output channels and the input
-// channels of one or two vectors.
+// One tap's products, summed into sums[row * pitch + channel], for `count` output channels and the
+// input channels of one or two vectors.
 template <typename Scalar>
 using Tiles = void (*)(const TapLoop&, const Scalar* x, const Scalar* grad, Scalar* sums,
                        int64_t pitch, int64_t count);
+
+// Adds values, scaled and rounded to the grid, to `sums`.
+template <typename Scalar>
+using AddScaled = void (*)(const Scalar* values, int64_t count, double scale, int64_t* sums);
+
+// Writes integers past the caches, which need not read what they held first. Each thread has to
+// call `finish_streams` before others look.
+using Stream = void (*)(const int64_t* values, int64_t count, int64_t* to);
 
 template <typename Scalar>
 struct TileSet {
   Tiles<Scalar> one_vector;
   Tiles<Scalar> two_vectors;
   int64_t lanes;  // values in a vector
+  AddScaled<Scalar> add_scaled;
+  Stream stream;
 };
 
 }  // namespace privimage::cpu
 
 #ifdef PRIVIMAGE_X86
 #define PRIVIMAGE_ISA avx512
-#define PRIVIMAGE_TARGET __attribute__((target("avx512f")))
+#define PRIVIMAGE_TARGET __attribute__((target("avx512f,avx512dq")))
 #define PRIVIMAGE_BYTES 64
 #define PRIVIMAGE_FMA(a, b, c, scalar) _mm512_fmadd_##scalar(a, b, c)
 #define PRIVIMAGE_TILE_ROWS 8
+#define PRIVIMAGE_STREAM(to, values) _mm512_stream_si512((__m512i*)(to), (__m512i)(values))
+#define PRIVIMAGE_WIDEN(few) _mm512_maskz_cvtps_pd(0xff, few)
+#define PRIVIMAGE_GRID_INTEGER int64_t
 #include "cpu/example_weight_grad_tiles.h"
 
 #define PRIVIMAGE_ISA avx2
@@ -48,6 +64,9 @@ struct TileSet {
 #define PRIVIMAGE_BYTES 32
 #define PRIVIMAGE_FMA(a, b, c, scalar) _mm256_fmadd_##scalar(a, b, c)
 #define PRIVIMAGE_TILE_ROWS 4
+#define PRIVIMAGE_STREAM(to, values) _mm256_stream_si256((__m256i*)(to), (__m256i)(values))
+#define PRIVIMAGE_WIDEN(few) __builtin_convertvector(few, Lanes<double>::Vector)
+#define PRIVIMAGE_GRID_INTEGER int32_t
 #include "cpu/example_weight_grad_tiles.h"
 #endif
 
@@ -56,9 +75,19 @@ struct TileSet {
 #define PRIVIMAGE_BYTES 16
 #define PRIVIMAGE_FMA(a, b, c, scalar) ((a) * (b) + (c))
 #define PRIVIMAGE_TILE_ROWS 4
+#define PRIVIMAGE_STREAM(to, values) (*(to) = (values))
+#define PRIVIMAGE_WIDEN(few) __builtin_convertvector(few, Lanes<double>::Vector)
+#define PRIVIMAGE_GRID_INTEGER int32_t
 #include "cpu/example_weight_grad_tiles.h"
 
 namespace privimage::cpu {
+
+// Makes what this thread streamed visible to others.
+inline void finish_streams() {
+#ifdef PRIVIMAGE_X86
+  _mm_sfence();
+#endif
+}
 
 // What this machine can run, the best one first; null ends the list.
 template <typename Scalar>
@@ -69,7 +98,9 @@ inline const TileSet<Scalar>* tile_sets() {
     } found{};
     TileSet<Scalar>* next = found.list;
 #ifdef PRIVIMAGE_X86
-    if (__builtin_cpu_supports("avx512f")) *next++ = avx512::tile_set<Scalar>();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) {
+      *next++ = avx512::tile_set<Scalar>();
+    }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
       *next++ = avx2::tile_set<Scalar>();
     }

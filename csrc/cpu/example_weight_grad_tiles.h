@@ -5,7 +5,10 @@
 //   PRIVIMAGE_TARGET     the function attribute that allows the instructions,
 //   PRIVIMAGE_BYTES      bytes of a vector,
 //   PRIVIMAGE_FMA(a, b, c, scalar)  a * b + c on vectors of `scalar`,
-//   PRIVIMAGE_TILE_ROWS  output channels of a tile, such that a tile fits into the registers.
+//   PRIVIMAGE_TILE_ROWS  output channels of a tile, such that a tile fits into the registers,
+//   PRIVIMAGE_STREAM(to, values)  writes a vector of integers past the caches,
+//   PRIVIMAGE_WIDEN(few)  floats as a vector of doubles,
+//   PRIVIMAGE_GRID_INTEGER  what doubles are converted to fastest, 32 bits or 64.
 namespace privimage::cpu::PRIVIMAGE_ISA {
 
 template <typename Scalar>
@@ -27,24 +30,28 @@ PRIVIMAGE_TARGET static inline auto multiply_add(Lanes<double>::Vector a, Lanes<
 }
 
 // One tap's products of `kRows` output channels with `kVectors` vectors of input channels, summed
-// over a band of pixels in registers and added to sums[row * pitch + channel].
-template <typename Scalar, int kVectors, int kRows>
+// over a band of pixels in registers, and written or added to sums[row * pitch + channel]. kClose
+// says that output channels lie side by side.
+template <typename Scalar, int kVectors, int kRows, bool kClose>
 PRIVIMAGE_TARGET static inline void tile(const TapLoop& loop, const Scalar* x, const Scalar* grad,
                                          Scalar* sums, int64_t pitch) {
   using Vector = typename Lanes<Scalar>::Vector;
   using Unaligned = typename Lanes<Scalar>::Unaligned;
+  const int64_t channel = kClose ? 1 : loop.grad_channel;
+  const int64_t x_next = loop.x_row - loop.columns * loop.x_column;
+  const int64_t grad_next = loop.grad_row - loop.columns * loop.grad_column;
   Vector total[kRows][kVectors] = {};
   for (int64_t draw = 0; draw < loop.draws; ++draw) {
-    for (int64_t row = 0; row < loop.rows; ++row) {
-      const Scalar* pixel = x + draw * loop.x_draw + row * loop.x_row;
-      const Scalar* slope = grad + draw * loop.grad_draw + row * loop.grad_row;
-      for (int64_t column = 0; column < loop.columns; ++column) {
+    const Scalar* pixel = x + draw * loop.x_draw;
+    const Scalar* slope = grad + draw * loop.grad_draw;
+    for (int64_t row = loop.rows; row > 0; --row) {
+      for (int64_t column = loop.columns; column > 0; --column) {
         Vector values[kVectors];
         for (int v = 0; v < kVectors; ++v) {
           values[v] = reinterpret_cast<const Unaligned*>(pixel)[v];
         }
         for (int r = 0; r < kRows; ++r) {
-          const Vector factor = slope[r * loop.grad_channel] - Vector{};
+          const Vector factor = slope[r * channel] - Vector{};
           for (int v = 0; v < kVectors; ++v) {
             total[r][v] = multiply_add(values[v], factor, total[r][v]);
           }
@@ -52,34 +59,88 @@ PRIVIMAGE_TARGET static inline void tile(const TapLoop& loop, const Scalar* x, c
         pixel += loop.x_column;
         slope += loop.grad_column;
       }
+      pixel += x_next;
+      slope += grad_next;
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      reinterpret_cast<Unaligned*>(sums + r * pitch)[v] += total[r][v];
+      Unaligned& sum = reinterpret_cast<Unaligned*>(sums + r * pitch)[v];
+      sum = loop.adds ? sum + total[r][v] : total[r][v];
     }
   }
 }
 
 // `count` output channels, as many at a time as a tile holds.
-template <typename Scalar, int kVectors, int kRows = PRIVIMAGE_TILE_ROWS>
-PRIVIMAGE_TARGET static void tiles(const TapLoop& loop, const Scalar* x, const Scalar* grad,
-                                   Scalar* sums, int64_t pitch, int64_t count) {
+template <typename Scalar, int kVectors, bool kClose, int kRows = PRIVIMAGE_TILE_ROWS>
+PRIVIMAGE_TARGET static void channels(const TapLoop& loop, const Scalar* x, const Scalar* grad,
+                                      Scalar* sums, int64_t pitch, int64_t count) {
   for (; count >= kRows; count -= kRows) {
-    tile<Scalar, kVectors, kRows>(loop, x, grad, sums, pitch);
+    tile<Scalar, kVectors, kRows, kClose>(loop, x, grad, sums, pitch);
     grad += kRows * loop.grad_channel;
     sums += kRows * pitch;
   }
   if constexpr (kRows > 1) {
-    if (count > 0) tiles<Scalar, kVectors, kRows / 2>(loop, x, grad, sums, pitch, count);
+    if (count > 0) channels<Scalar, kVectors, kClose, kRows / 2>(loop, x, grad, sums, pitch, count);
   }
+}
+
+template <typename Scalar, int kVectors>
+PRIVIMAGE_TARGET static void tiles(const TapLoop& loop, const Scalar* x, const Scalar* grad,
+                                   Scalar* sums, int64_t pitch, int64_t count) {
+  if (loop.grad_channel == 1) {
+    channels<Scalar, kVectors, true>(loop, x, grad, sums, pitch, count);
+  } else {
+    channels<Scalar, kVectors, false>(loop, x, grad, sums, pitch, count);
+  }
+}
+
+// As many values as a vector of doubles has.
+PRIVIMAGE_TARGET static inline Lanes<double>::Vector as_doubles(const double* from) {
+  return *reinterpret_cast<const Lanes<double>::Unaligned*>(from);
+}
+PRIVIMAGE_TARGET static inline Lanes<double>::Vector as_doubles(const float* from) {
+  constexpr int64_t kBytes = Lanes<double>::count * sizeof(float);
+  typedef float Few __attribute__((vector_size(kBytes), aligned(sizeof(float)), may_alias));
+  return PRIVIMAGE_WIDEN(*reinterpret_cast<const Few*>(from));
+}
+
+// Adds scaled values, in grid steps (`grid_coordinate`).
+template <typename Scalar>
+PRIVIMAGE_TARGET static void add_scaled(const Scalar* values, int64_t count, double scale,
+                                        int64_t* sums) {
+  constexpr int64_t kLanes = Lanes<double>::count;
+  typedef PRIVIMAGE_GRID_INTEGER Steps
+      __attribute__((vector_size(kLanes * sizeof(PRIVIMAGE_GRID_INTEGER))));
+  using Sums = typename Lanes<int64_t>::Unaligned;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const auto steps = __builtin_convertvector(as_doubles(values + i) * scale, Steps);
+    *reinterpret_cast<Sums*>(sums + i) +=
+        __builtin_convertvector(steps, typename Lanes<int64_t>::Vector);
+  }
+  for (; i < count; ++i) sums[i] += grid_coordinate(values[i], scale);
+}
+
+PRIVIMAGE_TARGET static inline void stream(const int64_t* values, int64_t count, int64_t* to) {
+  constexpr int64_t kLanes = Lanes<int64_t>::count;
+  using Vector = Lanes<int64_t>::Vector;
+  int64_t i = 0;
+  for (; i < count && reinterpret_cast<uintptr_t>(to + i) % PRIVIMAGE_BYTES != 0; ++i) {
+    to[i] = values[i];
+  }
+  for (; i + kLanes <= count; i += kLanes) {
+    const Vector some = *reinterpret_cast<const Lanes<int64_t>::Unaligned*>(values + i);
+    PRIVIMAGE_STREAM(reinterpret_cast<Vector*>(to + i), some);
+  }
+  for (; i < count; ++i) to[i] = values[i];
 }
 
 template <typename Scalar>
 inline TileSet<Scalar> tile_set() {
-  return {tiles<Scalar, 1>, tiles<Scalar, 2>, Lanes<Scalar>::count};
+  return {tiles<Scalar, 1>, tiles<Scalar, 2>, Lanes<Scalar>::count, add_scaled<Scalar>, stream};
 }
 
 }  // namespace privimage::cpu::PRIVIMAGE_ISA
@@ -89,3 +150,6 @@ inline TileSet<Scalar> tile_set() {
 #undef PRIVIMAGE_BYTES
 #undef PRIVIMAGE_FMA
 #undef PRIVIMAGE_TILE_ROWS
+#undef PRIVIMAGE_STREAM
+#undef PRIVIMAGE_WIDEN
+#undef PRIVIMAGE_GRID_INTEGER

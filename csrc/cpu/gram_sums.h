@@ -243,6 +243,7 @@ class GramMatrices {
     TapLoop loop{};
     loop.draws = loop.rows = loop.grad_channel = 1;
     loop.x_column = loop.grad_column = panel_;
+    loop.adds = true;
     for (int64_t c = 0; c < grid.channels; c += kChunk) {
       loop.columns = std::min(kChunk, grid.channels - c);
       const double* own = panel + c * panel_;

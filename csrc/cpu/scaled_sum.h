@@ -1,9 +1,6 @@
-// Sums of examples' gradients with given scales on the CPU, of gradients that are kept and of such
-// that are computed again; and the squared norms that scales follow from, over a range of examples,
-// parameters or blocks of output channels: the caller brings the threads.
-//
-// What a block of `example_weight_grad.h` hands out is bitwise the same each time, so the norm is
-// that of the very values that are added.
+// The squared norms that the scales of a sum follow from, on the CPU, of gradients that are kept
+// and of such that are not, over a range of examples or blocks of output channels: the caller
+// brings the threads.
 #pragma once
 
 #include <algorithm>
@@ -24,18 +21,10 @@ PRIVIMAGE_CLONES double sum_of_squares(const double* values, int64_t count) {
   return squared_norm(values, count);
 }
 
-template <typename Scalar>
-PRIVIMAGE_INLINE void add_scaled_loop(const Scalar* values, int64_t count, double scale,
-                                      int64_t* sums) {
-  for (int64_t i = 0; i < count; ++i) sums[i] += grid_coordinate(values[i], scale);
-}
-
 // Adds scaled values, in grid steps.
-PRIVIMAGE_CLONES void add_scaled(const float* values, int64_t count, double scale, int64_t* sums) {
-  add_scaled_loop(values, count, scale, sums);
-}
-PRIVIMAGE_CLONES void add_scaled(const double* values, int64_t count, double scale, int64_t* sums) {
-  add_scaled_loop(values, count, scale, sums);
+template <typename Scalar>
+inline void add_scaled(const Scalar* values, int64_t count, double scale, int64_t* sums) {
+  tile_sets<Scalar>()->add_scaled(values, count, scale, sums);
 }
 
 // Writes the squared norms of the rows begin … end - 1.
@@ -80,24 +69,6 @@ struct MeasureRows {
   }
 };
 
-// As `WriteRows`: adds scaled values to the sums over examples.
-template <typename Scalar>
-struct AddScaled {
-  static constexpr bool kWantsRows = true;
-  const double* scales;  // [examples]
-  int64_t* weight_sum;   // [groups * outputs, inputs, taps, taps]
-  int64_t* bias_sum;     // [groups * outputs]
-
-  void tile(const Scalar*, int64_t) const {}
-  void expect(int64_t, int64_t, int64_t) const {}
-  void weight(int64_t example, int64_t place, const Scalar* values, int64_t count) const {
-    add_scaled(values, count, scales[example], weight_sum + place);
-  }
-  void bias(int64_t example, int64_t place, const Scalar* values, int64_t count) const {
-    add_scaled(values, count, scales[example], bias_sum + place);
-  }
-};
-
 // Writes the squared norm of each of the blocks begin … end - 1 of `example_weight_grad_blocks`,
 // bias included where job.bias is not null; writes nothing else.
 template <typename Scalar>
@@ -129,28 +100,6 @@ inline void add_blocks(const double* of_blocks, int64_t blocks, int64_t examples
   const int64_t each = examples > 0 ? blocks / examples : 0;
   for (int64_t i = 0; i < examples; ++i) {
     for (int64_t block = 0; block < each; ++block) squares[i] += of_blocks[i * each + block];
-  }
-}
-
-// Bytes of sums that stay in the second-level cache while the gradients of all examples pass by.
-constexpr int64_t kSumBytes = 1 << 19;
-
-// Adds the blocks begin … end - 1 of one example's to the sums, for each example in turn. Two
-// threads with different blocks write different sums.
-template <typename Scalar>
-inline void recomputed_sum(const ExampleWeightGrad<Scalar>& job, AddScaled<Scalar> sums,
-                           int64_t begin, int64_t end) {
-  const ConvGeometry& shape = job.geometry;
-  const int64_t blocks = shape.groups * blocks_a_group(shape);
-  const int64_t weights = kBlockRows * shape.inputs * shape.height.taps * shape.width.taps;
-  const int64_t together = kSumBytes / (weights * int64_t{sizeof(int64_t)} + 1) + 1;
-  ExampleWeightGradBlocks<Scalar, AddScaled<Scalar>> worker(job, *tile_sets<Scalar>(), sums);
-  for (int64_t start = begin; start < end; start += together) {
-    const int64_t next = std::min(start + together, end);
-    for (int64_t example = 0; example < shape.examples; ++example) {
-      if (sums.scales[example] == 0.0) continue;
-      worker.run(example * blocks + start, example * blocks + next);
-    }
   }
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/recomputed_sum.h"
 #include "ops/conv_arguments.h"
 #include "ops/op.h"
 
@@ -121,19 +122,14 @@ Tensor example_weight_norms_cpu(const Tensor x, const Tensor grad, int64_t examp
 }
 
 // The sums over examples that `recomputed_sum` adds to, checked against x and grad.
-struct Sums {
-  const double* scales;
-  int64_t* weight;
-  int64_t* bias;
-};
-
-Sums read_sums(const Tensor& x, const Tensor& grad, const Tensor& scales, const Tensor& weight_sum,
-               const std::optional<Tensor>& bias_sum, const ConvGeometry& shape) {
+cpu::RecomputedSum read_sums(const Tensor& x, const Tensor& grad, const Tensor& scales,
+                             const Tensor& weight_sum, const std::optional<Tensor>& bias_sum,
+                             const ConvGeometry& shape, bool accumulate) {
   check_shape(weight_sum, "weight_sum",
               {grad.size(1), shape.inputs, weight_sum.size(2), weight_sum.size(3)});
   return {read_scales(scales, x, shape.examples),
           sum_of(weight_sum, weight_sum.numel(), x, "weight_sum"),
-          bias_sum ? sum_of(*bias_sum, grad.size(1), x, "bias_sum") : nullptr};
+          bias_sum ? sum_of(*bias_sum, grad.size(1), x, "bias_sum") : nullptr, accumulate};
 }
 
 ConvNumbers read_numbers(const Tensor& scales, const Tensor& weight_sum,
@@ -147,19 +143,18 @@ ConvNumbers read_numbers(const Tensor& scales, const Tensor& weight_sum,
 void recomputed_sum_cpu(const Tensor x, const Tensor grad, const Tensor scales,
                         const Tensor weight_sum, const std::optional<Tensor> bias_sum,
                         const std::vector<int64_t> stride, const std::vector<int64_t> padding,
-                        const std::vector<int64_t> dilation, int64_t groups) {
+                        const std::vector<int64_t> dilation, int64_t groups, bool accumulate) {
   const ConvNumbers conv = read_numbers(scales, weight_sum, stride, padding, dilation, groups);
   in_its_type(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
     const auto job = describe<Scalar>(x, grad, scales.size(0), conv, bias_sum ? &zero : nullptr);
     const ConvGeometry& shape = job.geometry;
-    const Sums sums = read_sums(x, grad, scales, weight_sum, bias_sum, shape);
+    const cpu::RecomputedSum sums =
+        read_sums(x, grad, scales, weight_sum, bias_sum, shape, accumulate);
     const int64_t blocks = shape.groups * cpu::blocks_a_group(shape);
     torch::stable::parallel_for(
-        0, blocks, grain_of(shape, blocks), [&](int64_t begin, int64_t end) {
-          const cpu::AddScaled<Scalar> sink{sums.scales, sums.weight, sums.bias};
-          cpu::recomputed_sum(job, sink, begin, end);
-        });
+        0, blocks, grain_of(shape, blocks),
+        [&](int64_t begin, int64_t end) { cpu::recomputed_sum(job, sums, begin, end); });
   });
 }
 
@@ -225,17 +220,21 @@ Tensor example_weight_norms_cuda(const Tensor x, const Tensor grad, int64_t exam
 void recomputed_sum_cuda(const Tensor x, const Tensor grad, const Tensor scales,
                          const Tensor weight_sum, const std::optional<Tensor> bias_sum,
                          const std::vector<int64_t> stride, const std::vector<int64_t> padding,
-                         const std::vector<int64_t> dilation, int64_t groups) {
+                         const std::vector<int64_t> dilation, int64_t groups, bool accumulate) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const ConvNumbers conv = read_numbers(scales, weight_sum, stride, padding, dilation, groups);
   void* stream = current_cuda_stream(x.get_device_index());
   in_its_type_on_gpu(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
     const auto layer = describe<Scalar>(x, grad, scales.size(0), conv, nullptr);
-    const Sums sums = read_sums(x, grad, scales, weight_sum, bias_sum, layer.geometry);
+    const cpu::RecomputedSum sums =
+        read_sums(x, grad, scales, weight_sum, bias_sum, layer.geometry, accumulate);
+    if (!accumulate) {
+      for (Tensor sum : {weight_sum, bias_sum.value_or(weight_sum)}) torch::stable::zero_(sum);
+    }
     const bool with_bias = bias_sum.has_value();
-    const WeightGradOnGpu<Scalar> job{layer, {},          {},          with_bias,
-                                      {},    sums.scales, sums.weight, sums.bias};
+    const WeightGradOnGpu<Scalar> job{layer, {},          {},              with_bias,
+                                      {},    sums.scales, sums.weight_sum, sums.bias_sum};
     check_launched(cuda::launch_example_weight_grads(&job, 1, stream), "recomputed_sum");
   });
 }
@@ -251,7 +250,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(privimage, library) {
       "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
   library.def(
       "recomputed_sum(Tensor x, Tensor grad, Tensor scales, Tensor(a!) weight_sum, "
-      "Tensor(b!)? bias_sum, int[] stride, int[] padding, int[] dilation, int groups) -> ()");
+      "Tensor(b!)? bias_sum, int[] stride, int[] padding, int[] dilation, int groups, "
+      "bool accumulate) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(privimage, CPU, library) {

@@ -1,10 +1,12 @@
 // Sums with given scales on the CPU: what is computed again is what was kept, bit for bit, and its
 // norm is that of the same values.
 #include <cmath>
+#include <limits>
 #include <random>
 #include <vector>
 
 #include "check.h"
+#include "cpu/recomputed_sum.h"
 #include "cpu/scaled_sum.h"
 
 using namespace privimage;
@@ -67,16 +69,25 @@ void recomputed_is_kept(std::mt19937_64& random) {
     scales[i] = i == 1 ? 0.0 : 0x1p30 / std::sqrt(squares[i]) * 0.99;
   }
 
-  std::vector<int64_t> from_kept(whole, 3), again(whole, 5);
+  std::vector<int64_t> from_kept(whole, 3), again(whole, 5), once(whole, 5);
   cpu::scaled_sum(parts, scales.data(), false, from_kept.data(), 0, whole);
   std::vector<int64_t> added(whole, 5);
   for (int64_t begin = 0; begin < whole; begin += 33) {
     cpu::scaled_sum(parts, scales.data(), true, added.data(), begin, std::min(begin + 33, whole));
   }
   const int64_t range = shape.groups * cpu::blocks_a_group(shape);
+  // What an example of scale 0 holds must not matter.
+  const auto second = x.begin() + int64_t(x.size()) / std::max<int64_t>(shape.examples, 1);
+  if (shape.examples > 1) *second = std::numeric_limits<Scalar>::infinity();
+  // Tile by tile; example by example, with one or several tiles; with chunks of an example.
+  const cpu::SumCache caches[] = {{}, {0, 0}, {0, 100000}, {0, 100000, 0}, {0, 0, 30000}};
+  const cpu::SumCache& cache = caches[random() % 5];
   for (int64_t begin = 0; begin < range; begin += 2) {
-    cpu::recomputed_sum<Scalar>(job, {scales.data(), again.data(), again.data() + size}, begin,
-                                std::min(begin + 2, range));
+    for (const bool accumulate : {true, false}) {
+      int64_t* to = (accumulate ? again : once).data();
+      cpu::recomputed_sum<Scalar>(job, {scales.data(), to, to + size, accumulate}, begin,
+                                  std::min(begin + 2, range), cache);
+    }
   }
   for (int64_t i = 0; i < whole; ++i) {
     int64_t expected = 0;
@@ -85,6 +96,7 @@ void recomputed_is_kept(std::mt19937_64& random) {
     }
     CHECK(from_kept[i] == expected);
     CHECK(again[i] == expected + 5);
+    CHECK(once[i] == expected);
     CHECK(added[i] == expected + 5);
   }
 }

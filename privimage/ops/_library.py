@@ -53,7 +53,8 @@ _SCHEMAS = {
     ),
     "recomputed_sum": (
         "recomputed_sum(Tensor x, Tensor grad, Tensor scales, Tensor(a!) weight_sum, "
-        "Tensor(b!)? bias_sum, int[] stride, int[] padding, int[] dilation, int groups) -> ()"
+        "Tensor(b!)? bias_sum, int[] stride, int[] padding, int[] dilation, int groups, "
+        "bool accumulate) -> ()"
     ),
     "gram_sums": (
         "gram_sums(Tensor x, Tensor grad, int examples, int[] taps, bool with_bias, int[] stride, "

@@ -300,14 +300,15 @@ def recomputed_sum(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    accumulate: bool,
 ) -> None:
-    """Adds to weight_sum and bias_sum; see `privimage.ops.recomputed_sum`."""
+    """Adds to weight_sum and bias_sum, or writes them; see `privimage.ops.recomputed_sum`."""
     weight = x.new_zeros(len(scales), *weight_sum.shape)
     bias = None if bias_sum is None else x.new_zeros(len(scales), *bias_sum.shape)
     example_weight_grad(x, grad, weight, bias, stride, padding, dilation, groups, False)
-    scaled_sum(weight.flatten(1), scales, weight_sum.view(-1), True)
+    scaled_sum(weight.flatten(1), scales, weight_sum.view(-1), accumulate)
     if bias is not None and bias_sum is not None:
-        scaled_sum(bias, scales, bias_sum, True)
+        scaled_sum(bias, scales, bias_sum, accumulate)
 
 
 def gram_sums(
@@ -322,7 +323,8 @@ def gram_sums(
     groups: int,
 ) -> torch.Tensor:
     """→ float64 [4, examples]; see `privimage.ops.gram_sums`."""
-    patches = F.unfold(x.double(), *map(tuple, (taps, dilation, padding, stride)))  # groups == 1
+    numbers = (tuple(pair) for pair in (taps, dilation, padding, stride))  # groups == 1
+    patches = F.unfold(x.double(), *numbers)
     positions = len(x) // max(examples, 1) * patches.shape[2]
     by_position = (
         rows.mT.reshape(examples, positions, rows.shape[1])

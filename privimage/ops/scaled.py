@@ -93,6 +93,7 @@ def recomputed_sum(
     weight_sum: torch.Tensor,
     bias_sum: torch.Tensor | None,
     geometry: ConvGeometry,
+    accumulate: bool = True,
 ) -> None:
     """Adds `scaled_sum` of what `example_weight_grad` would write, of which it keeps nothing.
 
@@ -105,6 +106,7 @@ def recomputed_sum(
         weight_sum: int64 [outputs, inputs / groups, *taps], added to.
         bias_sum: int64 [outputs], added to; None where there is no bias.
         geometry: as there.
+        accumulate: if not, the sums are written, whatever they held.
 
     Raises:
         TypeError, ValueError: an argument is not as above.
@@ -116,7 +118,7 @@ def recomputed_sum(
         _check_total("bias_sum", bias_sum)
     stride, padding, dilation, groups = geometry
     torch.ops.privimage.recomputed_sum(
-        x, grad, scales, weight_sum, bias_sum, stride, padding, dilation, groups
+        x, grad, scales, weight_sum, bias_sum, stride, padding, dilation, groups, accumulate
     )
 
 

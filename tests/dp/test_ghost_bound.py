@@ -52,9 +52,13 @@ def ghosts_of_tokens(x, grad, *, with_bias):
 
 
 def opposite(x, grad):
-    """Every other draw takes back what the one before it gives, all but the last bits."""
+    """Every other draw takes back what the one before it gives, all but the last bits.
+
+    In float64 their squares are beyond what a sum over pairs can see.
+    """
     x, grad = x.clone(), grad.clone()
-    x[1::2], grad[1::2] = x[: len(x) // 2 * 2 : 2], -grad[: len(x) // 2 * 2 : 2] * (1 + 2**-20)
+    rest = 1 + 2.0 ** (-20 if x.dtype == torch.float32 else -28)
+    x[1::2], grad[1::2] = x[: len(x) // 2 * 2 : 2], -grad[: len(x) // 2 * 2 : 2] * rest
     return x, grad
 
 

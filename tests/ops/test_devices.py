@@ -123,9 +123,11 @@ def test_what_is_recomputed_is_what_was_kept(device, dtype, layer, layout):
         scales = 2.0**30 * 0.999 / squares.sqrt()
         scales[1] = 0
         sums = [torch.full(shape, 7, device=device), torch.full((outputs,), 7, device=device)]
-        ops.recomputed_sum(x, grad, scales, sums[0], sums[1] if with_bias else None, geometry)
-        found = torch.cat([total.flatten() for total in sums])[: rows.shape[1]] - 7
-        assert torch.equal(found, ops.scaled_sum(rows, scales))
+        for accumulate, start in ((True, 7), (False, 0)):
+            given = x, grad, scales, sums[0], sums[1] if with_bias else None, geometry
+            ops.recomputed_sum(*given, accumulate=accumulate)
+            found = torch.cat([total.flatten() for total in sums])[: rows.shape[1]] - start
+            assert torch.equal(found, ops.scaled_sum(rows, scales))
         assert torch.equal(found.cpu(), _scaled_sum(rows.cpu(), scales.cpu()))
 
 

@@ -77,11 +77,11 @@ def _embedding_parts(examples):
     return _embedding_grad(examples, 2)[:2]
 
 
-def _recomputed(rows, with_bias=True):
+def _recomputed(rows, with_bias=True, accumulate=True):
     sums = [torch.arange(216).view(6, 4, 3, 3), torch.arange(6) if with_bias else None]
     scales = _random(rows, dtype=torch.float64) * 1e5
     geometry = [1, 1], [1, 1], [1, 1], 1
-    return (_random(rows, 4, 5, 5), _random(rows, 6, 5, 5), scales, *sums, *geometry)
+    return (_random(rows, 4, 5, 5), _random(rows, 6, 5, 5), scales, *sums, *geometry, accumulate)
 
 
 # For each operator the arguments of some legal calls, ragged and empty ones among them.
@@ -123,7 +123,11 @@ SAMPLES = {
         (*_embedding_parts(3), _random(3).double(), torch.arange(15).view(5, 3), 2),
         (*_embedding_parts(0), _random(0).double(), torch.arange(15).view(5, 3), -1),
     ],
-    "recomputed_sum": [_recomputed(3), _recomputed(2, with_bias=False), _recomputed(0)],
+    "recomputed_sum": [
+        _recomputed(3),
+        _recomputed(2, with_bias=False, accumulate=False),
+        _recomputed(0, accumulate=False),
+    ],
     "scaled_sum": [
         (_random(5, 37), _random(5, dtype=torch.float64) * 1e5, torch.ones(37).long(), True),
         (_random(0, 7), _random(0, dtype=torch.float64), torch.ones(7).long(), False),

@@ -69,19 +69,17 @@ def test_what_is_recomputed_is_what_was_kept(
     ops.scaled_sum(kept, scales, total, accumulate=True)
     assert torch.equal(total - 7, expected)
     totals = torch.full(shape, 7), torch.full(shape[:1], 7) if with_bias else None
-    ops.recomputed_sum(x, grad, scales, *totals, geometry)
-    found = torch.cat([total.flatten() for total in totals if total is not None])
-    assert torch.equal(found - 7, expected)
+    for accumulate, start in ((True, 7), (False, 0)):
+        ops.recomputed_sum(x, grad, scales, *totals, geometry, accumulate)
+        found = torch.cat([total.flatten() for total in totals if total is not None])
+        assert torch.equal(found - start, expected)
 
     # The reference computes parts in another order.
     measured = reference.measured_weight_grads([x], [grad], [weight], biases, *geometry)
     torch.testing.assert_close(measured, squares, rtol=1e-13, atol=0)
     norms = reference.example_weight_norms(x, grad, examples, taps, with_bias, *geometry)
     torch.testing.assert_close(norms, squares, rtol=1e-4, atol=0)
-    for total in totals:
-        if total is not None:
-            total.zero_()
-    reference.recomputed_sum(x, grad, scales, *totals, *geometry)
+    reference.recomputed_sum(x, grad, scales, *totals, *geometry, False)
     close = torch.cat([total.flatten() for total in totals if total is not None])
     assert (close - expected).abs().max() <= 2**30 * 1e-4
 
@@ -151,7 +149,7 @@ def test_bad_arguments_are_refused_in_a_sentence(call, error, problem):
         lambda ops: ops.example_weight_norms(X, GRAD, -1, [3, 3], True, [1], [1], [1], 2),
         lambda ops: ops.example_weight_norms(X, GRAD, 2, [3, 3], True, [1, 1], [0, 0], [1, 1], 2),
         lambda ops: ops.recomputed_sum(
-            X, GRAD, SCALES, torch.ones(4, 2, 3, 3).long(), None, *map(list, GEOMETRY[:3]), 2
+            X, GRAD, SCALES, torch.ones(4, 2, 3, 3).long(), None, *map(list, GEOMETRY[:3]), 2, True
         ),
     ],
 )

@@ -107,10 +107,10 @@ def _measured(examples: int) -> Costs:
 
     def keep() -> None:
         squares = ops.measured_weight_grads([x], [x], [rows], [], _ONE_TAP)
-        ops.scaled_sum(rows.flatten(1), squares)
+        ops.scaled_sum(rows.flatten(1), squares, total.flatten())
 
     norm = _seconds(lambda: ops.example_weight_norms(x, x, examples, (1, 1), False, _ONE_TAP))
-    sums = _seconds(lambda: ops.recomputed_sum(x, x, scales, total, None, _ONE_TAP))
+    sums = _seconds(lambda: ops.recomputed_sum(x, x, scales, total, None, _ONE_TAP, False))
     gram = _seconds(lambda: ops.gram_sums(maps, maps, examples, (3, 3), False, _THREE_TAPS))
     product = large / products
 

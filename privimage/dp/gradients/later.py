@@ -26,8 +26,8 @@ class HeldUse(ABC):
         """The squared norm of each example's values, or a bound, float64 [examples]."""
 
     @abstractmethod
-    def add_to(self, total: torch.Tensor, scales: torch.Tensor) -> None:
-        """Adds the scaled values to the flat sum."""
+    def add_to(self, total: torch.Tensor, scales: torch.Tensor, *, accumulate: bool) -> None:
+        """Writes the scaled values into the flat sum, or adds them."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class LayerUse(HeldUse):
         """As of any use."""
         return self.norms
 
-    def add_to(self, total: torch.Tensor, scales: torch.Tensor) -> None:
+    def add_to(self, total: torch.Tensor, scales: torch.Tensor, *, accumulate: bool) -> None:
         """As of any use."""
         bias = None if self.bias is None else total[self.bias]
         shape = self.shape if len(self.shape) == 4 else (*self.shape, 1, 1)
         weight = total[self.weight].view(shape)
-        ops.recomputed_sum(self.x, self.grad, scales, weight, bias, self.geometry)
+        ops.recomputed_sum(self.x, self.grad, scales, weight, bias, self.geometry, accumulate)
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,11 @@ class TableUse(HeldUse):
         """As of any use."""
         return self.norms
 
-    def add_to(self, total: torch.Tensor, scales: torch.Tensor) -> None:
+    def add_to(self, total: torch.Tensor, scales: torch.Tensor, *, accumulate: bool) -> None:
         """As of any use."""
         table = total[self.weight].view(self.shape)
+        if not accumulate:
+            table.zero_()
         ops.recomputed_embedding_sum(self.indices, self.grad, scales, table, self.padding_idx)
 
 

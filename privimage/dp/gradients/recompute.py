@@ -88,17 +88,15 @@ def _add(
     uses = [slot.use for slot in later.values() if slot.use is not None]
     modules = len(gradients.module_sizes) if by_module else 1
     squares = total.new_zeros(modules, count, dtype=torch.float64)
-    waiting: list[Arena | HeldUse] = [*arenas, *uses]
-    for part in waiting:
+    parts: list[Arena | HeldUse] = [*arenas, *uses]
+    for part in parts:
         squares[part.module] += part.squares()
     scales = rule.scales(squares) * (torch.arange(count, device=squares.device) < added)
-    if not accumulate:  # Of the others an arena writes each.
-        for name in later:
+    for part in parts:
+        part.add_to(total, scales[part.module], accumulate=accumulate)
+    for name, slot in later.items():
+        if not (slot.used or accumulate):
             total[gradients.places[name]] = 0
-    for arena in arenas:
-        arena.add_to(total, scales[arena.module], accumulate=accumulate)
-    for use in uses:
-        use.add_to(total, scales[use.module])
 
 
 def _divided(
