@@ -1,6 +1,7 @@
 """The self-test of a user's own machine: it passes here, and a broken build fails it."""
 
 import json
+import re
 import time
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from planted_bugs import finetuning
 from typer.testing import CliRunner
 
-from privimage import cli, ops, selftest
+from privimage import cli, doctor, ops, selftest
 from privimage.dp import History, Ledger, Plan, SubsampledGaussian
 from privimage.recipe import preset
 from privimage.run.folder import RunFolder
@@ -117,6 +118,19 @@ def test_a_test_key_of_the_environment_is_found(monkeypatch):
 def test_a_mistake_is_found_before_anything_runs(arguments, message):
     result = _privimage("selftest", *arguments)
     assert message in str(result.exception)
+
+
+def test_the_doctor_looks_at_every_operator_and_finds_them_right():
+    result = _privimage("doctor")
+    assert result.exit_code == 0
+    assert "native build" in result.output
+    looked_at = re.findall(r"self-test cpu +(\w+) +agrees, .* as the reference", result.output)
+    assert sorted(looked_at) == sorted(ops._library._SCHEMAS)
+
+
+@pytest.mark.parametrize(("speedup", "words"), [(3.14, "3.1x as fast"), (0.04, "takes 25.0x as")])
+def test_the_doctor_never_says_that_something_is_0_times_as_fast(speedup, words):
+    assert words in doctor.in_words("cpu", ops.Check("clipped_sum", True, 0.0, speedup))
 
 
 def test_the_doctor_ends_with_status_1_and_a_line_where_an_operator_is_wrong(monkeypatch):
