@@ -138,7 +138,7 @@ def test_the_doctor_ends_with_status_1_and_a_line_where_an_operator_is_wrong(mon
     monkeypatch.setattr(ops, "self_test", lambda _: iter(checks))
     result = _privimage("doctor")
     assert result.exit_code == 1
-    assert "clipped_sum          DISAGREES by 0.5" in result.output
+    assert f"{'clipped_sum':<24} DISAGREES by 0.5" in result.output
     (error,) = [line for line in result.output.splitlines() if line.startswith("error:")]
     assert "clipped_sum on cpu disagrees with the reference" in error
     assert "random_words" not in error
