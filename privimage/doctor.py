@@ -35,7 +35,9 @@ def self_test() -> Iterator[tuple[str, ops.Check]]:
 def in_words(device: str, check: ops.Check) -> str:
     """The line about one operator."""
     found = "agrees" if check.agrees else f"DISAGREES by {check.error:.2g}"
-    return f"self-test {device:<6} {check.name:<20} {found}, {check.speedup:.1f}x as fast"
+    ratio = check.speedup
+    pace = f"{ratio:.1f}x as fast" if ratio >= 1 else f"takes {1 / ratio:.1f}x as long"
+    return f"self-test {device:<6} {check.name:<24} {found}, {pace} as the reference"
 
 
 def _gpu() -> str:

@@ -20,8 +20,11 @@ from privimage.errors import UserError, check_choice, check_count, nearest
 from privimage.evaluate import EvaluationSettings
 from privimage.semantics.classifier import ClassifierSettings
 from privimage.semantics.query import QuerySettings
-from privimage.semantics.selection import SelectionSettings
+from privimage.semantics.selection import MODES, SelectionSettings
 from privimage.synthesis.finetune import FinetuneSettings
+
+WORDS = {"privacy.unit": UNITS, "selection.mode": MODES}
+"""Values that are one of a few words."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
-"""The command line in a process of its own: exit codes, one line for a mistake, no traceback."""
+"""The command line: exit codes, one line for a mistake, no traceback."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -9,24 +11,44 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from tiny import TINY
+
+from privimage import cli
+from privimage.cli import options
 
 PRIVIMAGE = [str(Path(sys.executable).with_name("privimage"))]
 CUT = [f"--set={name}={value}" for name, value in TINY.items()]
 
 
-def run(*arguments, **options):
-    return subprocess.run(
-        [*PRIVIMAGE, *arguments], capture_output=True, text=True, check=False, **options
-    )
+def process(*arguments):
+    """The installed command, in a process of its own, which takes seconds to start."""
+    return subprocess.run([*PRIVIMAGE, *arguments], capture_output=True, text=True, check=False)
+
+
+def run(*arguments, cwd="."):
+    """The same in this process, whose signals stay as they are."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        contextlib.chdir(cwd),
+        mock.patch.object(options, "_stop_cleanly_on_signals"),
+        mock.patch.object(sys, "argv", ["privimage", *arguments]),
+    ):
+        try:
+            cli.main()
+        except SystemExit as ended:
+            status = ended.code or 0
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli") / "run"
-    return path, run("train", "--out", str(path), *CUT)
+    return path, process("train", "--out", str(path), *CUT)
 
 
 def test_train_says_what_it_does_what_it_cost_and_what_to_do_next(finished):
@@ -180,8 +202,56 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, arguments, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_doctor_and_presets_answer():
-    assert "native build" in run("doctor").stdout
+def test_the_installed_command_ends_a_mistake_in_one_line_and_status_2():
+    result = process("presets", "show", "digit")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: there is no preset 'digit'; did you mean 'digits'?\n"
+
+
+def test_ctrl_c_while_it_starts_ends_it_without_a_word():
+    impatient = """
+import os, signal, sys
+class Impatient:
+    def find_spec(name, *rest):
+        if name == "privimage.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Impatient)
+from privimage.__main__ import main
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", impatient], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_full_disk_under_standard_output_is_a_line():
+    with mock.patch.object(cli, "app", side_effect=OSError(28, "No space left on device")):
+        result = run("presets")
+    assert result.returncode == 2
+    assert result.stderr == "error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("train --preset dig", {"digits"}),
+        ("train --from-stage s", {"selection", "synthetic"}),
+        ("train --until q", {"query"}),
+        ("train --set finetune.st", {"finetune.steps="}),
+        ("train --selection n", {"none"}),
+        ("export run --to p", {"parquet"}),
+        ("presets show smo", {"smoke"}),
+        ("finet", {"finetune"}),
+        ("train --max-mi", {"--max-minutes"}),
+    ],
+)
+def test_the_shell_completes_commands_options_and_values(monkeypatch, words, offered):
+    monkeypatch.setenv("_PRIVIMAGE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"privimage {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+    assert {*run().stdout.split()} == offered
+
+
+def test_presets_answer():
     listed = [line.split()[0] for line in run("presets").stdout.splitlines()]
     assert {"bench-mnist", "celeba64", "cifar10", "digits", "smoke"} <= {*listed}
     shown = tomllib.loads(run("presets", "show", "digits").stdout)
@@ -201,12 +271,6 @@ main()
     assert result.returncode == 0
     (line,) = result.stderr.splitlines()
     assert line.startswith("warning: privimage was installed without its native operators")
-
-
-def test_the_doctor_holds_every_operator_against_its_reference():
-    lines = [line for line in run("doctor").stdout.splitlines() if line.startswith("self-test")]
-    assert len(lines) == 5
-    assert all(" agrees, " in line for line in lines)
 
 
 def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(tmp_path):

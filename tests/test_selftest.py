@@ -1,6 +1,7 @@
 """The self-test of a user's own machine: it passes here, and a broken build fails it."""
 
 import json
+import re
 import time
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from planted_bugs import finetuning
 from typer.testing import CliRunner
 
-from privimage import cli, ops, selftest
+from privimage import cli, doctor, ops, selftest
 from privimage.dp import History, Ledger, Plan, SubsampledGaussian
 from privimage.recipe import preset
 from privimage.run.folder import RunFolder
@@ -119,12 +120,25 @@ def test_a_mistake_is_found_before_anything_runs(arguments, message):
     assert message in str(result.exception)
 
 
+def test_the_doctor_looks_at_every_operator_and_finds_them_right():
+    result = _privimage("doctor")
+    assert result.exit_code == 0
+    assert "native build" in result.output
+    looked_at = re.findall(r"self-test cpu +(\w+) +agrees, .* as the reference", result.output)
+    assert sorted(looked_at) == sorted(ops._library._SCHEMAS)
+
+
+@pytest.mark.parametrize(("speedup", "words"), [(3.14, "3.1x as fast"), (0.04, "takes 25.0x as")])
+def test_the_doctor_never_says_that_something_is_0_times_as_fast(speedup, words):
+    assert words in doctor.in_words("cpu", ops.Check("clipped_sum", True, 0.0, speedup))
+
+
 def test_the_doctor_ends_with_status_1_and_a_line_where_an_operator_is_wrong(monkeypatch):
     checks = [ops.Check("clipped_sum", False, 0.5, 2.0), ops.Check("random_words", True, 0.0, 2.0)]
     monkeypatch.setattr(ops, "self_test", lambda _: iter(checks))
     result = _privimage("doctor")
     assert result.exit_code == 1
-    assert "clipped_sum          DISAGREES by 0.5" in result.output
+    assert f"{'clipped_sum':<24} DISAGREES by 0.5" in result.output
     (error,) = [line for line in result.output.splitlines() if line.startswith("error:")]
     assert "clipped_sum on cpu disagrees with the reference" in error
     assert "random_words" not in error

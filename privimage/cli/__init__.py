@@ -32,5 +32,9 @@ def main() -> None:
         if message := error.format_message():
             typer.echo(f"error: {message}", err=True)
         sys.exit(_USER_ERROR)
+    except OSError as error:
+        # The disk under standard output, say; whoever writes a file says more.
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(_USER_ERROR)
     except Stopped as stopped:
         typer.echo(f"{stopped}; {stopped.advice}")

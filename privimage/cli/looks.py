@@ -26,7 +26,14 @@ def list_presets(context: typer.Context) -> None:
 
 
 @presets.command("show")
-def show_preset(name: Annotated[str, typer.Argument(help="One of those listed.")]) -> None:
+def show_preset(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="One of those listed.", autocompletion=options.one_of(recipe.preset_names)
+        ),
+    ],
+) -> None:
     """Shows every value of a recipe, as TOML: what `--set` may change."""
     typer.echo(recipe.preset(name).toml(), nl=False)
 

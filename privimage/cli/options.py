@@ -1,7 +1,7 @@
 """Options that several commands have, each declared once, and what becomes of them."""
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -10,10 +10,21 @@ import typer
 
 from privimage import recipe
 from privimage.errors import check_non_negative
+from privimage.pipeline import DEVICES
 from privimage.progress import Reporter
 
 FOUND_WRONG = 1
 """The exit status of a check that found something wrong."""
+
+
+def one_of(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """What the shell offers for the beginning of a value."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+
+
+def _settings() -> list[str]:
+    return [f"{name}=" for name in recipe.Recipe("").flat()]
+
 
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
 Test = Annotated[
@@ -28,12 +39,27 @@ ImageSize = Annotated[int | None, typer.Option(help="Height and width, pixels.")
 Channels = Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB.")]
 Seed = Annotated[int | None, typer.Option(help="For everything but privacy.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Any recipe value: finetune.steps=20.")
+    list[str] | None,
+    typer.Option(
+        "--set", help="Any recipe value: finetune.steps=20.", autocompletion=one_of(_settings)
+    ),
+]
+Unit = Annotated[
+    str | None,
+    typer.Option(
+        help="Whom ε protects: image or person.",
+        autocompletion=one_of(lambda: recipe.WORDS["privacy.unit"]),
+    ),
 ]
 MaxMinutes = Annotated[float | None, typer.Option(help="Stop cleanly after so long.")]
 Threads = Annotated[int | None, typer.Option(help="Cores to use; default all.")]
 MaxMemory = Annotated[float | None, typer.Option(help="MB for a core's share of a private step.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; default what is there.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu or cuda; default what is there.", autocompletion=one_of(lambda: DEVICES)
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and errors only.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")]
 

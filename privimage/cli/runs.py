@@ -20,6 +20,7 @@ from privimage.run.folder import RunFolder
 app = typer.Typer()
 _DEFAULT_PRESET = "digits"
 _BY_STAGE = "One stage of a run"
+_stages = options.one_of(lambda: (stage.name for stage in STAGES))
 
 
 @app.command()
@@ -27,7 +28,8 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help=f"Recipe, see `presets`; default that of the run, or else {_DEFAULT_PRESET}."
+            help=f"Recipe, see `presets`; default that of the run, or else {_DEFAULT_PRESET}.",
+            autocompletion=options.one_of(recipe.preset_names),
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/PRESET.")] = None,
@@ -38,19 +40,28 @@ def train(
     public_size: Annotated[
         int | None, typer.Option(help="Number of sensitive images or persons, made public.")
     ] = None,
-    unit: Annotated[str | None, typer.Option(help="Whom ε protects: image or person.")] = None,
+    unit: options.Unit = None,
     person: options.Person = None,
     image_size: options.ImageSize = None,
     channels: options.Channels = None,
     epsilon: Annotated[float | None, typer.Option(help="Privacy budget; inf for none.")] = None,
     delta: Annotated[float | None, typer.Option(help="Below 1 / number of units.")] = None,
-    selection: Annotated[str | None, typer.Option(help="semantic, all or none.")] = None,
+    selection: Annotated[
+        str | None,
+        typer.Option(
+            help="semantic, all or none.",
+            autocompletion=options.one_of(lambda: recipe.WORDS["selection.mode"]),
+        ),
+    ] = None,
     seed: options.Seed = None,
     set_: options.Set = None,
     from_stage: Annotated[
-        str | None, typer.Option(help="Repeat this stage and later ones.")
+        str | None,
+        typer.Option(help="Repeat this stage and later ones.", autocompletion=_stages),
     ] = None,
-    until: Annotated[str | None, typer.Option(help="The last stage to do.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="The last stage to do.", autocompletion=_stages)
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would do, cost and take.")
     ] = False,
@@ -151,7 +162,11 @@ def evaluate(
 def export_images(
     run: options.Run,
     to: Annotated[
-        str, typer.Option(help="folder, zip, parquet or npz; diffusers for the network.")
+        str,
+        typer.Option(
+            help="folder, zip, parquet or npz; diffusers for the network.",
+            autocompletion=options.one_of(lambda: export.FORMS),
+        ),
     ],
     out: Annotated[Path, typer.Option(help="File (zip) or folder to make.")],
     count: Annotated[int | None, typer.Option(help="The first so many; default all.")] = None,

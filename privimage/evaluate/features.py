@@ -31,6 +31,7 @@ _INCEPTION_FILES = (
     "weights-inception-2015-12-05-6726825d.pth",
     "pt_inception-2015-12-05-6726825d.pth",
 )
+_INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
 _INCEPTION_SIZE = 299
 _INCEPTION_FEATURES = 2048
 
@@ -122,9 +123,13 @@ def _lite0(weights: Path | None, size: int, device: torch.device) -> FeatureNetw
 
 def _inception(weights: Path | None, size: int, device: torch.device) -> FeatureNetwork:
     if size not in (0, _INCEPTION_SIZE):
-        raise UserError(f"features: inception takes images of {_INCEPTION_SIZE} pixels, not {size}")
+        raise UserError(
+            f"features: inception takes images of {_INCEPTION_SIZE} pixels, not {size}: give "
+            "--set evaluation.input_size=0"
+        )
     fidelity: Any = _package("torch_fidelity", "inception")
-    path = weights or _cached("inception", _INCEPTION_FILES)
+    url = _INCEPTION_URL + _INCEPTION_FILES[0]
+    path = weights or _cached("inception", _INCEPTION_FILES, url, _INCEPTION_SHA256)
     # torch-fidelity would unpickle whatever it is given, so it is given a copy that was written
     # here, of the tensors alone.
     copy = io.BytesIO()
@@ -151,7 +156,7 @@ def _torchvision(
     file = published.url.rsplit("/", 1)[-1]
     # Its publishers put the first digits of the hash at the end of the name.
     digits = file.removesuffix(".pth").rsplit("-", 1)[-1]
-    path = weights or _cached(name, (file,))
+    path = weights or _cached(name, (file,), published.url, digits)
     network = torchvision.get_model(kind, weights=None)
     network.load_state_dict(_checked_tensors(path, digits))
     transform = published.transforms()
@@ -209,15 +214,15 @@ def _package(module: str, name: str) -> Any:
         ) from error
 
 
-def _cached(name: str, files: tuple[str, ...]) -> Path:
-    """The first of `files` that torch's hub cache has."""
+def _cached(name: str, files: tuple[str, ...], url: str, sha256: str) -> Path:
+    """The first of `files` that torch's hub cache has; `url` is where the first one comes from."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     for file in files:
         if (folder / file).is_file():
             return folder / file
     raise UserError(
         f"features: the weights of '{name}' are not in {folder}; put {files[0]} there, or name the "
-        "file with --weights"
+        f"file with --weights ({url}, whose SHA-256 begins with {sha256})"
     )
 
 

@@ -19,6 +19,8 @@ from privimage.run.context import Run
 from privimage.run.folder import RunFolder
 from privimage.threads import Workers
 
+DEVICES = ("cpu", "cuda")
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -41,7 +43,7 @@ class Machine:
             UserError: it is not known, or not there.
         """
         wanted = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        check_choice("--device", wanted, ("cpu", "cuda"))
+        check_choice("--device", wanted, DEVICES)
         if wanted == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: this torch sees no GPU; use --device cpu")
         return torch.device(wanted)

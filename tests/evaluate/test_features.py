@@ -1,6 +1,7 @@
 import hashlib
 import importlib
 import io
+import re
 
 import peers
 import pytest
@@ -101,13 +102,16 @@ def test_a_name_with_a_typo_is_answered_with_the_nearest(name, message):
 
 def test_missing_weights_and_packages_are_said(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match=r"not in .*checkpoints; put weights-inception-2015"):
+    with pytest.raises(
+        UserError, match=r"not in .*checkpoints; put weights-inception-2015"
+    ) as said:
         load_features("inception", None, 0, CPU)
+    assert re.search(r"https://.*/weights-inception-2015.*SHA-256.*6726825d0af5", str(said.value))
     with pytest.raises(UserError, match=r"put resnet18-f37072fd.pth there, or name .* --weights"):
         load_features("torchvision:resnet18", None, 0, CPU)
     with pytest.raises(UserError, match="can't read the weights"):
         load_features("inception", tmp_path / "missing.pth", 0, CPU)
-    with pytest.raises(UserError, match="takes images of 299 pixels, not 64"):
+    with pytest.raises(UserError, match=r"299 pixels, not 64: give .*input_size=0"):
         load_features("inception", tmp_path / "missing.pth", 64, CPU)
 
     def fails(name):
