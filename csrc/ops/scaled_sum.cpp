@@ -233,8 +233,8 @@ void recomputed_sum_cuda(const Tensor x, const Tensor grad, const Tensor scales,
       for (Tensor sum : {weight_sum, bias_sum.value_or(weight_sum)}) torch::stable::zero_(sum);
     }
     const bool with_bias = bias_sum.has_value();
-    const WeightGradOnGpu<Scalar> job{layer, {},          {},              with_bias,
-                                      {},    sums.scales, sums.weight_sum, sums.bias_sum};
+    const WeightGradOnGpu<Scalar> job{layer,           {},           {}, with_bias, {}, sums.scales,
+                                      sums.weight_sum, sums.bias_sum};
     check_launched(cuda::launch_example_weight_grads(&job, 1, stream), "recomputed_sum");
   });
 }
