@@ -155,12 +155,9 @@ _CALLS: dict[str, Callable[[torch.device], list[Any]]] = {
         _scales(device),
         *_sums(device),
         *_CONV,
+        False,
     ],
-    "gram_sums": lambda device: [
-        _random(device, _EXAMPLES, 32, _WIDTH),
-        _random(device, _EXAMPLES, 32, 2 * _WIDTH),
-        True,
-    ],
+    "gram_sums": lambda device: [*_activations(device), _EXAMPLES, [3, 3], True, *_CONV],
     "example_embedding_grad": lambda device: [*_reads(device), *_table(device)],
     "example_embedding_norms": lambda device: [*_reads(device), _ENTRIES, 2],
     "recomputed_embedding_sum": lambda device: [

@@ -169,8 +169,8 @@ def _kept_added_twice(arena, total, scales, *, accumulate):
     _add_kept(arena, total, scales, accumulate=True)
 
 
-def _computed_again_without_scales(use, total, scales):
-    _add_again(use, total, scales.clamp(min=GRID_UNITS))
+def _computed_again_without_scales(use, total, scales, *, accumulate):
+    _add_again(use, total, scales.clamp(min=GRID_UNITS), accumulate=accumulate)
 
 
 def _real_batch_size(tuner):
