@@ -1,5 +1,6 @@
 """The `privimage` command, also as `python -m privimage`: a warning is a line there."""
 
+import io
 import signal
 import sys
 import warnings
@@ -9,6 +10,9 @@ from typing import TextIO
 def main() -> None:
     """Entry point; imports the command line when warnings have their form."""
     warnings.showwarning = _in_a_line
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A terminal without ε shows a question mark.
+            stream.reconfigure(errors="replace")
     # In these seconds nothing is begun that would have to be ended: Ctrl-C ends it without a word.
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     from privimage.cli import main as command_line

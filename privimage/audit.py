@@ -93,7 +93,10 @@ def _optimizer_steps(folder: RunFolder) -> int:
     if done.exists():
         return int(durable.read_json(done)["steps"])
     records = folder.checkpoints("finetune").glob("step-*.json")
-    return max((int(json.loads(record.read_text())["step"]) for record in records), default=0)
+    return max(
+        (int(json.loads(record.read_text(encoding="utf-8"))["step"]) for record in records),
+        default=0,
+    )
 
 
 def _finite(value: Any) -> Any:

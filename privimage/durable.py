@@ -94,7 +94,7 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing or is no JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
 
@@ -234,7 +234,7 @@ def network_file_system(path: Path) -> str | None:
     Known from Linux' table of mounts; where there is none the answer is None.
     """
     try:
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     target, found, longest = str(path.resolve()), "", -1

@@ -186,7 +186,9 @@ def preset_names() -> list[str]:
 
 def preset_title(name: str) -> str:
     """What the recipe `name` is for: the first line of its file."""
-    text = resources.files("privimage").joinpath("presets", f"{name}.toml").read_text()
+    text = (
+        resources.files("privimage").joinpath("presets", f"{name}.toml").read_text(encoding="utf-8")
+    )
     return text.partition("\n")[0].removeprefix("# ")
 
 
@@ -202,7 +204,9 @@ def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """
     if name not in preset_names():
         raise UserError(f"there is no preset '{name}'; {nearest(name, preset_names())}")
-    text = resources.files("privimage").joinpath("presets", f"{name}.toml").read_text()
+    text = (
+        resources.files("privimage").joinpath("presets", f"{name}.toml").read_text(encoding="utf-8")
+    )
     values = {"preset": name, **tomllib.loads(text)}
     return _overridden(values, overrides or {}, f"preset '{name}'")
 

@@ -92,7 +92,7 @@ def _train(given: dict[str, Any], scope: Scope) -> None:
     else:
         pipeline.train(chosen, path, machine, reporter, scope)
         metrics = path / "evaluation" / "metrics.json"
-        result = json.loads(metrics.read_text()) if metrics.exists() else {}
+        result = json.loads(metrics.read_text(encoding="utf-8")) if metrics.exists() else {}
     if given["json_"]:
         typer.echo(json.dumps({"run": str(path), **result}, indent=2, ensure_ascii=False))
 

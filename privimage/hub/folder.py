@@ -77,5 +77,5 @@ def write_pipeline(
 def _standing_alone(module: str) -> str:
     """The source of one of our modules, importing its neighbours by their names in the folder."""
     *room, name = module.split(".")
-    source = resources.files("privimage").joinpath(*room, f"{name}.py").read_text()
+    source = resources.files("privimage").joinpath(*room, f"{name}.py").read_text(encoding="utf-8")
     return _IMPORT.sub(r"from .privimage_\1 import", source)

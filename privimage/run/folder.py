@@ -69,7 +69,7 @@ class RunFolder:
         path = self.path / "recipe.toml"
         if not path.exists():
             raise UserError(f"{self.path}: there is no run in this folder (no recipe.toml)")
-        return from_toml(path.read_text(), str(path))
+        return from_toml(path.read_text(encoding="utf-8"), str(path))
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Keeps the recipe that the run was started with."""
