@@ -131,5 +131,5 @@ def test_a_network_file_system_is_known_by_its_mount(monkeypatch, path, kind):
         "41 22 0:51 / /my\\040dïsk rw - cifs //server/share rw\n"
         "42 40 8:2 / /data/local rw - xfs /dev/sdb rw\n"
     )
-    monkeypatch.setattr(Path, "read_text", lambda self: table)
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: table)
     assert durable.network_file_system(Path(path)) == kind
