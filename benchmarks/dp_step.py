@@ -19,11 +19,11 @@ but its hooks. Rows of an existing FILE stay, unless the same was measured again
 memory instead, stage by stage (memory.py says how).
 
 Prediction: `privimage` at most 1.10, 1.05 and 1.02 at 1, 4 and 8 draws on the CIFAR-10 network.
-Seen on a 2-core Xeon, both cores (results/dp_step-cpu.json): 0.99, 0.91 and 0.94, call by call
-1.13, 0.99 and 1.06; vmap(grad) 1.78, 1.68 and 1.63, Opacus' hooks 2.15, 2.13 and 2.08, a loop over
-images 2.85, 1.75 and 1.43; on one core 1.00 at 1 draw. The 28-pixel network 0.96 and 0.93 at 1 and
-4 draws; at 1 and 8 that of 64 channels 1.04 and 1.02, ResNet-18 1.47 and 1.12, ViT-Ti 1.33 and
-1.25, and the digits network, where calls are most of a step, 1.41 and 1.07.
+Seen on a 2-core Xeon, both cores (results/dp_step-cpu.json): 1.02, 0.95 and 1.02 (some hours and
+no change to this network before: 0.99, 0.91 and 0.94), call by call 1.13, 1.01 and 0.97; vmap(grad)
+1.72, 1.66 and 1.62, Opacus' hooks 2.16, 2.22 and 2.05, a loop over images 3.07, 1.82 and 1.37.
+ResNet-18 1.19, 1.04 and 1.02, ViT-Ti 1.41, 1.21 and 1.29, and the digits network, where calls are
+most of a step, 1.23, 1.02 and 1.00.
 """
 
 import argparse
