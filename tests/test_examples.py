@@ -152,7 +152,7 @@ def test_a_layer_of_the_table_is_exact(name):
     engine = dp.ExampleGradients(layer)
     torch.testing.assert_close(engine(losses, x, draws=2), expected, rtol=1e-9, atol=1e-10)
     assert expected.abs().max() > 1e-6
-    engine.check_independence(losses, x, draws=2)
+    dp.check_independence(engine, losses, x, draws=2)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -26,6 +26,7 @@ from privimage.dp.clipping import (
     normalised_sum,
 )
 from privimage.dp.gradients.engine import ExampleGradients
+from privimage.dp.gradients.independence import check_independence
 from privimage.dp.gradients.plan import DEFAULT_MEMORY, StepPlan, plan
 from privimage.dp.gradients.recompute import planned_clipped_sum
 from privimage.dp.gradients.recording import record
@@ -84,6 +85,7 @@ __all__ = [
     "affordable_steps",
     "calibrate_noise_multiplier",
     "check_delta",
+    "check_independence",
     "clipped_sum",
     "compose",
     "epsilon",

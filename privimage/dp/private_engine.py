@@ -13,6 +13,7 @@ from privimage.dp.accounting import accountant
 from privimage.dp.budget import StepBudget
 from privimage.dp.flat_optimizer import GradientNoise
 from privimage.dp.gradients.engine import ExampleGradients, Losses
+from privimage.dp.gradients.independence import check_independence
 from privimage.dp.gradients.plan import DEFAULT_MEMORY, StepPlan
 from privimage.dp.gradients.plan import plan as make_plan
 from privimage.dp.gradients.recompute import planned_clipped_sum
@@ -139,13 +140,13 @@ class PrivateEngine:
                 sensitive data.
 
         Raises:
-            UserError: as `ExampleGradients.check_independence`, the data is of another form, or
+            UserError: as `check_independence`, the data is of another form, or
                 one example does not fit into `max_memory`.
         """
         rows = dummy or self._loader.made_up()
         self._loader.check_form(rows)
         batch = self._repeated(self._on_device(rows))
-        self._gradients.check_independence(self._losses, *batch, draws=self._draws)
+        check_independence(self._gradients, self._losses, *batch, draws=self._draws)
         self.plan = make_plan(
             self._model,
             [tensor[: self._draws] for tensor in batch],

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 from truth import one_at_a_time
 
-from privimage.dp import ExampleGradients
+from privimage.dp import ExampleGradients, check_independence
 from privimage.dp.rules.slots import DerivedSlot
 from privimage.errors import UserError
 
@@ -42,7 +42,7 @@ def assert_exact(model, x, draws):
     # Both are float64 sums of at most some thousand terms, in another order.
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
     if len(x) > draws:
-        ExampleGradients(model).check_independence(losses, x, draws=draws)
+        check_independence(ExampleGradients(model), losses, x, draws=draws)
 
 
 # x has 6 rows [4, 3] each.

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from truth import one_at_a_time
 
 from privimage.dp.gradients.engine import ExampleGradients
+from privimage.dp.gradients.independence import check_independence
 from privimage.errors import UserError
 
 
@@ -431,96 +432,6 @@ def test_a_refused_call_leaves_nothing_behind():
     assert engine(row_sums, x).shape == (2, 12)
 
 
-class Mixing(nn.Module):
-    """A linear layer and then something over the batch."""
-
-    def __init__(self, mix):
-        super().__init__()
-        self.layer = nn.Linear(3, 3)
-        self.mix = mix
-
-    def forward(self, x):
-        return self.mix(self.layer(x))
-
-
-@pytest.mark.parametrize(
-    "mix",
-    [
-        lambda h: h - h.mean(0),
-        lambda h: h + 1e-3 * h.square().sum(),
-        lambda h: F.batch_norm(h, None, None, training=True),
-        lambda h: h.sort(0).values,
-        lambda h: h.roll(1, 0),
-        lambda h: h * h.detach().std(),
-    ],
-)
-@pytest.mark.parametrize("draws", [1, 2])
-def test_mixing_without_a_layer_is_found(mix, draws):
-    engine = ExampleGradients(Mixing(mix))
-    losses = lambda m, x: m(x).square().sum(1)  # noqa: E731
-    with pytest.raises(UserError, match="changes with the other examples"):
-        engine.check_independence(losses, torch.randn(3 * draws, 3), draws=draws)
-
-
-@pytest.mark.parametrize(
-    "losses",
-    [
-        lambda m, x: F.softmax(m(x[:, :3]).sum(1), dim=0),
-        # As many tokens as rows, tokens first: the shapes fit, the examples don't.
-        lambda m, x: m(x.view(6, 6, 1).expand(6, 6, 3).transpose(0, 1)).sum((0, 2)),
-        # A table of positions: row t of the input is position t, not example t.
-        lambda m, x: (x[:, :, None] * m(torch.arange(18.0).view(6, 3).sin())).sum((1, 2)),
-    ],
-)
-def test_mixing_in_the_losses_is_found(losses):
-    with pytest.raises(UserError, match="changes with the other examples"):
-        ExampleGradients(nn.Linear(3, 3)).check_independence(losses, torch.randn(6, 6))
-
-
-@pytest.mark.parametrize("draws", [1, 2])
-def test_what_belongs_to_a_place_in_the_batch_is_found(draws):
-    """Where an example stands depends on who else is there."""
-    noise, model = torch.randn(64, 3), nn.Linear(3, 2)
-    losses = lambda m, x: m(x + noise[: len(x)]).square().sum(1)  # noqa: E731
-    with pytest.raises(UserError, match="changes with its place in the batch"):
-        ExampleGradients(model).check_independence(losses, torch.randn(3 * draws, 3), draws=draws)
-    own = lambda m, x: m(x + noise[:draws].repeat(len(x) // draws, 1)).square().sum(1)  # noqa: E731
-    ExampleGradients(model).check_independence(own, torch.randn(3 * draws, 3), draws=draws)
-
-
-def test_independent_models_pass():
-    ExampleGradients(Block()).check_independence(denoising, *images(6), draws=2)
-    dropout = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 1))
-    ExampleGradients(dropout).check_independence(row_sums, torch.randn(5, 3))
-
-
-def test_the_check_leaves_the_random_state_one_at_a_time():
-    x, engine = torch.randn(2, 3), ExampleGradients(nn.Sequential(nn.Linear(3, 1), nn.Dropout()))
-    before = torch.get_rng_state()
-    engine.check_independence(row_sums, x)
-    assert torch.equal(before, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("x", [torch.randn(1, 3), torch.ones(3, 3), torch.ones(0, 3)])
-def test_a_check_that_could_not_fail_is_refused(x):
-    with pytest.raises(UserError, match="two examples or more that differ"):
-        ExampleGradients(nn.Linear(3, 3)).check_independence(row_sums, x)
-
-
-def test_a_buffer_that_learns_from_the_data_is_found():
-    class Counting(nn.Linear):
-        def __init__(self):
-            super().__init__(3, 3)
-            self.register_buffer("seen", torch.zeros(3))
-
-        def forward(self, x):
-            self.seen += x.sum(0)
-            return super().forward(x)
-
-    with pytest.raises(UserError, match=r"buffer '0\.seen' changes with the data"):
-        ExampleGradients(nn.Sequential(Counting())).check_independence(row_sums, torch.randn(3, 3))
-
-
 @pytest.mark.parametrize(
     ("losses", "batch", "draws", "problem"),
     [
@@ -552,7 +463,7 @@ def test_a_frozen_backbone_may_normalise_by_what_it_has_learned():
     model = nn.Sequential(norm.requires_grad_(False).eval(), nn.Linear(3, 2)).double()
     x = torch.randn(4, 3).double()
     engine = ExampleGradients(model)
-    engine.check_independence(row_sums, x)
+    check_independence(engine, row_sums, x)
     torch.testing.assert_close(engine(row_sums, x), one_at_a_time(model, row_sums, (x,)))
     model.train()
     with pytest.raises(UserError, match=r"module '0' \(BatchNorm1d\) mixes .* call its eval\(\)"):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from truth import one_at_a_time
 
-from privimage.dp import ExampleGradients
+from privimage.dp import ExampleGradients, check_independence
 from privimage.dp.rules import layers
 from privimage.errors import UserError
 
@@ -108,7 +108,7 @@ def test_between_other_layers_and_twice():
         return model(words).sin().sum((1, 2))
 
     assert_exact(Tagger().double(), torch.randint(0, 5, (6, 4)), 2, each)
-    ExampleGradients(Tagger()).check_independence(each, torch.randint(0, 5, (6, 4)), draws=2)
+    check_independence(ExampleGradients(Tagger()), each, torch.randint(0, 5, (6, 4)), draws=2)
 
 
 def test_dropout_between_layers_draws_for_each_row():

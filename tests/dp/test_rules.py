@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from truth import one_at_a_time
 
-from privimage.dp import ExampleGradients, register_rule, watched
+from privimage.dp import ExampleGradients, check_independence, register_rule, watched
 from privimage.dp.rules import registry
 from privimage.errors import UserError
 
@@ -195,8 +195,8 @@ def test_a_wrong_rule_is_found_by_the_check(own_rules):
     operation = watched(scale_and_shift)
     register_rule(operation, mixing)
     with pytest.raises(UserError, match="changes with the other examples"):
-        ExampleGradients(Scale(operation)).check_independence(
-            lambda m, x: m(x).square().sum(1), torch.randn(3, 3)
+        check_independence(
+            ExampleGradients(Scale(operation)), lambda m, x: m(x).square().sum(1), torch.randn(3, 3)
         )
 
 

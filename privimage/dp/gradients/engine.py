@@ -33,7 +33,7 @@ class ExampleGradients:
     other example, if the losses are functions of one row each
     (tests/dp/test_engine.py::test_a_small_unet_gives_what_autograd_gives_for_each_example);
     `check_independence` tests that condition
-    (tests/dp/test_engine.py::test_mixing_without_a_layer_is_found).
+    (tests/dp/test_independence.py::test_mixing_without_a_layer_is_found).
 
     Args:
         model: any module whose trainable parameters are used through operations with a rule.
@@ -41,6 +41,7 @@ class ExampleGradients:
             a model that calls `view` on what a convolution returns may need the default.
 
     Attributes:
+        model: as given.
         names: trainable parameters, in the order of `model.named_parameters()`.
         size: P, the number of scalars in them.
         module_sizes: the number of scalars of each module that has some, in the same order.
@@ -51,6 +52,7 @@ class ExampleGradients:
         UserError: the model has no trainable parameter, or a layer that mixes examples.
     """
 
+    model: nn.Module
     names: tuple[str, ...]
     size: int
     module_sizes: tuple[int, ...]
@@ -67,7 +69,7 @@ class ExampleGradients:
         for name, parameter in trainable.items():
             if nn.parameter.is_lazy(parameter):
                 raise UserError(f"parameter '{name}' has no shape yet; run the model once first")
-        self._model = model
+        self.model = model
         self._has_modes = any(isinstance(module, KEEPS_STATISTICS) for module in model.modules())
         self._memory_format = memory_format
         self._parameters = tuple(trainable.values())
@@ -132,15 +134,15 @@ class ExampleGradients:
         if count == 0:
             return
         if self._has_modes:  # Somebody may have called train().
-            check_layers(self._model)
+            check_layers(self.model)
         by_id = {id(p): slots[name] for p, name in zip(self._parameters, self.names, strict=True)}
         with torch.enable_grad():
             anchor = torch.zeros((), device=self.device, requires_grad=True)
             examples = Examples(count, count * draws, anchor, by_id, self._memory_format)
             described = dict(zip(map(id, self._parameters), self._described, strict=True))
             with exchange(examples, described, batch) as watching:
-                values = _computed(losses, self._model, batch)
-            total = _mean_over_draws(values, count, draws).sum()
+                values = _computed(losses, self.model, batch)
+            total = mean_over_draws(values, count, draws).sum()
         if not total.requires_grad:
             raise UserError("the losses don't depend on any trainable parameter")
         examples.open()
@@ -159,42 +161,6 @@ class ExampleGradients:
         for slot in slots.values():
             slot.finish()
 
-    def check_independence(
-        self, losses: Losses, *dummy_batch: torch.Tensor, draws: int = 1
-    ) -> None:
-        """Checks, on made-up data, that no example's loss or gradient depends on another example.
-
-        Every example is seen once among the others and once among copies of itself, in the same
-        place of a batch of the same shape and with the same random numbers; and, if there are none,
-        which differ from place to place, once in another place, for that tells who else is there.
-        Also runs into every use of a parameter that has no rule, before sensitive data is touched.
-
-        Args:
-            losses: as in `__call__`.
-            dummy_batch: as in `__call__`, two examples or more that differ; no sensitive data.
-            draws: as in `__call__`.
-
-        Raises:
-            UserError: examples are mixed, the model changes its buffers, or as in `__call__`.
-        """
-        count = count_examples(dummy_batch, draws)
-        if all(map(torch.equal, dummy_batch, _copies(dummy_batch, 0, count))):
-            raise UserError("the dummy batch needs two examples or more that differ")
-        buffers = [buffer.clone() for buffer in self._model.buffers()]
-        among_others = self._observe(losses, dummy_batch, draws)
-        for example in range(count):
-            among_copies = self._observe(losses, _copies(dummy_batch, example, count), draws)
-            for one, other in zip(among_others, among_copies, strict=True):
-                _check_agreement(one[example], other[example])
-        other_numbers = self._observe(losses, dummy_batch, draws, seed=1)
-        if all(map(torch.equal, among_others, other_numbers)):
-            moved = self._observe(losses, _reversed(dummy_batch, count), draws)
-            for one, other in zip(among_others, moved, strict=True):
-                _check_place(one, other.flip(0))
-        for before, (name, after) in zip(buffers, self._model.named_buffers(), strict=True):
-            if not torch.equal(before, after):
-                raise UserError(f"buffer '{name}' changes with the data; make it constant")
-
     def arena(self, count: int) -> torch.Tensor:
         """[examples, P], holding anything."""
         return torch.empty(count, self.size, dtype=self.dtype, device=self.device)
@@ -206,21 +172,6 @@ class ExampleGradients:
             name: Slot(columns.view(len(arena), *shape))
             for (name, shape), columns in zip(self.shapes.items(), parts, strict=True)
         }
-
-    def _observe(
-        self, losses: Losses, batch: Sequence[torch.Tensor], draws: int, seed: int = 0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The losses [examples] and gradients [examples, P] of `batch`, from a random seed."""
-        seen: list[torch.Tensor] = []
-
-        def recorded(model: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
-            seen.append(losses(model, *batch))
-            return seen[-1]
-
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            gradients = self(recorded, *batch, draws=draws)
-        return _mean_over_draws(seen[0].detach(), len(gradients), draws), gradients
 
 
 def _computed(losses: Losses, model: nn.Module, batch: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -277,7 +228,7 @@ def count_examples(batch: Sequence[torch.Tensor], draws: int) -> int:
     return count // draws
 
 
-def _mean_over_draws(values: torch.Tensor, count: int, draws: int) -> torch.Tensor:
+def mean_over_draws(values: torch.Tensor, count: int, draws: int) -> torch.Tensor:
     """[examples x draws] or [examples] -> [examples]."""
     if values.shape == (count,):
         return values
@@ -288,34 +239,3 @@ def _mean_over_draws(values: torch.Tensor, count: int, draws: int) -> torch.Tens
         f"losses must have the shape [{count * draws}], one a row{either}, "
         f"got {list(values.shape)}; a loss function needs reduction='none'"
     )
-
-
-def _copies(batch: Sequence[torch.Tensor], example: int, count: int) -> list[torch.Tensor]:
-    """A batch of the same shape in which every example is this one."""
-    draws = len(batch[0]) // max(count, 1)
-    rows = slice(example * draws, (example + 1) * draws)
-    return [tensor[rows].repeat(count, *[1] * (tensor.dim() - 1)) for tensor in batch]
-
-
-def _reversed(batch: Sequence[torch.Tensor], count: int) -> list[torch.Tensor]:
-    """The examples from the last to the first, each with its draws as they were."""
-    return [tensor.unflatten(0, (count, -1)).flip(0).flatten(0, 1) for tensor in batch]
-
-
-def _check_agreement(one: torch.Tensor, other: torch.Tensor) -> None:
-    """Equal up to the rounding of sums in another order, relative to the largest value."""
-    tolerance = 16 * torch.finfo(one.dtype).eps * one.abs().max()
-    if not (one - other).abs().max() <= tolerance:
-        raise UserError(
-            "an example's loss or gradient changes with the other examples of its batch, or is not "
-            "finite; look for means, sorts or norms over the first dimension"
-        )
-
-
-def _check_place(one: torch.Tensor, other: torch.Tensor) -> None:
-    """Equal but for rounding, which may differ from place to place, and may be all there is."""
-    if not (one - other).abs().max() <= 1e-2 * one.abs().max() + 1e-6:
-        raise UserError(
-            "an example's loss or gradient changes with its place in the batch, which depends on "
-            "who else was sampled; look for what is made or read row by row, and not from the data"
-        )

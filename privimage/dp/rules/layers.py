@@ -156,7 +156,7 @@ def check_layers(model: nn.Module) -> None:
     """Raises UserError, naming the module, if a layer mixes examples or keeps statistics of them.
 
     One that only reads its statistics, in evaluation mode, does neither. Mixing by any other means
-    is found by `ExampleGradients.check_independence`.
+    is found by `check_independence`.
     """
     for name, module in model.named_modules():
         where = f"module '{name}' ({type(module).__name__})"

@@ -101,7 +101,7 @@ def register_rule(
 
     Formal guarantee: none for a `rule` of one's own: a row of the gradient that depends on another
     example, or leaves a part out, breaks the promise of every step. Compare it with
-    `torch.autograd.grad` one example at a time, and run `ExampleGradients.check_independence`
+    `torch.autograd.grad` one example at a time, and run `check_independence`
     (tests/dp/test_rules.py::test_a_wrong_rule_is_found_by_the_check). Without `rule`, as
     `ExampleGradients`.
 

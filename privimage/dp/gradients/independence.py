@@ -1,0 +1,104 @@
+"""Does an example's loss or gradient depend on the other examples of its batch?"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from privimage.dp.gradients.engine import (
+    ExampleGradients,
+    Losses,
+    count_examples,
+    mean_over_draws,
+)
+from privimage.errors import UserError
+
+
+def check_independence(
+    gradients: ExampleGradients, losses: Losses, *dummy_batch: torch.Tensor, draws: int = 1
+) -> None:
+    """Checks, on made-up data, that no example's loss or gradient depends on another example.
+
+    Every example is seen once among the others and once among copies of itself, in the same place
+    of a batch of the same shape and with the same random numbers; and, if there are none, which
+    differ from place to place, once in another place, for that tells who else is there. Also runs
+    into every use of a parameter that has no rule, before sensitive data is touched.
+
+    Args:
+        gradients: of the model.
+        losses: as `gradients` takes them.
+        dummy_batch: as `gradients` takes it, two examples or more that differ; no sensitive data.
+        draws: rows an example.
+
+    Raises:
+        UserError: examples are mixed, the model changes its buffers, or as `ExampleGradients`.
+    """
+    count = count_examples(dummy_batch, draws)
+    if all(map(torch.equal, dummy_batch, _copies(dummy_batch, 0, count))):
+        raise UserError("the dummy batch needs two examples or more that differ")
+    buffers = [buffer.clone() for buffer in gradients.model.buffers()]
+    among_others = _observe(gradients, losses, dummy_batch, draws)
+    for example in range(count):
+        copies = _copies(dummy_batch, example, count)
+        among_copies = _observe(gradients, losses, copies, draws)
+        for one, other in zip(among_others, among_copies, strict=True):
+            _check_agreement(one[example], other[example])
+    other_numbers = _observe(gradients, losses, dummy_batch, draws, seed=1)
+    if all(map(torch.equal, among_others, other_numbers)):
+        moved = _observe(gradients, losses, _reversed(dummy_batch, count), draws)
+        for one, other in zip(among_others, moved, strict=True):
+            _check_place(one, other.flip(0))
+    for before, (name, after) in zip(buffers, gradients.model.named_buffers(), strict=True):
+        if not torch.equal(before, after):
+            raise UserError(f"buffer '{name}' changes with the data; make it constant")
+
+
+def _observe(
+    gradients: ExampleGradients,
+    losses: Losses,
+    batch: Sequence[torch.Tensor],
+    draws: int,
+    seed: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The losses [examples] and gradients [examples, P] of `batch`, from a random seed."""
+    seen: list[torch.Tensor] = []
+
+    def noted(model: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
+        seen.append(losses(model, *batch))
+        return seen[-1]
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        rows = gradients(noted, *batch, draws=draws)
+    return mean_over_draws(seen[0].detach(), len(rows), draws), rows
+
+
+def _copies(batch: Sequence[torch.Tensor], example: int, count: int) -> list[torch.Tensor]:
+    """A batch of the same shape in which every example is this one."""
+    draws = len(batch[0]) // max(count, 1)
+    rows = slice(example * draws, (example + 1) * draws)
+    return [tensor[rows].repeat(count, *[1] * (tensor.dim() - 1)) for tensor in batch]
+
+
+def _reversed(batch: Sequence[torch.Tensor], count: int) -> list[torch.Tensor]:
+    """The examples from the last to the first, each with its draws as they were."""
+    return [tensor.unflatten(0, (count, -1)).flip(0).flatten(0, 1) for tensor in batch]
+
+
+def _check_agreement(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Equal up to the rounding of sums in another order, relative to the largest value."""
+    tolerance = 16 * torch.finfo(one.dtype).eps * one.abs().max()
+    if not (one - other).abs().max() <= tolerance:
+        raise UserError(
+            "an example's loss or gradient changes with the other examples of its batch, or is not "
+            "finite; look for means, sorts or norms over the first dimension"
+        )
+
+
+def _check_place(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Equal but for rounding, which may differ from place to place, and may be all there is."""
+    if not (one - other).abs().max() <= 1e-2 * one.abs().max() + 1e-6:
+        raise UserError(
+            "an example's loss or gradient changes with its place in the batch, which depends on "
+            "who else was sampled; look for what is made or read row by row, and not from the data"
+        )
