@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -170,14 +171,23 @@ def ours(
         ema_decay=lambda update: EMA_DECAY,
     )
 
-    def total(*batch: torch.Tensor) -> torch.Tensor:
+    def sums(*micro_batch: torch.Tensor) -> torch.Tensor:
         return planned_clipped_sum(
-            gradients, setting.losses, *batch, plan=chosen, rule=ClipRule(MAX_GRAD_NORM)
+            gradients, setting.losses, *micro_batch, plan=chosen, rule=ClipRule(MAX_GRAD_NORM)
         )
 
-    sums = accelerated(record(total, *batch), batch[0].device) if is_recorded else total
+    rows = chosen.examples * setting.draws
+    micro_batches = list(zip(*(tensor.split(rows) for tensor in batch), strict=True))
+    # One graph a size: the last one may be smaller.
+    graphs = {
+        size: accelerated(record(sums, *first), batch[0].device) if is_recorded else sums
+        for size, first in {len(each[0]): each for each in micro_batches}.items()
+    }
+
+    def gradient() -> torch.Tensor:
+        return reduce(torch.Tensor.add_, (graphs[len(each[0])](*each) for each in micro_batches))
 
     def summed(total: torch.Tensor) -> torch.Tensor:
         return total.double() * (MAX_GRAD_NORM / GRID_UNITS)
 
-    return Step(lambda: sums(*batch), adam.step, summed, chosen.bytes)
+    return Step(gradient, adam.step, summed, chosen.bytes)

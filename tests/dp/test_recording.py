@@ -69,7 +69,7 @@ def summed(model, again=None, rule=ClipRule(0.1), losses=losses):  # noqa: B008
 
 
 @pytest.mark.parametrize("rule", [ClipRule(0.1), ClipRule(0.1, "per_layer")], ids=lambda r: r.way)
-@pytest.mark.parametrize("again", [None, "stem"])
+@pytest.mark.parametrize("again", [None, "stem", "table"])
 def test_a_recorded_sum_is_the_sum_bit_for_bit(again, rule):
     if again and not is_native:
         pytest.skip("the native operators are not built")
@@ -114,6 +114,12 @@ def test_a_recorded_sum_compiles_without_a_graph_break():
 def test_what_depends_on_values_is_not_recorded():
     with pytest.raises(RuntimeError, match=r"tracing|data-dependent|item"):
         record(lambda x: x * 2 if x.sum() > 0 else x, torch.ones(3))
+
+
+def test_recording_computes_nothing():
+    vast = torch.ones(1).expand(1 << 20, 1 << 20)
+    recorded = record(lambda x: (x + 1).sum(1), vast)
+    assert torch.equal(recorded(torch.ones(2, 3)), torch.tensor([6.0, 6.0]))
 
 
 @pytest.fixture

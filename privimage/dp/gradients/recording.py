@@ -1,8 +1,9 @@
 """A function of tensors, watched once and then called as the graph of its operators.
 
 The engine watches every call while the losses are computed, which torch.compile can't follow and a
-CUDA graph need not repeat. What it does depends on shapes alone, so one watched pass over made-up
-data says it all: forward, backward, the operators that write gradients, norms, scales and sums.
+CUDA graph need not repeat. What it does depends on shapes alone, so one watched pass over data that
+has nothing but a shape says it all: forward, backward, the operators that write gradients, norms,
+scales and sums.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,8 @@ def record(
 ) -> Callable[..., torch.Tensor]:
     """The operators of `function`, without the Python between them and without gradients.
 
+    Nothing is computed meanwhile, and no memory taken for it.
+
     Formal guarantee: as that of `function`: the same operators see the same values, bit for bit
     (tests/dp/test_recording.py::test_a_recorded_sum_is_the_sum_bit_for_bit); parameters are read
     where they are (tests/dp/test_recording.py::test_a_recorded_sum_sees_the_parameters_of_today).
@@ -25,12 +28,12 @@ def record(
     Args:
         function: of tensors alone; whatever else it reads must stay where it is. Its Python may
             depend on shapes, never on values: PyTorch raises where a value decides.
-        made_up: arguments of the shapes and types that will be given; no sensitive data.
+        made_up: of the shapes, types and strides that will be given; no sensitive data.
     """
     # Nobody who records nothing should wait for it, a second.
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    recorded = make_fx(function)(*made_up)
+    recorded = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*made_up)
     for node in recorded.graph.nodes:
         if node.target in _ALIASES:
             node.replace_all_uses_with(node.args[0])
