@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
-from step.methods import OURS, methods
+from step.methods import methods
 from step.models import Setting, settings
 
 # Otherwise glibc returns large blocks at each free and gets them again, at a tenth of every step.
@@ -47,9 +47,10 @@ def main() -> None:
     (setting,) = settings([name], [int(draws)])
     (tiny,) = settings(["digits"], [1])
     tiny = dataclasses.replace(tiny, examples=2)
-    methods(tiny)[OURS if method.startswith(OURS) else method].build(1)()
+    within = json.loads(limits)
+    methods(tiny, within)[method].build(1)()
     before = _resident_mb()
-    step = methods(setting, json.loads(limits))[method].build(1)
+    step = methods(setting, within)[method].build(1)
     built = _resident_mb()
     if os.environ.items() >= KEEPING.items():
         found = {}

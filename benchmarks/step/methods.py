@@ -49,7 +49,9 @@ def methods(setting: Setting, limits: Sequence[int] = ()) -> dict[str, Method]:
         UNRECORDED: Method(lambda _: ours(setting, is_recorded=False)),
     }
     for mb in limits:
-        found[f"{OURS} in {mb} MB"] = Method(lambda _, mb=mb: ours(setting, 1e6 * mb))
+        for name, is_recorded in ((OURS, True), (UNRECORDED, False)):
+            limited = partial(ours, setting, 1e6 * mb, is_recorded=is_recorded)
+            found[f"{name} in {mb} MB"] = Method(lambda _, build=limited: build())
     if on_gpu:
         half = torch.bfloat16
         found[f"{OURS}, rows in bfloat16"] = Method(lambda _: ours(setting, rows_dtype=half))
