@@ -10,6 +10,8 @@ from privimage.errors import UserError
 from privimage.progress import Stopped
 
 _USER_ERROR = 2
+# What a shell says of a program that SIGPIPE ended: 128 + 13.
+_READER_GONE = 141
 
 app = typer.Typer(
     help="Labelled synthetic image data sets under differential privacy.",
@@ -25,6 +27,11 @@ def main() -> None:
     """Entry point: a user's mistake ends in one line and status 2."""
     try:
         sys.exit(app(standalone_mode=False))
+    except SystemExit as ended:
+        # Whoever read our output stopped reading (`| head -1`): typer and rich make it a plain 1.
+        if isinstance(ended.__context__, BrokenPipeError):
+            sys.exit(_READER_GONE)
+        raise
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(_USER_ERROR)
