@@ -124,7 +124,7 @@ def test_public_classes_without_names_are_numbered(tmp_path, warnings_heard):
         ([0, 1, -1], None, "a label -1 without name"),
         ([0, 1, 2**40], None, "a label 1099511627776 without name"),
         ([0, 1, None], ["cat", "dog"], "an image without label"),
-        ([1, 1, 1], ["cat", "dog"], "3 images of 1 classes"),
+        ([1, 1, 1], ["cat", "dog"], "3 images of one class; at least two"),
     ],
 )
 def test_public_labels_that_say_too_little_are_refused(
