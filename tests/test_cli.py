@@ -228,13 +228,17 @@ def test_the_installed_command_ends_a_mistake_in_one_line_and_status_2():
     assert result.stderr == "error: there is no preset 'digit'; did you mean 'digits'?\n"
 
 
-def test_a_locale_that_knows_ascii_alone_is_no_obstacle():
-    ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+def test_a_narrow_terminal_or_a_locale_that_knows_ascii_alone_is_no_obstacle():
+    poor = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "COLUMNS": "40"}
     result = subprocess.run(
-        [*PRIVIMAGE, "presets"], capture_output=True, encoding="utf-8", env=os.environ | ascii_only
+        [*PRIVIMAGE, "train", "--help"],
+        capture_output=True,
+        encoding="utf-8",
+        env=os.environ | poor,
     )
     assert (result.returncode, result.stderr) == (0, "")
-    assert "δ" in result.stdout
+    assert "ε protects" in result.stdout
+    assert "--sensitive <" in result.stdout
 
 
 def test_ctrl_c_while_it_starts_ends_it_without_a_word():

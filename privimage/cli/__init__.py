@@ -1,5 +1,6 @@
 """The command line: parse, call, print."""
 
+import shutil
 import sys
 
 import typer
@@ -12,10 +13,13 @@ from privimage.progress import Stopped
 _USER_ERROR = 2
 # What a shell says of a program that SIGPIPE ended: 128 + 13.
 _READER_GONE = 141
+# Columns of a terminal below which help in boxes would cut the names of options.
+_NARROW = 72
 
 app = typer.Typer(
     help="Labelled synthetic image data sets under differential privacy.",
     no_args_is_help=True,
+    rich_markup_mode="rich" if shutil.get_terminal_size().columns >= _NARROW else None,
     pretty_exceptions_enable=False,
     add_completion=True,
 )
