@@ -74,8 +74,12 @@ def test_a_file_in_the_way_of_a_folder_is_one_clear_line(tmp_path):
 
 
 def test_a_folder_that_cannot_be_made_is_named_by_its_own_name(tmp_path, monkeypatch):
-    def refuse(path, *_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    real = Path.mkdir
+
+    def refuse(path, *arguments, **options):
+        if path != tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        real(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with (

@@ -139,7 +139,7 @@ def test_public_labels_that_say_too_little_are_refused(
 @pytest.mark.parametrize("names", [None, ["cat", "dog"]])
 def test_a_public_set_of_nothing_but_damage_is_refused(tmp_path, warnings_heard, names):
     path = write_hub(tmp_path / "x.parquet", [b"", b"junk"], [0, 1], names)
-    with pytest.raises(UserError, match="0 images of 0 classes"):
+    with pytest.raises(UserError, match="0 images of no class"):
         _public(path, warnings_heard)
 
 
