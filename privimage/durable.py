@@ -68,7 +68,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     remove_folder(partial)
     try:
-        make_folder(partial)
+        make_folder(path.parent)
+        partial.mkdir()
         yield partial
         publish_folder(partial, path)
     except OSError as error:

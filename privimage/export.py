@@ -99,7 +99,7 @@ def _export_images(
             write_parquet(partial / name, files, source.names, statement)
             size = (partial / name).stat().st_size
         contents = Contents(form, name, wanted, size, source.names)
-        (partial / "README.md").write_text(data_card(contents, statement))
+        durable.write_text(partial / "README.md", data_card(contents, statement))
 
 
 def _export_network(
@@ -116,7 +116,7 @@ def _export_network(
             names,
             statement,
         )
-        (partial / "README.md").write_text(model_card(statement))
+        durable.write_text(partial / "README.md", model_card(statement))
 
 
 def _files(source: Source, count: int, reporter: Reporter) -> Iterator[ImageFile]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -12,8 +13,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column, Table
 
 _LINE_INTERVAL_S = 10.0
+# Columns of a terminal below which a bar leaves no room for the numbers beside it.
+_NARROW = 72
+_WIDEST = 1000
 
 
 class Stopped(Exception):
@@ -45,8 +50,14 @@ class Reporter:
         self._stop_requested = False
 
     def say(self, text: object = "", style: str | None = None) -> None:
-        """Prints a line (or a rich table) unless quiet; brackets in it are brackets."""
+        """Prints a line (or a rich table) unless quiet; brackets in it are brackets.
+
+        A table that is wider than the terminal is wrapped by it: rich would cut its numbers.
+        """
         if not self.quiet:
+            if isinstance(text, Table):
+                options = self._console.options.update(max_width=_WIDEST)
+                text.width = Measurement.get(self._console, options, text).maximum
             self._console.print(text, style=style, markup=False)
 
     def warn(self, text: str) -> None:
@@ -67,7 +78,7 @@ class Reporter:
         """Yields `start` … `total - 1`, showing how far the loop is and when it will end."""
         if self.quiet:
             yield from range(start, total)
-        elif self._console.is_terminal:
+        elif self._console.is_terminal and not self._console.is_dumb_terminal:
             yield from self._bar(label, total, start)
         else:
             yield from self._lines(label, total, start)
@@ -84,13 +95,16 @@ class Reporter:
             yield step
 
     def _bar(self, label: str, total: int, start: int) -> Iterator[int]:
+        numbers = (MofNCompleteColumn(), TextColumn("ETA"), TimeRemainingColumn())
         columns = (
-            TextColumn("{task.description:<24}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            (*numbers, TextColumn("{task.description}", table_column=Column(no_wrap=False)))
+            if self._console.width < _NARROW
+            else (
+                TextColumn("{task.description:<24}"),
+                BarColumn(),
+                *numbers,
+                TimeElapsedColumn(),
+            )
         )
         with Progress(*columns, console=self._console) as bar:
             task = bar.add_task(label, total=total, completed=start)

@@ -65,6 +65,26 @@ def test_train_says_what_it_does_what_it_cost_and_what_to_do_next(finished):
     assert str(path) in result.stdout
 
 
+@pytest.mark.parametrize("arguments", [["presets"], ["train", "--dry-run", *CUT]])
+def test_a_reader_that_goes_away_is_no_failed_check(arguments, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    error = io.StringIO()
+    with (
+        open(writer, "w", encoding="utf-8") as gone,
+        open(os.devnull, "wb") as nowhere,
+        contextlib.chdir(tmp_path),
+        contextlib.redirect_stdout(gone),
+        contextlib.redirect_stderr(error),
+        mock.patch.object(options, "_stop_cleanly_on_signals"),
+        mock.patch.object(sys, "argv", ["privimage", *arguments]),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        os.dup2(nowhere.fileno(), writer)  # What is still in the buffer.
+    assert (ended.value.code, error.getvalue()) == (141, "")
+
+
 def test_json_is_all_that_is_said(finished):
     path, _ = finished
     result = run("train", "--json", "--out", str(path), *CUT)
@@ -208,13 +228,17 @@ def test_the_installed_command_ends_a_mistake_in_one_line_and_status_2():
     assert result.stderr == "error: there is no preset 'digit'; did you mean 'digits'?\n"
 
 
-def test_a_locale_that_knows_ascii_alone_is_no_obstacle():
-    ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+def test_a_narrow_terminal_or_a_locale_that_knows_ascii_alone_is_no_obstacle():
+    poor = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "COLUMNS": "40"}
     result = subprocess.run(
-        [*PRIVIMAGE, "presets"], capture_output=True, encoding="utf-8", env=os.environ | ascii_only
+        [*PRIVIMAGE, "train", "--help"],
+        capture_output=True,
+        encoding="utf-8",
+        env=os.environ | poor,
     )
     assert (result.returncode, result.stderr) == (0, "")
-    assert "δ" in result.stdout
+    assert "ε protects" in result.stdout
+    assert "--sensitive <" in result.stdout
 
 
 def test_ctrl_c_while_it_starts_ends_it_without_a_word():

@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -70,6 +71,22 @@ def test_a_file_in_the_way_of_a_folder_is_one_clear_line(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="can't write"):
         durable.make_folder(tmp_path / "run" / "stage")
+
+
+def test_a_folder_that_cannot_be_made_is_named_by_its_own_name(tmp_path, monkeypatch):
+    real = Path.mkdir
+
+    def refuse(path, *arguments, **options):
+        if path != tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with (
+        pytest.raises(UserError, match=r"/card: can't write it \(Permission denied\)"),
+        durable.whole_folder(tmp_path / "card"),
+    ):
+        pass
 
 
 def test_a_short_write_is_continued(tmp_path, monkeypatch):

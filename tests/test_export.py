@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -35,6 +36,18 @@ def made(run):
 def _export(run, form, out, count=None):
     export(run, form, out, Reporter(quiet=True), count)
     return {"folder": out, "zip": out, "npz": out / "images.npz"}.get(form, out / "images.parquet")
+
+
+@pytest.mark.parametrize("form", ["npz", "diffusers"])
+def test_a_card_is_utf_8_in_a_locale_that_is_not(run, tmp_path, monkeypatch, form):
+    real = Path.write_text
+
+    def in_ascii(path, text, encoding="ascii", **options):
+        return real(path, text, encoding, **options)
+
+    monkeypatch.setattr(Path, "write_text", in_ascii)
+    export(run, form, tmp_path / "x", Reporter(quiet=True), None)
+    assert "ε" in (tmp_path / "x/README.md").read_text(encoding="utf-8")
 
 
 def _by_label(images):

@@ -1,13 +1,15 @@
 """The seven stages end to end, on the built-in digits with a few steps each."""
 
+import errno
 import json
 import math
 import shutil
+from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
 
-from privimage import audit
+from privimage import audit, durable
 from privimage.errors import UserError
 from privimage.pipeline import schedule
 from privimage.progress import Stopped
@@ -221,6 +223,27 @@ def test_a_run_inside_a_file_is_one_clear_line(tiny, train, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file, not a folder; choose another --out"):
         train(tiny(), tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("full", "is_spent"), [("pretrain", False), ("query", True), ("finetune", True)]
+)
+def test_a_full_disk_says_what_stays_spent(finished, tiny, train, tmp_path, full, is_spent):
+    shutil.copytree(finished[1] / "classifier", tmp_path / "run/classifier")
+    real = durable.write_bytes
+
+    def write(path, data):
+        # The first file of a private stage is written after the ledger has reserved for it.
+        if f".{full}.partial" in path.parts and path.name != "stage.json":
+            raise durable.cannot_write(path, OSError(errno.ENOSPC, "No space left on device"))
+        real(path, data)
+
+    with (
+        mock.patch.object(durable, "write_bytes", write),
+        pytest.raises(UserError, match="No space left on device") as caught,
+    ):
+        train(tiny(), tmp_path / "run")
+    assert str(caught.value).endswith("ledger.jsonl reserved before stays spent") == is_spent
 
 
 def test_a_deleted_ledger_is_refused(tiny, train, copied):

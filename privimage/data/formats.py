@@ -52,6 +52,10 @@ def _open_folder(name: str, path: Path, person: PersonKey | None) -> Source:
     shards = sorted(path.glob("*.parquet"))
     if shards:
         return open_parquet(name, path, shards, person)
+    if sets := sorted(filter(is_idx, path.iterdir())):
+        raise UserError(
+            f"{name}: '{path}' holds IDX files; name the images that are meant, as in '{sets[-1]}'"
+        )
     batches = training_files(path)
     if not batches:
         return open_folder(name, path, person)

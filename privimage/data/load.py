@@ -73,8 +73,8 @@ def load_public(
     empty = sorted(set(names) - {names[number] for number in numbers})
     if len(numbers) < 2:
         raise UserError(
-            f"--public: '{source}' has {len(values)} images of {len(numbers)} classes; at least "
-            "two classes are needed to tell what the sensitive images resemble"
+            f"--public: '{source}' has {len(values)} images of {'one' if values else 'no'} class; "
+            "at least two classes are needed to tell what the sensitive images resemble"
         )
     if empty:
         warn(

@@ -118,4 +118,7 @@ def _check_disk(path: Path) -> None:
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{path}: no permission to write in '{parent}'; choose another --out")
     if shutil.disk_usage(parent).free < _LEAST_FREE_BYTES:
-        raise UserError(f"{path}: less than {_LEAST_FREE_BYTES >> 20} MB free on its disk")
+        raise UserError(
+            f"{path}: less than {_LEAST_FREE_BYTES >> 20} MB free on its disk; make room there, or "
+            "choose another --out"
+        )

@@ -108,7 +108,10 @@ def train(
             title = f"{number}/{len(todo.whole)} {stage.name}"
             if stage.name in todo.missing:
                 reporter.say(title, style="bold")
-                with folder.work(stage.name, recipe, stage.reads) as partial:
+                with (
+                    spending.saying_what_stays_spent(ledger),
+                    folder.work(stage.name, recipe, stage.reads) as partial,
+                ):
                     stage.work(run, partial, ledger)
             elif stage in todo.order:
                 reporter.say(f"{title}: done before")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from privimage import dp, durable
@@ -79,6 +80,26 @@ def refuse_other_persons(folder: RunFolder, recipe: Recipe, ledger: History) -> 
             f"{folder.path}: this run was begun for the persons of --person {before}, not {now}; "
             "begin a new run with --out"
         )
+
+
+@contextmanager
+def saying_what_stays_spent(ledger: Ledger) -> Iterator[None]:
+    """Adds to the line of a mistake in this block what mending it does not undo.
+
+    Raises:
+        UserError: that of the block; it goes on if the ledger has reserved something meanwhile.
+    """
+    before = len(ledger.spent())
+    try:
+        yield
+    except UserError as error:
+        try:
+            reserved = len(ledger.spent()) > before
+        except UserError:  # Its last record may have reached the disk or not.
+            reserved = True
+        if not reserved:
+            raise
+        raise UserError(f"{error}; the ε that {ledger.path} reserved before stays spent") from error
 
 
 def releases(folder: RunFolder) -> dict[str, Path]:

@@ -132,6 +132,12 @@ def test_idx_takes_its_labels_from_the_file_beside_it(tmp_path, ending, label_en
     assert load_sensitive(str(path), GREY, ("a", "b", "c")).labels.tolist() == LABELS
 
 
+def test_a_folder_of_idx_files_asks_which_images_are_meant(tmp_path):
+    for name in ("t10k-images-idx3-ubyte.gz", "train-images-idx3-ubyte.gz"):
+        (tmp_path / name).touch()
+    _refused(tmp_path, "holds IDX files; name the images .*/train-images-idx3-ubyte.gz'")
+
+
 def test_idx_without_labels_is_an_unlabelled_set(tmp_path):
     path = _write_idx(tmp_path / "train-images-idx3-ubyte", _stack(1))
     assert not open_source("--sensitive", path).is_labelled

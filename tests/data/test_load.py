@@ -124,7 +124,7 @@ def test_public_classes_without_names_are_numbered(tmp_path, warnings_heard):
         ([0, 1, -1], None, "a label -1 without name"),
         ([0, 1, 2**40], None, "a label 1099511627776 without name"),
         ([0, 1, None], ["cat", "dog"], "an image without label"),
-        ([1, 1, 1], ["cat", "dog"], "3 images of 1 classes"),
+        ([1, 1, 1], ["cat", "dog"], "3 images of one class; at least two"),
     ],
 )
 def test_public_labels_that_say_too_little_are_refused(
@@ -139,7 +139,7 @@ def test_public_labels_that_say_too_little_are_refused(
 @pytest.mark.parametrize("names", [None, ["cat", "dog"]])
 def test_a_public_set_of_nothing_but_damage_is_refused(tmp_path, warnings_heard, names):
     path = write_hub(tmp_path / "x.parquet", [b"", b"junk"], [0, 1], names)
-    with pytest.raises(UserError, match="0 images of 0 classes"):
+    with pytest.raises(UserError, match="0 images of no class"):
         _public(path, warnings_heard)
 
 
