@@ -60,6 +60,7 @@ def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
     return {
         "name": folder.path.absolute().name,
         "version": version("privimage"),
+        "day": history.entries[-1].time[:10],
         "statement": statement,
         "sentence": evaluate.epsilon_sentence(*promise),
         "not_covered": not_covered(statement),

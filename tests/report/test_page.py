@@ -69,6 +69,9 @@ def test_it_says_what_the_ledger_says(finished, page):
     assert finished[0].sha256 in page.text
     assert "one image, with its label" in page.text
     assert "✓ verified" in page.text
+    day = json.loads((finished[1] / "ledger.jsonl").read_text().splitlines()[-1])["time"][:10]
+    assert f"state of the ledger: {day}" in page.text
+    assert "(privimage budget --group-size )" in page.text.replace("( ", "(")
 
 
 def test_it_brings_all_it_needs(page):
