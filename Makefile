@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO := .venv-demo
 TEST := .venv-test
 CMAKE_BUILD := build/cmake
-EMULATED := 'emulated_|planted_bugs'
+EMULATED := 'emulated_|planted_bugs|have_kernels'
 
 .PHONY: demo test check cuda-check native clean
 
@@ -27,14 +27,15 @@ check: cuda-check
 	$(TEST)/bin/ctest --test-dir $(CMAKE_BUILD) --output-on-failure --exclude-regex $(EMULATED)
 
 # The CUDA kernels without a GPU: compiled for every target, what they use of it compared with the
-# kept table, run in the emulator against float64, and every planted bug killed.
+# kept table, linked with their operators and loaded, run in the emulator against float64, and every
+# planted bug killed.
 cuda-check: native
 	$(TEST)/bin/ctest --test-dir $(CMAKE_BUILD) --output-on-failure --tests-regex $(EMULATED)
 	$(TEST)/bin/python csrc/tests/kernel_resources.py $(CMAKE_BUILD)
 
 # C++ tests, and CUDA kernels where there is nvcc.
 native: $(TEST)/installed
-	$(TEST)/bin/cmake -S . -B $(CMAKE_BUILD) -DPRIVIMAGE_SANITIZE=ON
+	$(TEST)/bin/cmake -S . -B $(CMAKE_BUILD) -DPRIVIMAGE_SANITIZE=ON -DPython3_EXECUTABLE=$(CURDIR)/$(TEST)/bin/python
 	$(TEST)/bin/cmake --build $(CMAKE_BUILD) --parallel 2
 
 # The native part is built against the torch that it will run with: no isolated build.

@@ -5,7 +5,9 @@ variable PRIVIMAGE_BUILD=cuda|cpu|none asks for one outcome, and fails where it 
 """
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,6 +40,7 @@ def choose() -> str:
         if wanted:
             sys.exit(f"PRIVIMAGE_BUILD={wanted}: there is no C++ compiler")
         return "none"
+    find_cuda()
     from torch.utils.cpp_extension import CUDA_HOME
     from torch.version import cuda
 
@@ -45,6 +48,18 @@ def choose() -> str:
     if wanted == "cuda" and not can_cuda:
         sys.exit("PRIVIMAGE_BUILD=cuda: needs nvcc and a CUDA build of PyTorch")
     return wanted or ("cuda" if can_cuda else "cpu")
+
+
+def find_cuda() -> None:
+    """Tells PyTorch where CUDA is; it looks above nvcc, which may be a script for another."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return
+    plan = subprocess.run(
+        [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True
+    )
+    if found := re.search(r"^#\$ TOP=(.+)$", plan.stderr, re.MULTILINE):
+        os.environ["CUDA_HOME"] = os.path.realpath(found[1].strip())
 
 
 def sources(suffix: str) -> list[str]:

@@ -68,6 +68,9 @@ def among(setting: Setting, options: argparse.Namespace, limits: list[int]) -> M
     words, found = options.among.split(","), methods(setting, limits)
     if options.peak:
         del found[COMPILED]  # Compiling takes memory of its own.
+    for word in words:
+        if not any(word in name for name in found):
+            print(f"{setting.name:<8} K={setting.draws} {word}: not here, skipped")
     always = () if options.peak else ORDINARY
     return {
         name: method

@@ -5,15 +5,17 @@
 #
 #     sh benchmarks/gpu_check.sh [FOLDER [PART…]]     # where logs and figures go; default build/gpu
 #
-# Parts are build, operators, engine, step8, step1, kernels, peers, sanitizer; and, if asked for, sweep:
-# other draws, networks and micro-batches, which takes another call. Each has its time, all together
-# LIMIT seconds; one that fails or is cut off takes no other with it, and figures are written row by
-# row. A second call into the same folder adds to its figures. Ends with 1 if any part failed.
+# Parts are build, operators, engine, step8, step1, kernels, peers, sanitizer; and, if asked for, draws,
+# wide, batches, compiled and rows, or sweep for these five: other draws, networks and micro-batches,
+# which take other calls, for each graph is compiled for a minute or so. Each part has its time, all
+# together LIMIT seconds; one that fails or is cut off takes no other with it. A second call into the
+# same folder adds to its figures. Ends with 1 if any part failed.
 #
 # Needs nvcc, a C++ compiler and a Python that has a CUDA build of PyTorch, NumPy, SciPy, pytest,
 # ninja and pybind11; downloads nothing. PYTHON names another Python. All but build and operators need
 # dp-accounting, prv-accountant and dm-tree as well: where there is no registry, wheels of what is
-# missing in the folder that WHEELS names, default build/wheels. DEVICE=cpu rehearses it all.
+# missing in the folder that WHEELS names, default build/wheels; Opacus there is one more peer.
+# DEVICE=cpu rehearses it all.
 set -u
 PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-cuda}
@@ -22,6 +24,7 @@ LIMIT=${LIMIT:-530}
 OUT=${1:-build/gpu}
 [ $# -eq 0 ] || shift
 PARTS=${*:-build operators engine step8 step1 kernels peers sanitizer}
+case " $PARTS " in *' sweep '*) PARTS="$PARTS draws wide batches compiled rows" ;; esac
 ROOT=$(pwd)
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
@@ -88,17 +91,19 @@ TEST='-P -m pytest --noconftest -W default -q -p no:cacheprovider'
 # the ordinary steps first: a peer that fails takes nothing with it.
 cd "$OUT" || exit 1
 STEP="$ROOT/benchmarks/dp_step.py --device $DEVICE --rounds ${ROUNDS:-20} --json $RESULT --models"
-! wants step8 || part step8 120 "$PYTHON" $STEP cifar10 --draws 8 --among privimage,captured
-! wants step1 || part step1 120 "$PYTHON" $STEP cifar10 --draws 1 --among privimage,captured
+! wants step8 || part step8 180 "$PYTHON" $STEP cifar10 --draws 8 --among privimage,captured
+! wants step1 || part step1 150 "$PYTHON" $STEP cifar10 --draws 1 --among privimage,captured
 ! wants kernels || part kernels 40 "$PYTHON" "$ROOT/benchmarks/kernels.py" --device "$DEVICE" \
     --json "$OUT/kernels.json"
-! wants peers || part peers 60 "$PYTHON" $STEP cifar10 --draws 8 --among vmap,loop,hooks,ghost
-if wants sweep; then
-    part draws 150 "$PYTHON" $STEP cifar10 --draws 4,32 --among privimage,captured
-    part wide 120 "$PYTHON" $STEP wide,wider --draws 8 --among privimage,captured
-    part batches 150 "$PYTHON" $STEP cifar10 --draws 8 --examples 16,256 --among privimage,captured
-    part compiled 150 "$PYTHON" $STEP cifar10 --draws 8 --among torch
-fi
+# Few turns: a loop over images takes seconds for each.
+! wants peers || part peers 90 "$PYTHON" $STEP cifar10 --draws 8 --among vmap,loop,hooks,ghost \
+    --rounds 5
+! wants draws || part draws 300 "$PYTHON" $STEP cifar10 --draws 4,32 --among privimage,captured
+! wants wide || part wide 300 "$PYTHON" $STEP wide,wider --draws 8 --among privimage,captured
+! wants batches || part batches 300 "$PYTHON" $STEP cifar10 --draws 8 --examples 16,256 \
+    --among privimage,captured
+! wants compiled || part compiled 200 "$PYTHON" $STEP cifar10 --draws 8 --among torch
+! wants rows || part rows 200 "$PYTHON" $STEP cifar10 --draws 1 --among bfloat16,captured
 cd "$ROOT" || exit 1
 
 # The smallest shapes under the sanitizer, which slows kernels down a hundredfold.
@@ -117,7 +122,7 @@ echo
 grep -h 'of a peak' "$OUT/kernels.log" 2> /dev/null
 cat "$TABLE"
 echo "$RESULT"
-for name in step8 step1 peers draws wide batches compiled; do
+for name in step8 step1 peers draws wide batches compiled rows; do
     grep -h 'K=' "$OUT/$name.log" 2> /dev/null
 done
 exit $FAILED

@@ -65,8 +65,10 @@ def test_train_says_what_it_does_what_it_cost_and_what_to_do_next(finished):
     assert str(path) in result.stdout
 
 
-@pytest.mark.parametrize("arguments", [["presets"], ["train", "--dry-run", *CUT]])
-def test_a_reader_that_goes_away_is_no_failed_check(arguments, tmp_path):
+# Lines of typer's, and of rich's.
+@pytest.mark.parametrize("command", ["presets", "export {run} --to zip --out x.zip"])
+def test_a_reader_that_goes_away_is_no_failed_check(finished, tmp_path, command):
+    arguments = command.format(run=finished[0]).split()
     reader, writer = os.pipe()
     os.close(reader)
     error = io.StringIO()

@@ -226,6 +226,22 @@ def test_a_run_inside_a_file_is_one_clear_line(tiny, train, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "stands_in", "message"),
+    [
+        ("os.access", lambda *_: False, "no permission to write in .*; choose another --out"),
+        ("shutil.disk_usage", lambda _: mock.Mock(free=1), "MB free on its disk; make room there"),
+    ],
+)
+def test_a_disk_that_refuses_is_known_at_the_start(
+    tiny, train, tmp_path, monkeypatch, name, stands_in, message
+):
+    monkeypatch.setattr(f"privimage.pipeline.preflight.{name}", stands_in)
+    with pytest.raises(UserError, match=message):
+        train(tiny(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("full", "is_spent"), [("pretrain", False), ("query", True), ("finetune", True)]
 )
 def test_a_full_disk_says_what_stays_spent(finished, tiny, train, tmp_path, full, is_spent):

@@ -54,7 +54,7 @@ def methods(setting: Setting, limits: Sequence[int] = ()) -> dict[str, Method]:
             found[f"{name} in {mb} MB"] = Method(lambda _, build=limited: build())
     if on_gpu:
         half = torch.bfloat16
-        found[f"{OURS}, rows in bfloat16"] = Method(lambda _: ours(setting, rows_dtype=half))
+        found["rows in bfloat16"] = Method(lambda _: ours(setting, rows_dtype=half))
     found["vmap(grad)"] = Method(partial(peers.vmap_grad, setting), pieces)
     compiled = partial(peers.vmap_grad, setting, is_compiled=True)
     found["compiled torch.func"] = Method(compiled)

@@ -32,7 +32,7 @@ int launch_conv(const ConvWeightGrad<typename Math::Scalar>* layers, int count, 
              add_layer<Tile>(layers[next], together, shape)) {
         ++next;
       }
-      if (together.count == 0) return static_cast<int>(cudaErrorInvalidValue);
+      if (together.count == 0) return kTooLarge;
       return launch(conv_weight_grad_kernel<Tile>, shape, together, stream);
     });
   }

@@ -35,7 +35,7 @@ int launch_layers(const WeightGradOnGpu<typename Math::Scalar>* jobs, int count,
   ConvWeightGrad<typename Math::Scalar> tiles[kMostLayers];
   int tiled_layers = 0;
   for (int i = 0; i < count; ++i) {
-    if (const auto tile = tiled<Math>(jobs[i])) {
+    if (const auto tile = tiled<Math>(jobs[i], most_shared_bytes())) {
       tiles[tiled_layers++] = *tile;
     } else if (const int error = launch_plain(jobs[i], stream); error != 0) {
       return error;
@@ -47,11 +47,11 @@ int launch_layers(const WeightGradOnGpu<typename Math::Scalar>* jobs, int count,
 }  // namespace
 
 int64_t weight_grad_slots(const WeightGradOnGpu<Bfloat16>& job) {
-  const auto tiles = tiled<Bf16Math>(job);
+  const auto tiles = tiled<Bf16Math>(job, most_shared_bytes());
   return tiles ? conv_weight_grad_slots(*tiles) : plain_slots(job);
 }
 int64_t weight_grad_slots(const WeightGradOnGpu<float>& job) {
-  const auto tiles = tiled<Fp32Math>(job);
+  const auto tiles = tiled<Fp32Math>(job, most_shared_bytes());
   return tiles ? conv_weight_grad_slots(*tiles, Precision::kExact) : plain_slots(job);
 }
 int64_t weight_grad_slots(const WeightGradOnGpu<double>& job) { return plain_slots(job); }

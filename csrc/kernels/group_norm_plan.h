@@ -64,9 +64,10 @@ GroupNormPlan plan_slab(const GroupNormShape& shape, int arrays, bool vectors, i
 }
 
 // `arrays` of activations are read: x forwards, x and grad backwards. `aligned`: all of them, and
-// what is written, start at multiples of 16 bytes.
+// what is written, start at multiples of 16 bytes. `most_shared_bytes`: of a block.
 template <typename Scalar>
-GroupNormPlan plan_group_norm(const GroupNormShape& shape, int arrays, bool aligned) {
+GroupNormPlan plan_group_norm(const GroupNormShape& shape, int arrays, bool aligned,
+                              int64_t most_shared_bytes = kMostSharedBytes) {
   constexpr int64_t kVector = kVectorBytes / sizeof(Scalar);
   const int64_t width = std::max<int64_t>(shape.channels / shape.groups, 1);
   // Channels first, a group lies in one piece; channels last, neighbours share a sector.
@@ -81,7 +82,7 @@ GroupNormPlan plan_group_norm(const GroupNormShape& shape, int arrays, bool alig
   for (int64_t groups = std::min(most + kVector, shape.groups); groups >= 1; --groups) {
     if (shape.channels_last && groups * width % kVector != 0) continue;
     const GroupNormPlan plan = plan_slab<Scalar>(shape, arrays, true, groups);
-    if (plan.shared_bytes > kMostSharedBytes) continue;
+    if (plan.shared_bytes > most_shared_bytes) continue;
     best = plan;
     if (groups <= most && plan.shared_bytes <= kFriendlyBytes) break;
   }

@@ -25,7 +25,7 @@ __global__ void affine_kernel(GroupNormBackwardOnGpu<Scalar> given) {
 // Calls run(values of a vector, channels last) with what the plan says, as types.
 template <typename Scalar, typename Run>
 int choose_kernel(const GroupNormShape& shape, const GroupNormPlan& plan, Run run) {
-  if (!plan.fits) return static_cast<int>(cudaErrorInvalidValue);
+  if (!plan.fits) return kTooLarge;
   if constexpr (sizeof(Scalar) <= 4) {
     using Count = std::integral_constant<int, kVectorBytes / sizeof(Scalar)>;
     if (plan.vectors) {
@@ -42,7 +42,8 @@ bool aligned(const Pointers*... pointers) {
 
 template <typename Scalar>
 int forward(const GroupNormSilu<Scalar>& job, void* stream) {
-  const GroupNormPlan plan = plan_group_norm<Scalar>(job.shape, 1, aligned(job.x, job.y));
+  const GroupNormPlan plan =
+      plan_group_norm<Scalar>(job.shape, 1, aligned(job.x, job.y), most_shared_bytes());
   return choose_kernel<Scalar>(job.shape, plan, [&](auto values, auto last) {
     return launch(forward_kernel<Scalar, decltype(values)::value, decltype(last)::value>,
                   group_norm_launch(job.shape, plan), GroupNormOnGpu<Scalar>{job, plan}, stream);
@@ -52,8 +53,8 @@ int forward(const GroupNormSilu<Scalar>& job, void* stream) {
 template <typename Scalar>
 int backward(const GroupNormSiluBackward<Scalar>& job, const AffineRows<Wide<Scalar>>& rows,
              Wide<Scalar>* row_sums, void* stream) {
-  const GroupNormPlan plan =
-      plan_group_norm<Scalar>(job.shape, 2, aligned(job.x, job.grad, job.grad_x));
+  const GroupNormPlan plan = plan_group_norm<Scalar>(
+      job.shape, 2, aligned(job.x, job.grad, job.grad_x), most_shared_bytes());
   const GroupNormBackwardOnGpu<Scalar> given{job, rows, plan, rows.asked() ? row_sums : nullptr};
   const int error = choose_kernel<Scalar>(job.shape, plan, [&](auto values, auto last) {
     return launch(backward_kernel<Scalar, decltype(values)::value, decltype(last)::value>,

@@ -6,9 +6,13 @@
 
 namespace privimage::cuda {
 
-// What a block can have on sm_80 and sm_90. Elsewhere (sm_86, sm_89 and sm_120 give 99 KB) a launch
-// that needs more fails with CUDA's error 1.
+// What a block may have, at most: all of sm_80. Elsewhere there is more (sm_90 has 227 KB) or less
+// (sm_86, sm_89 and sm_120 have 99), so launchers ask; what does not fit goes to a kernel that
+// does.
 constexpr int64_t kMostSharedBytes = 163 * 1024;
+
+// In place of a CUDA error code: no grid or no shared memory of this GPU is large enough.
+constexpr int kTooLarge = -1;
 
 struct LaunchShape {
   int64_t blocks_x;
@@ -18,8 +22,8 @@ struct LaunchShape {
 
   // A grid of no blocks is an error to CUDA, and nothing to do for us.
   bool empty() const { return blocks_x == 0 || blocks_y == 0; }
-  bool possible() const {
-    return blocks_x < int64_t{1} << 31 && blocks_y < 65536 && shared_bytes <= kMostSharedBytes;
+  bool possible(int64_t most_shared_bytes = kMostSharedBytes) const {
+    return blocks_x < int64_t{1} << 31 && blocks_y < 65536 && shared_bytes <= most_shared_bytes;
   }
 };
 

@@ -60,10 +60,11 @@ BiasGrad<Scalar> bias_of(const WeightGradOnGpu<Scalar>& all, int64_t weight_slot
 }
 
 // The job of the tiled kernel, or nothing: other types, strides, taps, groups, and sizes that it
-// can't count, are for the plain one.
+// can't count or whose tiles need more shared memory than a block has here, are for the plain one.
 template <typename Math>
 std::optional<ConvWeightGrad<typename Math::Scalar>> tiled(
-    const WeightGradOnGpu<typename Math::Scalar>& all) {
+    const WeightGradOnGpu<typename Math::Scalar>& all,
+    int64_t most_shared_bytes = kMostSharedBytes) {
   const ExampleWeightGrad<typename Math::Scalar>& job = all.layer;
   const ConvGeometry& shape = job.geometry;
   const ConvAxis &height = shape.height, &width = shape.width;
@@ -81,7 +82,7 @@ std::optional<ConvWeightGrad<typename Math::Scalar>> tiled(
     using Tile = decltype(tile);
     if (!conv_counts_fit<Tile>(seen)) return false;
     tiles = conv_slots<Tile>(seen);
-    return conv_launch<Tile>(seen, channels).possible();
+    return conv_launch<Tile>(seen, channels).possible(most_shared_bytes);
   });
   if (!possible) return {};
   return ConvWeightGrad<typename Math::Scalar>{

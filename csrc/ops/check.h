@@ -3,6 +3,7 @@
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/DeviceType.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
@@ -68,6 +69,32 @@ inline void refuse_type(const torch::stable::Tensor& tensor, const std::string& 
                   torch::headeronly::toString(tensor.scalar_type()));
 }
 
+// "cpu", "cuda:1"; what else there is has no kernels here.
+inline std::string device_of(const torch::stable::Tensor& tensor) {
+  using torch::headeronly::DeviceType;
+  const auto device = tensor.device();
+  if (device.type() == DeviceType::CPU) return "cpu";
+  if (device.type() == DeviceType::CUDA) return "cuda:" + std::to_string(device.index());
+  return device.type() == DeviceType::Meta ? "meta" : "a device of another kind";
+}
+
+// Pointers are read only after these two: an op's kernels run where the tensor is that it goes by,
+// and all others are there, too.
+inline void check_runs_on(torch::headeronly::DeviceType type, const torch::stable::Tensor& tensor,
+                          const std::string& name) {
+  if (tensor.device().type() == type) return;
+  const bool on_cpu = type == torch::headeronly::DeviceType::CPU;
+  STD_TORCH_CHECK(false, name, ": expected a tensor on ", on_cpu ? "cpu" : "cuda", ", got one on ",
+                  device_of(tensor));
+}
+
+inline void check_device(const torch::stable::Tensor& tensor, const torch::stable::Tensor& beside,
+                         const std::string& name) {
+  if (tensor.device() == beside.device()) return;
+  STD_TORCH_CHECK(false, name, ": expected a tensor on ", device_of(beside), ", got one on ",
+                  device_of(tensor));
+}
+
 // Of sums over a tensor's values, and of what stands beside them: weights, statistics, gradients.
 inline torch::headeronly::ScalarType wide_type(const torch::stable::Tensor& tensor) {
   using torch::headeronly::ScalarType;
@@ -78,7 +105,7 @@ inline torch::headeronly::ScalarType wide_type(const torch::stable::Tensor& tens
 inline void check_beside(const torch::stable::Tensor& tensor, torch::headeronly::ScalarType type,
                          const torch::stable::Tensor& x, const std::string& name) {
   check_type(tensor, type, name);
-  STD_TORCH_CHECK(tensor.device() == x.device(), name, ": expected the device of x");
+  check_device(tensor, x, name);
 }
 
 // Rows of gradients are as wide as sums over x; on a GPU bfloat16 does for float32.

@@ -30,7 +30,7 @@ void check_read(const Tensor& indices, const Tensor& grad) {
   check_shape(grad, "grad", {indices.size(0), indices.size(1), kAnySize});
   check_contiguous(indices, "indices");
   check_contiguous(grad, "grad");
-  STD_TORCH_CHECK(indices.device() == grad.device(), "indices: expected the device of grad");
+  check_device(indices, grad, "indices");
 }
 
 void check(const Arguments& given) {

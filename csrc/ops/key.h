@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "ops/check.h"
+
 namespace privimage {
 
 // Writes the key's eight words, little-endian as RFC 8439 has them.
@@ -13,7 +15,8 @@ inline void read_key(const torch::stable::Tensor& key, uint32_t words[8]) {
   STD_TORCH_CHECK(key.is_cpu() && key.scalar_type() == torch::headeronly::ScalarType::Byte &&
                       key.numel() == 32 && key.is_contiguous(),
                   "key: expected a contiguous uint8 tensor [32] on the CPU, got ",
-                  torch::headeronly::toString(key.scalar_type()), " of ", key.numel(), " values");
+                  torch::headeronly::toString(key.scalar_type()), " of ", key.numel(),
+                  " values on ", device_of(key));
   const auto* bytes = static_cast<const uint8_t*>(key.const_data_ptr());
   for (int i = 0; i < 8; ++i) {
     words[i] = 0;

@@ -15,17 +15,18 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "kernels/grad_rows.h"
+#include "kernels/launch.h"
 #include "ops/cuda_stream.h"
 #endif
 
 namespace privimage {
 
+using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Calls run with a zero of the type of `tensor`.
 template <typename Run>
-void in_its_type(const Tensor& tensor, const char* name, Run run) {
+void in_a_wide_type(const Tensor& tensor, const char* name, Run run) {
   const ScalarType type = tensor.scalar_type();
   if (type == ScalarType::Float) {
     run(0.0f);
@@ -36,14 +37,22 @@ void in_its_type(const Tensor& tensor, const char* name, Run run) {
   }
 }
 
+// Calls run with a zero of the type of `tensor`, which an op goes by.
+template <typename Run>
+void in_its_type(const Tensor& tensor, const char* name, Run run) {
+  check_runs_on(DeviceType::CPU, tensor, name);
+  in_a_wide_type(tensor, name, run);
+}
+
 #ifdef PRIVIMAGE_CUDA
 // The same with bfloat16, which the CPU's kernels do not have.
 template <typename Run>
 void in_its_type_on_gpu(const Tensor& tensor, const char* name, Run run) {
+  check_runs_on(DeviceType::CUDA, tensor, name);
   if (tensor.scalar_type() == ScalarType::BFloat16) {
     run(Bfloat16{});
   } else {
-    in_its_type(tensor, name, run);
+    in_a_wide_type(tensor, name, run);
   }
 }
 
@@ -58,6 +67,8 @@ GradRows<Real> grad_rows(const Tensor& rows, bool accumulate) {
 }
 
 inline void check_launched(int error, const char* name) {
+  STD_TORCH_CHECK(error != cuda::kTooLarge, name,
+                  ": needs more blocks, or more shared memory, than this GPU has");
   STD_TORCH_CHECK(error == 0, name, ": CUDA error ", error);
 }
 #endif

@@ -23,7 +23,7 @@ void check_vector(const Tensor& tensor, ScalarType type, int64_t count, const Te
   check_type(tensor, type, name);
   check_shape(tensor, name, {count});
   check_contiguous(tensor, name);
-  STD_TORCH_CHECK(tensor.device() == beside.device(), name, ": expected the parameters' device");
+  check_device(tensor, beside, name);
 }
 
 float* optional_floats(const std::optional<Tensor>& tensor, const Tensor& parameters,
@@ -65,6 +65,7 @@ void private_update_cpu(const Tensor& clipped_sum, const Tensor& key, const Tens
                         const std::optional<Tensor>& second_moment,
                         const std::optional<Tensor>& average, const Tensor& numbers,
                         double noise_std, double scale) {
+  check_runs_on(DeviceType::CPU, parameters, "parameters");
   auto* counter = static_cast<int64_t*>(step.mutable_data_ptr());
   cpu::UpdateOnCpu job{
       describe(clipped_sum, step, first_index, parameters, momentum, second_moment, average,
@@ -85,6 +86,7 @@ void private_update_cuda(const Tensor& clipped_sum, const Tensor& key, const Ten
                          const std::optional<Tensor>& average, const Tensor& numbers,
                          double noise_std, double scale) {
   const torch::stable::accelerator::DeviceGuard guard(parameters.get_device_index());
+  check_runs_on(DeviceType::CUDA, parameters, "parameters");
   cuda::UpdateOnGpu job{
       describe(clipped_sum, step, first_index, parameters, momentum, second_moment, average,
                {noise_std, scale, 0, 0, 0, 0, 0, 0, 0, 0}),

@@ -33,7 +33,7 @@ const double* read_scales(const Tensor& scales, const Tensor& beside, int64_t ex
   check_type(scales, ScalarType::Double, "scales");
   check_shape(scales, "scales", {examples});
   check_contiguous(scales, "scales");
-  STD_TORCH_CHECK(scales.device() == beside.device(), "scales: expected the other tensors' device");
+  check_device(scales, beside, "scales");
   return static_cast<const double*>(scales.const_data_ptr());
 }
 
@@ -41,7 +41,7 @@ int64_t* sum_of(const Tensor& sum, int64_t count, const Tensor& beside, const st
   check_type(sum, ScalarType::Long, name);
   check_contiguous(sum, name);
   STD_TORCH_CHECK(sum.numel() == count, name, ": expected ", count, " values, got ", sum.numel());
-  STD_TORCH_CHECK(sum.device() == beside.device(), name, ": expected the other tensors' device");
+  check_device(sum, beside, name);
   return static_cast<int64_t*>(sum.mutable_data_ptr());
 }
 
@@ -163,6 +163,9 @@ Tensor new_doubles(const Tensor& beside, std::initializer_list<int64_t> shape) {
   return torch::stable::new_empty(beside, std::vector<int64_t>(shape), ScalarType::Double);
 }
 
+// A copy of the handle: zero_ takes no constant one.
+void fill_with_zeros(Tensor tensor) { torch::stable::zero_(tensor); }
+
 double* doubles(const Tensor& tensor) { return static_cast<double*>(tensor.mutable_data_ptr()); }
 
 Tensor squared_norms_cuda(const Tensor parts) {
@@ -230,7 +233,8 @@ void recomputed_sum_cuda(const Tensor x, const Tensor grad, const Tensor scales,
     const cpu::RecomputedSum sums =
         read_sums(x, grad, scales, weight_sum, bias_sum, layer.geometry, accumulate);
     if (!accumulate) {
-      for (Tensor sum : {weight_sum, bias_sum.value_or(weight_sum)}) torch::stable::zero_(sum);
+      fill_with_zeros(weight_sum);
+      if (bias_sum) fill_with_zeros(*bias_sum);
     }
     const bool with_bias = bias_sum.has_value();
     const WeightGradOnGpu<Scalar> job{layer,           {},           {}, with_bias, {}, sums.scales,

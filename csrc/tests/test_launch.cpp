@@ -1,4 +1,5 @@
 // What the host works out before a kernel starts: grids, shared memory, sizes beyond 32 bits.
+#include <algorithm>
 #include <random>
 
 #include "check.h"
@@ -255,6 +256,42 @@ void bands_fit_into_shared_memory() {
   static_assert(cuda::kStagesAt % 16 == 0 && cuda::kSumsAt % 8 == 0);
 }
 
+// On every kind of GPU a layer has tiles that fit, or goes to the plain kernel, which always does.
+void smaller_gpus_get_what_fits() {
+  const auto takes = [](auto math, int64_t channels, int64_t side, int64_t most) {
+    using Math = decltype(math);
+    const ConvGeometry shape{4, 8, 1, channels, channels, axis(side, 3, 1, 1), axis(side, 3, 1, 1)};
+    const auto job = layer<typename Math::Scalar>(shape);
+    const auto tiles = cuda::tiled<Math>(job, most);
+    if (!tiles) return false;
+    cuda::choose_tile<Math>(shape, [&](auto tile) {
+      CHECK(cuda::conv_launch<decltype(tile)>(tiles->geometry, channels).shared_bytes <= most);
+      return 0;
+    });
+    return true;
+  };
+  CHECK((cuda::weight_launch(kUsual)).possible(48 * 1024));
+  CHECK((cuda::bias_launch<double>(4, 64)).possible(48 * 1024));
+  for (int64_t kilobytes : {48, 99, 163, 227}) {
+    const int64_t most = std::min(kilobytes * 1024, cuda::kMostSharedBytes);
+    for (int64_t channels : {8, 32, 64, 256}) {
+      for (int64_t side : {1, 4, 8, 16, 28, 32, 64}) {
+        const bool half = takes(Bf16Math{}, channels, side, most);
+        const bool wide = takes(Fp32Math{}, channels, side, most);
+        CHECK((half && wide) || kilobytes < 163);
+        for (int arrays : {1, 2}) {
+          const GroupNormShape shape{4, 8, channels, side * side, channels / 4, true, true};
+          const GroupNormPlan plan = cuda::plan_group_norm<Bfloat16>(shape, arrays, true, most);
+          CHECK(cuda::group_norm_launch(shape, plan).possible(most));
+        }
+      }
+    }
+  }
+  const int64_t less = 99 * 1024;
+  CHECK(takes(Bf16Math{}, 32, 32, less) && takes(Bf16Math{}, 64, 8, less));
+  CHECK(!takes(Bf16Math{}, 64, 32, less) && !takes(Fp32Math{}, 64, 32, less));
+}
+
 // The squares of a bias lie behind those of its weight, in either kernel.
 void a_bias_has_slots_of_its_own() {
   ConvGeometry shape = kUsual;
@@ -317,6 +354,7 @@ int main() {
   bands_fit_into_shared_memory<Bf16Math>();
   bands_fit_into_shared_memory<Tf32Math>();
   bands_fit_into_shared_memory<Fp32Math>();
+  smaller_gpus_get_what_fits();
   a_bias_has_slots_of_its_own();
   layers_share_a_launch_while_they_fit();
   empty_layers_start_nothing_or_write_zeros();

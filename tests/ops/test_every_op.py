@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from privimage import ops
 from privimage.ops import reference
@@ -204,6 +204,29 @@ def test_a_stem_stands_in_its_six_places(name):
 def test_the_native_schema_is_the_one_in_python(name):
     schemas = ops._library._SCHEMAS
     assert torch._C.parse_schema(f"privimage::{schemas[name]}") == _overload(name)._schema
+
+
+def _elsewhere():
+    """Calls with one of their tensors on another device."""
+    for name, samples in SAMPLES.items():
+        for sample, arguments in enumerate(samples):
+            leaves, structure = tree_flatten(list(arguments))
+            for i in (i for i, leaf in enumerate(leaves) if torch.is_tensor(leaf)):
+                moved = [*leaves[:i], leaves[i].to("meta"), *leaves[i + 1 :]]
+                given = tree_unflatten(moved, structure)
+                yield pytest.param(name, given, id=f"{name}-{sample}-{i}")
+
+
+@pytest.mark.skipif(not ops._library.is_native, reason="the native operators are not built")
+@pytest.mark.parametrize(("name", "arguments"), list(_elsewhere()))
+def test_a_tensor_on_another_device_is_named_with_both(name, arguments):
+    # Not by way of the dispatcher, which would choose the other device: it needs no GPU.
+    on_cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    with pytest.raises(RuntimeError) as raised:
+        _overload(name).redispatch(on_cpu, *_copies(arguments))
+    named, _, said = str(raised.value).splitlines()[0].partition(": expected ")
+    assert named.split()[-1] in [argument.name for argument in _overload(name)._schema.arguments]
+    assert {"cpu", "meta"} <= set(said.lower().replace(",", "").split()), said
 
 
 @pytest.mark.parametrize(("name", "arguments"), _calls())
