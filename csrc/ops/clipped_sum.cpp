@@ -70,7 +70,7 @@ Tensor clipped_sum_cpu(const Tensor& parts, double max_grad_norm, double share,
 #ifdef PRIVIMAGE_CUDA
 Tensor clipped_sum_cuda(const Tensor& parts, double max_grad_norm, double share,
                         const std::optional<double>& stability) {
-  const torch::stable::accelerator::DeviceGuard guard(parts.get_device_index());
+  const DeviceGuard guard(gpu_of(parts, "parts"));
   const ClipRule rule = read_rule(max_grad_norm, share, stability);
   const Output output = allocate(parts, rule);
   const Tensor partial = torch::stable::new_empty(

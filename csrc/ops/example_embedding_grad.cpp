@@ -139,7 +139,7 @@ void recomputed_embedding_sum_cpu(const Tensor indices, const Tensor grad, const
 #ifdef PRIVIMAGE_CUDA
 void example_embedding_grad_cuda(const Tensor indices, const Tensor grad, const Tensor weight,
                                  int64_t padding_idx, bool accumulate) {
-  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  const DeviceGuard guard(gpu_of(grad, "grad"));
   const Arguments given{indices, grad, weight, padding_idx, accumulate};
   check(given);
   void* stream = current_cuda_stream(grad.get_device_index());
@@ -151,7 +151,7 @@ void example_embedding_grad_cuda(const Tensor indices, const Tensor grad, const 
 
 Tensor example_embedding_norms_cuda(const Tensor indices, const Tensor grad, int64_t entries,
                                     int64_t padding_idx) {
-  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  const DeviceGuard guard(gpu_of(grad, "grad"));
   check_read(indices, grad);
   const int64_t examples = indices.size(0), positions = indices.size(1);
   const Tensor squares = torch::stable::new_empty(grad, {examples}, ScalarType::Double);
@@ -172,7 +172,7 @@ Tensor example_embedding_norms_cuda(const Tensor indices, const Tensor grad, int
 
 void recomputed_embedding_sum_cuda(const Tensor indices, const Tensor grad, const Tensor scales,
                                    const Tensor weight_sum, int64_t padding_idx) {
-  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  const DeviceGuard guard(gpu_of(grad, "grad"));
   check_read(indices, grad);
   check_sum(grad, scales, weight_sum);
   const auto* factors = static_cast<const double*>(scales.const_data_ptr());

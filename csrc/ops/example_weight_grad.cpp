@@ -206,7 +206,7 @@ void example_weight_grad_cuda(const Tensor x, const Tensor grad, const Tensor we
                               const std::vector<int64_t> padding,
                               const std::vector<int64_t> dilation, int64_t groups,
                               bool accumulate) {
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const DeviceGuard guard(gpu_of(x, "x"));
   const Arguments given =
       check(x, grad, weight, address(bias), {stride, padding, dilation, groups}, accumulate);
   in_its_type_on_gpu(x, "x", [&](auto zero) { queue<decltype(zero)>({given}, nullptr); });
@@ -217,7 +217,7 @@ Tensor measured_weight_grads_cuda(const Tensors x, const Tensors grad, const Ten
                                   const std::vector<int64_t> padding,
                                   const std::vector<int64_t> dilation, int64_t groups) {
   const auto layers = check(x, grad, weight, bias, {stride, padding, dilation, groups});
-  const torch::stable::accelerator::DeviceGuard guard(x[0].get_device_index());
+  const DeviceGuard guard(gpu_of(x[0], "x"));
   const Tensor squares = torch::stable::new_empty(x[0], {weight[0].size(0)}, ScalarType::Double);
   auto* out = static_cast<double*>(squares.mutable_data_ptr());
   in_its_type_on_gpu(x[0], "x", [&](auto zero) { queue<decltype(zero)>(layers, out); });

@@ -200,7 +200,7 @@ Tensor group_norm_silu_backward_cpu(const Tensor grad, const Tensor x, const Ten
 std::tuple<Tensor, Tensor> group_norm_silu_cuda(const Tensor x, const std::optional<Tensor> weight,
                                                 const std::optional<Tensor> bias, int64_t groups,
                                                 double eps, bool silu) {
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const DeviceGuard guard(gpu_of(x, "x"));
   const Forward given = allocate(x, weight, bias, groups, eps, silu);
   void* stream = current_cuda_stream(x.get_device_index());
   in_its_type_on_gpu(x, "x", [&](auto zero) {
@@ -216,7 +216,7 @@ Tensor group_norm_silu_backward_cuda(const Tensor grad, const Tensor x, const Te
                                      const std::optional<Tensor> grad_weight,
                                      const std::optional<Tensor> grad_bias, bool silu,
                                      bool accumulate) {
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const DeviceGuard guard(gpu_of(x, "x"));
   const Backward given =
       allocate(grad, x, moments, weight, bias, grad_weight, grad_bias, silu, accumulate);
   const Tensor row_sums =

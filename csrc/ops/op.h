@@ -45,10 +45,17 @@ void in_its_type(const Tensor& tensor, const char* name, Run run) {
 }
 
 #ifdef PRIVIMAGE_CUDA
-// The same with bfloat16, which the CPU's kernels do not have.
+using torch::stable::accelerator::DeviceGuard;
+
+// The number of the GPU on which the tensor is that an op goes by.
+inline int32_t gpu_of(const Tensor& tensor, const char* name) {
+  check_runs_on(DeviceType::CUDA, tensor, name);
+  return tensor.get_device_index();
+}
+
+// As in_its_type, with bfloat16, which the CPU's kernels do not have.
 template <typename Run>
 void in_its_type_on_gpu(const Tensor& tensor, const char* name, Run run) {
-  check_runs_on(DeviceType::CUDA, tensor, name);
   if (tensor.scalar_type() == ScalarType::BFloat16) {
     run(Bfloat16{});
   } else {

@@ -85,8 +85,7 @@ void private_update_cuda(const Tensor& clipped_sum, const Tensor& key, const Ten
                          const std::optional<Tensor>& second_moment,
                          const std::optional<Tensor>& average, const Tensor& numbers,
                          double noise_std, double scale) {
-  check_runs_on(DeviceType::CUDA, parameters, "parameters");
-  const torch::stable::accelerator::DeviceGuard guard(parameters.get_device_index());
+  const DeviceGuard guard(gpu_of(parameters, "parameters"));
   cuda::UpdateOnGpu job{
       describe(clipped_sum, step, first_index, parameters, momentum, second_moment, average,
                {noise_std, scale, 0, 0, 0, 0, 0, 0, 0, 0}),

@@ -169,7 +169,7 @@ void fill_with_zeros(Tensor tensor) { torch::stable::zero_(tensor); }
 double* doubles(const Tensor& tensor) { return static_cast<double*>(tensor.mutable_data_ptr()); }
 
 Tensor squared_norms_cuda(const Tensor parts) {
-  const torch::stable::accelerator::DeviceGuard guard(parts.get_device_index());
+  const DeviceGuard guard(gpu_of(parts, "parts"));
   check_parts(parts);
   const Tensor squares = new_doubles(parts, {parts.size(0)});
   const Tensor partial =
@@ -184,7 +184,7 @@ Tensor squared_norms_cuda(const Tensor parts) {
 }
 
 void scaled_sum_cuda(const Tensor parts, const Tensor scales, const Tensor total, bool accumulate) {
-  const torch::stable::accelerator::DeviceGuard guard(parts.get_device_index());
+  const DeviceGuard guard(gpu_of(parts, "parts"));
   check_parts(parts);
   const double* factors = read_scales(scales, parts, parts.size(0));
   int64_t* out = sum_of(total, parts.size(1), parts, "total");
@@ -200,7 +200,7 @@ Tensor example_weight_norms_cuda(const Tensor x, const Tensor grad, int64_t exam
                                  const std::vector<int64_t> stride,
                                  const std::vector<int64_t> padding,
                                  const std::vector<int64_t> dilation, int64_t groups) {
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const DeviceGuard guard(gpu_of(x, "x"));
   check_examples(examples);
   const Tensor squares = new_doubles(x, {examples});
   const ConvNumbers conv{taps, stride, padding, dilation, groups};
@@ -224,7 +224,7 @@ void recomputed_sum_cuda(const Tensor x, const Tensor grad, const Tensor scales,
                          const Tensor weight_sum, const std::optional<Tensor> bias_sum,
                          const std::vector<int64_t> stride, const std::vector<int64_t> padding,
                          const std::vector<int64_t> dilation, int64_t groups, bool accumulate) {
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const DeviceGuard guard(gpu_of(x, "x"));
   const ConvNumbers conv = read_numbers(scales, weight_sum, stride, padding, dilation, groups);
   void* stream = current_cuda_stream(x.get_device_index());
   in_its_type_on_gpu(x, "x", [&](auto zero) {
