@@ -10,14 +10,16 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/dispatch.h"
 #include "cpu/example_weight_grad_isa.h"
 #include "cpu/scratch.h"
 #include "shared/example_weight_grad.h"
 
 namespace privimage::cpu {
 
-// Output channels of a tile.
+// Output channels of a tile, and of how many its gradients are packed: a cache line of floats.
 constexpr int64_t kBlockRows = 8;
+constexpr int64_t kPackedRows = 2 * kBlockRows;
 
 // Pixels of a band: x stays in the first-level cache, and adding registers to the sums costs little
 // beside so many products. 64 to 128 are equally fast.
@@ -30,6 +32,19 @@ constexpr int64_t kCacheBytes = 3 << 18;
 // Blocks of output channels, tiles of the same output channels.
 inline int64_t blocks_a_group(const ConvGeometry& shape) {
   return (shape.outputs + kBlockRows - 1) / kBlockRows;
+}
+
+// Bytes that are copied in one go, by a vector or two.
+constexpr int64_t kCopied = 32;
+
+// Copies `bytes`, a multiple of kCopied, of each of `count` pixels that are `apart` bytes apart,
+// and asks for what lies behind, which is copied next.
+PRIVIMAGE_CLONES void copy_pixels(const char* from, int64_t apart, int64_t count, int64_t bytes,
+                                  char* to) {
+  for (int64_t i = 0; i < count; ++i, from += apart, to += bytes) {
+    for (int64_t at = 0; at < bytes; at += kCopied) std::memcpy(to + at, from + at, kCopied);
+    for (int64_t at = bytes; at < 2 * bytes; at += 64) __builtin_prefetch(from + at);
+  }
 }
 
 // from [taps, pitch] -> to [inputs, taps]; kTaps unrolls the loop, 0 does not. Not inlined, for the
@@ -79,7 +94,7 @@ class ExampleTiles {
     x_pixels_ = shape_.draws * height.inputs * width.inputs;
     grad_pixels_ = shape_.draws * height.outputs * width.outputs;
     packed_x_size_ = packs_x_ ? x_pixels_ * padded_ : 0;
-    packed_grad_size_ = packs_grad_ ? grad_pixels_ * kBlockRows : 0;
+    packed_grad_size_ = packs_grad_ ? grad_pixels_ * kPackedRows : 0;
     const int64_t sums = panel_ * tile_sums_;
     static thread_local Scratch<Scalar> scratch;
     sums_ = scratch.at_least(sums + slots * (packed_x_size_ + packed_grad_size_) + shape_.outputs);
@@ -239,8 +254,8 @@ class ExampleTiles {
 
   Images grad_of(const Tile& now) const {
     if (packs_grad_) {
-      return {packed_grad_ + slot_ * packed_grad_size_,
-              packed(shape_.height.outputs, shape_.width.outputs, kBlockRows)};
+      return {packed_grad_ + slot_ * packed_grad_size_ + now.output % kPackedRows,
+              packed(shape_.height.outputs, shape_.width.outputs, kPackedRows)};
     }
     const Images grad = given_grad();
     return {grad.values + now.output * grad.strides.channel, grad.strides};
@@ -257,13 +272,14 @@ class ExampleTiles {
     }
   }
 
-  // Copies the gradients of a block's output channels.
+  // Copies the gradients of a block's output channels and of those beside it in the cache.
   void pack_grad(int64_t output) {
     Loaded& loaded = slots_[slot_];
+    output -= output % kPackedRows;
     if (loaded.output == output) return;
     loaded.output = output;
     pack(given_grad(), shape_.height.outputs, shape_.width.outputs, output,
-         std::min(kBlockRows, shape_.outputs - output), kBlockRows,
+         std::min(kPackedRows, shape_.outputs - output), kPackedRows,
          packed_grad_ + slot_ * packed_grad_size_);
   }
 
@@ -271,15 +287,19 @@ class ExampleTiles {
   Scalar* pack(const Images& from, int64_t rows, int64_t columns, int64_t channel, int64_t count,
                int64_t width, Scalar* to) const {
     const int64_t apart = from.strides.channel;
+    const int64_t size = sizeof(Scalar);
+    const bool is_whole = apart == 1 && count == width && width * size % kCopied == 0;
     for (int64_t draw = 0; draw < shape_.draws; ++draw) {
       for (int64_t row = 0; row < rows; ++row) {
         const Scalar* pixel = from.at(draw, row, 0) + channel * apart;
+        if (is_whole) {
+          copy_pixels(reinterpret_cast<const char*>(pixel), from.strides.width * size, columns,
+                      width * size, reinterpret_cast<char*>(to));
+          to += columns * width;
+          continue;
+        }
         for (int64_t column = 0; column < columns; ++column, to += width) {
-          int64_t c = 0;
-          for (; apart == 1 && c + kBlockRows <= count; c += kBlockRows) {
-            std::memcpy(to + c, pixel + c, kBlockRows * sizeof(Scalar));  // no call
-          }
-          for (; c < count; ++c) to[c] = pixel[c * apart];
+          for (int64_t c = 0; c < count; ++c) to[c] = pixel[c * apart];
           std::fill(to + count, to + width, Scalar(0));
           pixel += from.strides.width;
         }
@@ -344,7 +364,11 @@ class ExampleTiles {
     loop.x_column = gs.width;
     loop.adds = true;
     int64_t c = 0;
-    for (; gs.channel == 1 && c + tiles_.lanes <= shape_.outputs; c += tiles_.lanes) {
+    const int64_t lanes = tiles_.lanes;
+    for (; gs.channel == 1 && c + 8 * lanes <= shape_.outputs; c += 8 * lanes) {
+      tiles_.eight_vectors(loop, grad + c, &one, bias_ + c, 0, 1);
+    }
+    for (; gs.channel == 1 && c + lanes <= shape_.outputs; c += lanes) {
       tiles_.one_vector(loop, grad + c, &one, bias_ + c, 0, 1);
     }
     for (; c < shape_.outputs; ++c) {
@@ -374,7 +398,7 @@ class ExampleTiles {
   int64_t panel_ = 1;    // tiles that are worked on together
   Scalar* sums_;         // [panel, kBlockRows, taps, pitch]
   Scalar* packed_x_;     // [slots, passes, draws, height, width, pitch], the last pass narrower
-  Scalar* packed_grad_;  // [slots, draws, height', width', kBlockRows]
+  Scalar* packed_grad_;  // [slots, draws, height', width', kPackedRows]
   Scalar* bias_;         // [outputs], of one group
   Loaded* slots_;
   int64_t slot_ = 0;  // that was loaded last

@@ -29,9 +29,33 @@ template <typename Scalar>
 using Tiles = void (*)(const TapLoop&, const Scalar* x, const Scalar* grad, Scalar* sums,
                        int64_t pitch, int64_t count);
 
+// The sum of squares in float64, in `kSquareLanes` lanes that are added pairwise at the end: a
+// fixed order that fills the widest vectors, so the result depends on neither machine nor threads.
+template <typename Scalar>
+using SquaredNorm = double (*)(const Scalar* values, int64_t count);
+constexpr int64_t kSquareLanes = 16;
+
 // Adds values, scaled and rounded to the grid, to `sums`.
 template <typename Scalar>
 using AddScaled = void (*)(const Scalar* values, int64_t count, double scale, int64_t* sums);
+
+// Values of an example in each row, `stride` apart.
+template <typename Scalar>
+struct ScaledRows {
+  const Scalar* values;
+  int64_t stride;
+  const double* scales;  // [examples]
+  int64_t examples;
+};
+
+// What becomes of the sums: added to what is there, written over it, or that past the caches.
+enum class SumsAre { kAdded, kWritten, kStreamed };
+
+// As `AddScaled`, in `count` columns of all rows, of which kHeld sums are held in registers while
+// the rows pass by.
+template <typename Scalar>
+using AddRows = void (*)(const ScaledRows<Scalar>&, int64_t count, SumsAre are, int64_t* sums);
+constexpr int64_t kHeld = 32;
 
 // Writes integers past the caches, which need not read what they held first. Each thread has to
 // call `finish_streams` before others look.
@@ -41,8 +65,11 @@ template <typename Scalar>
 struct TileSet {
   Tiles<Scalar> one_vector;
   Tiles<Scalar> two_vectors;
-  int64_t lanes;  // values in a vector
+  Tiles<Scalar> eight_vectors;  // of one output channel
+  int64_t lanes;                // values in a vector
+  SquaredNorm<Scalar> squared_norm;
   AddScaled<Scalar> add_scaled;
+  AddRows<Scalar> add_rows;
   Stream stream;
 };
 

@@ -97,6 +97,12 @@ PRIVIMAGE_TARGET static void tiles(const TapLoop& loop, const Scalar* x, const S
   }
 }
 
+template <typename Scalar>
+PRIVIMAGE_TARGET static void eight_vectors(const TapLoop& loop, const Scalar* x, const Scalar* grad,
+                                           Scalar* sums, int64_t pitch, int64_t) {
+  tile<Scalar, 8, 1, true>(loop, x, grad, sums, pitch);
+}
+
 // As many values as a vector of doubles has.
 PRIVIMAGE_TARGET static inline Lanes<double>::Vector as_doubles(const double* from) {
   return *reinterpret_cast<const Lanes<double>::Unaligned*>(from);
@@ -107,21 +113,95 @@ PRIVIMAGE_TARGET static inline Lanes<double>::Vector as_doubles(const float* fro
   return PRIVIMAGE_WIDEN(*reinterpret_cast<const Few*>(from));
 }
 
-// Adds scaled values, in grid steps (`grid_coordinate`).
+// Floats have exact squares, so that fusing changes no bit.
+PRIVIMAGE_TARGET static inline auto add_square(const float* value, Lanes<double>::Vector sum) {
+  const auto wide = as_doubles(value);
+  return multiply_add(wide, wide, sum);
+}
+PRIVIMAGE_TARGET static inline auto add_square(const double* value, Lanes<double>::Vector sum) {
+  const auto wide = as_doubles(value);
+  return wide * wide + sum;
+}
+
+template <typename Scalar>
+PRIVIMAGE_TARGET static double squared_norm(const Scalar* values, int64_t count) {
+  constexpr int64_t kLanes = Lanes<double>::count, kVectors = kSquareLanes / kLanes;
+  Lanes<double>::Vector sums[kVectors] = {};
+  int64_t i = 0;
+  for (; i + kSquareLanes <= count; i += kSquareLanes) {
+    for (int64_t v = 0; v < kVectors; ++v) sums[v] = add_square(values + i + v * kLanes, sums[v]);
+  }
+  double lanes[kSquareLanes];
+  for (int64_t v = 0; v < kVectors; ++v) {
+    *reinterpret_cast<Lanes<double>::Unaligned*>(lanes + v * kLanes) = sums[v];
+  }
+  for (int64_t lane = 0; i + lane < count; ++lane) {
+    const double value = values[i + lane];
+    lanes[lane] += value * value;
+  }
+  for (int64_t half = kSquareLanes / 2; half > 0; half /= 2) {
+    for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
+
+// Scaled values in grid steps (`grid_coordinate`), as many as a vector of doubles has.
+template <typename Scalar>
+PRIVIMAGE_TARGET static inline auto grid_steps(const Scalar* values, double scale) {
+  typedef PRIVIMAGE_GRID_INTEGER Steps
+      __attribute__((vector_size(Lanes<double>::count * sizeof(PRIVIMAGE_GRID_INTEGER))));
+  const auto steps = __builtin_convertvector(as_doubles(values) * scale, Steps);
+  return __builtin_convertvector(steps, typename Lanes<int64_t>::Vector);
+}
+
+// Adds scaled values.
 template <typename Scalar>
 PRIVIMAGE_TARGET static void add_scaled(const Scalar* values, int64_t count, double scale,
                                         int64_t* sums) {
   constexpr int64_t kLanes = Lanes<double>::count;
-  typedef PRIVIMAGE_GRID_INTEGER Steps
-      __attribute__((vector_size(kLanes * sizeof(PRIVIMAGE_GRID_INTEGER))));
   using Sums = typename Lanes<int64_t>::Unaligned;
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
-    const auto steps = __builtin_convertvector(as_doubles(values + i) * scale, Steps);
-    *reinterpret_cast<Sums*>(sums + i) +=
-        __builtin_convertvector(steps, typename Lanes<int64_t>::Vector);
+    *reinterpret_cast<Sums*>(sums + i) += grid_steps(values + i, scale);
   }
   for (; i < count; ++i) sums[i] += grid_coordinate(values[i], scale);
+}
+
+// Of values in the columns of a few rows; an example of scale 0 is passed over.
+template <typename Scalar>
+PRIVIMAGE_TARGET static void add_rows(const ScaledRows<Scalar>& rows, int64_t count, SumsAre are,
+                                      int64_t* sums) {
+  constexpr int64_t kLanes = Lanes<double>::count, kVectors = kHeld / kLanes;
+  using Sums = typename Lanes<int64_t>::Unaligned;
+  int64_t i = 0;
+  for (; i + kHeld <= count; i += kHeld) {
+    Sums* to = reinterpret_cast<Sums*>(sums + i);
+    typename Lanes<int64_t>::Vector held[kVectors] = {};
+    if (are == SumsAre::kAdded) {
+      for (int64_t v = 0; v < kVectors; ++v) held[v] = to[v];
+    }
+    for (int64_t example = 0; example < rows.examples; ++example) {
+      const double scale = rows.scales[example];
+      if (scale == 0.0) continue;
+      const Scalar* row = rows.values + example * rows.stride + i;
+      for (int64_t v = 0; v < kVectors; ++v) held[v] += grid_steps(row + v * kLanes, scale);
+    }
+    if (are == SumsAre::kStreamed && reinterpret_cast<uintptr_t>(to) % PRIVIMAGE_BYTES == 0) {
+      for (int64_t v = 0; v < kVectors; ++v) {
+        PRIVIMAGE_STREAM(reinterpret_cast<Lanes<int64_t>::Vector*>(to + v), held[v]);
+      }
+    } else {
+      for (int64_t v = 0; v < kVectors; ++v) to[v] = held[v];
+    }
+  }
+  for (; i < count; ++i) {
+    int64_t sum = are == SumsAre::kAdded ? sums[i] : 0;
+    for (int64_t example = 0; example < rows.examples; ++example) {
+      const double scale = rows.scales[example];
+      if (scale != 0.0) sum += grid_coordinate(rows.values[example * rows.stride + i], scale);
+    }
+    sums[i] = sum;
+  }
 }
 
 PRIVIMAGE_TARGET static inline void stream(const int64_t* values, int64_t count, int64_t* to) {
@@ -140,7 +220,8 @@ PRIVIMAGE_TARGET static inline void stream(const int64_t* values, int64_t count,
 
 template <typename Scalar>
 inline TileSet<Scalar> tile_set() {
-  return {tiles<Scalar, 1>, tiles<Scalar, 2>, Lanes<Scalar>::count, add_scaled<Scalar>, stream};
+  return {tiles<Scalar, 1>,     tiles<Scalar, 2>,   eight_vectors<Scalar>, Lanes<Scalar>::count,
+          squared_norm<Scalar>, add_scaled<Scalar>, add_rows<Scalar>,      stream};
 }
 
 }  // namespace privimage::cpu::PRIVIMAGE_ISA

@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "cpu/dispatch.h"
+#include "cpu/layer_norm.h"
 #include "cpu/scratch.h"
 #include "shared/group_norm_silu.h"
 
@@ -184,8 +185,7 @@ PRIVIMAGE_INLINE double values_a_group(const GroupNormShape& shape) {
   return double(std::max<int64_t>(width_of(shape) * shape.pixels, 1));
 }
 
-// The sum of a group's channels, in lanes where they are many, as a token's are that layer
-// normalisation takes for one group: a fixed order on every machine.
+// The sum of a group's channels, in lanes where they are many: a fixed order on every machine.
 template <typename Term>
 PRIVIMAGE_INLINE double group_sum(const GroupNormShape& shape, int64_t group, Term term) {
   constexpr int64_t kSumLanes = 8;
@@ -345,6 +345,7 @@ PRIVIMAGE_INLINE void backward_affine(const GroupNormSiluBackward<Scalar>& job,
 
 template <typename Scalar>
 PRIVIMAGE_INLINE void forward(const GroupNormSilu<Scalar>& job, int64_t begin, int64_t end) {
+  if (is_layer_norm(job.shape)) return normalise_tokens(job, begin, end);
   const GroupNormScratch<Scalar> at(job.shape);
   for (int64_t row = begin * job.shape.draws; row < end * job.shape.draws; ++row) {
     if (job.shape.silu) {
@@ -358,6 +359,7 @@ PRIVIMAGE_INLINE void forward(const GroupNormSilu<Scalar>& job, int64_t begin, i
 template <typename Scalar>
 PRIVIMAGE_INLINE void backward(const GroupNormSiluBackward<Scalar>& job, int64_t begin,
                                int64_t end) {
+  if (is_layer_norm(job.shape)) return tokens_backward(job, begin, end);
   const GroupNormScratch<Scalar> at(job.shape);
   for (int64_t row = begin * job.shape.draws; row < end * job.shape.draws; ++row) {
     if (job.shape.silu) {

@@ -14,11 +14,9 @@
 
 namespace privimage::cpu {
 
-PRIVIMAGE_CLONES double sum_of_squares(const float* values, int64_t count) {
-  return squared_norm(values, count);
-}
-PRIVIMAGE_CLONES double sum_of_squares(const double* values, int64_t count) {
-  return squared_norm(values, count);
+template <typename Scalar>
+inline double sum_of_squares(const Scalar* values, int64_t count) {
+  return tile_sets<Scalar>()->squared_norm(values, count);
 }
 
 // Adds scaled values, in grid steps.

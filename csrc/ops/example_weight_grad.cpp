@@ -120,32 +120,47 @@ void example_weight_grad_cpu(const Tensor x, const Tensor grad, const Tensor wei
   });
 }
 
-// Writes the rows of all layers in one parallel loop over their blocks, one layer's behind the
-// other's, and the squared norms of what it wrote.
+// A layer's place in a loop over the multiplications of several.
+template <typename Scalar>
+struct Share {
+  ExampleWeightGrad<Scalar> job;
+  int64_t blocks;
+  int64_t each;   // multiplications of a block, what writing costs included
+  int64_t first;  // of the layer's multiplications in the loop
+
+  int64_t last() const { return first + blocks * each; }
+
+  // The first block that begins at this place of the loop or later.
+  int64_t block(int64_t place) const {
+    return std::clamp<int64_t>((place - first + each - 1) / each, 0, blocks);
+  }
+};
+
+// Writes the rows of all layers in one parallel loop, one layer's blocks behind the other's, and
+// the squared norms of what it wrote. Layers differ in what a block takes, so the threads share
+// multiplications, not blocks.
 template <typename Scalar>
 void write_and_measure(const std::vector<Arguments>& layers, int64_t examples, double* squares) {
-  std::vector<ExampleWeightGrad<Scalar>> jobs;
-  std::vector<int64_t> first{0};
-  int64_t products = 0, values = 0;
+  std::vector<Share<Scalar>> shares;
+  int64_t places = 0;
   for (const Arguments& layer : layers) {
-    jobs.push_back(in_one_row(describe<Scalar>(layer)));
-    first.push_back(first.back() + cpu::example_weight_grad_blocks(jobs.back().geometry));
-    products += multiplications(jobs.back().geometry);
-    values += layer.weight.numel();
+    const ExampleWeightGrad<Scalar> job = in_one_row(describe<Scalar>(layer));
+    const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
+    const int64_t work = multiplications(job.geometry) + kWriting * layer.weight.numel();
+    shares.push_back({job, blocks, work / (blocks + 1) + 1, places});
+    places = shares.back().last();
   }
-  const int64_t blocks = first.back(), grain = grain_of(blocks, products, values);
-  std::vector<double> of_blocks(blocks);
-  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-    for (size_t i = 0; i < jobs.size(); ++i) {
-      const int64_t from = std::max(begin, first[i]), to = std::min(end, first[i + 1]);
-      if (from >= to) continue;
-      cpu::measured_weight_grad(jobs[i], of_blocks.data() + first[i], from - first[i],
-                                to - first[i]);
+  std::vector<std::vector<double>> of_blocks;
+  for (const Share<Scalar>& share : shares) of_blocks.emplace_back(share.blocks);
+  torch::stable::parallel_for(0, places, kGrain, [&](int64_t begin, int64_t end) {
+    for (size_t i = 0; i < shares.size(); ++i) {
+      const int64_t from = shares[i].block(begin), to = shares[i].block(end);
+      if (from < to) cpu::measured_weight_grad(shares[i].job, of_blocks[i].data(), from, to);
     }
   });
   std::fill_n(squares, examples, 0.0);
-  for (size_t i = 0; i < jobs.size(); ++i) {
-    cpu::add_blocks(of_blocks.data() + first[i], first[i + 1] - first[i], examples, squares);
+  for (const std::vector<double>& found : of_blocks) {
+    cpu::add_blocks(found.data(), int64_t(found.size()), examples, squares);
   }
 }
 

@@ -35,7 +35,8 @@ Case<Scalar> random_case(std::mt19937_64& random, bool one_tap) {
     return found;
   };
   Case<Scalar> made;
-  made.shape = {upto(0, 3), upto(1, 7), upto(1, 2), upto(1, 40), upto(1, 19), axis(), axis()};
+  const int64_t widest = one_tap ? 150 : 19;  // as many outputs as eight vectors, and more
+  made.shape = {upto(0, 3), upto(1, 7), upto(1, 2), upto(1, 40), upto(1, widest), axis(), axis()};
   const ConvGeometry& shape = made.shape;
   const int64_t inputs = shape.groups * shape.inputs, outputs = shape.groups * shape.outputs;
   const int64_t rows = shape.examples * shape.draws;
@@ -124,7 +125,7 @@ void matches_the_definition() {
       for (size_t i = 0; i < expected.size(); ++i) {
         // Sums of at most 2023 products of size 1 or so; false for NaN as well.
         const double error = std::abs(double(whole[i]) - expected[i] - (accumulate ? 1.0 : 0.0));
-        CHECK(error <= 1000 * double(std::numeric_limits<Scalar>::epsilon()));
+        CHECK(error <= 2000 * double(std::numeric_limits<Scalar>::epsilon()));
       }
       CHECK(whole == run(given, *set, 1, accumulate));
       CHECK(whole == run(given, *set, 3, accumulate));
