@@ -118,6 +118,22 @@ def test_a_new_log_is_for_its_owner_alone(tmp_path):
     assert (tmp_path / "lines").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_folder_of_many_files_waits_for_the_disk_once(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(durable, "_MANY_FILES", 3)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("file"))
+    monkeypatch.setattr(os, "sync", lambda: calls.append("all"))
+    monkeypatch.setattr(os, "replace", lambda *paths: calls.append("named"))
+    for count, expected in ((3, 0), (9, 1)):
+        calls.clear()
+        with durable.whole_folder(tmp_path / str(count)) as folder:
+            for number in range(count):
+                (folder / str(number)).touch()
+        before = calls[: calls.index("named")]
+        assert before.count("all") == expected
+        assert before.count("file") == 3 + 2  # The folder, and the one that it is made in.
+
+
 def test_a_new_folder_and_all_its_new_parents_are_synced(tmp_path, monkeypatch):
     synced = []
     real = os.fsync

@@ -267,7 +267,7 @@ def _with_count(run, alive, most):
 
 def _plain_sum(gradients, losses, *batch, plan, rule, examples):
     """`planned_clipped_sum` with ordinary autograd, an example at a time."""
-    parts = one_at_a_time(gradients._model, losses, batch, plan.draws)
+    parts = one_at_a_time(gradients.model, losses, batch, plan.draws)
     return rule.sum(parts[:examples], gradients.module_sizes)
 
 
