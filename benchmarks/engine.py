@@ -116,7 +116,7 @@ def one_image_at_a_time(
     examples: torch.Tensor,
 ) -> torch.Tensor:
     """What `planned_clipped_sum` does, by ordinary autograd."""
-    network = gradients._model
+    network = gradients.model
     parameters = [p for p in network.parameters() if p.requires_grad]
     total = torch.zeros(gradients.size, dtype=torch.int64)
     for example in list(zip(*(t.split(plan.draws) for t in batch), strict=True))[: int(examples)]:
