@@ -19,11 +19,11 @@ but its hooks. Rows of an existing FILE stay, unless the same was measured again
 memory instead, stage by stage (memory.py says how).
 
 Prediction: `privimage` at most 1.10, 1.05 and 1.02 at 1, 4 and 8 draws on the CIFAR-10 network.
-Seen on a 2-core Xeon, both cores (results/dp_step-cpu.json): 1.02, 0.95 and 1.02 (some hours and
-no change to this network before: 0.99, 0.91 and 0.94), call by call 1.13, 1.01 and 0.97; vmap(grad)
-1.72, 1.66 and 1.62, Opacus' hooks 2.16, 2.22 and 2.05, a loop over images 3.07, 1.82 and 1.37.
-ResNet-18 1.19, 1.04 and 1.02, ViT-Ti 1.41, 1.21 and 1.29, and the digits network, where calls are
-most of a step, 1.23, 1.02 and 1.00.
+Seen on a 2-core Xeon, both cores (results/dp_step-cpu.json): 0.96, 0.92 and 0.90 (in other hours
+0.95 to 1.02), call by call 1.10, 1.02 and 1.01; vmap(grad) 1.82, 1.59 and 1.55, Opacus' hooks 2.15,
+2.03 and 2.06, a loop over images 2.91, 1.77 and 1.35. On one thread 0.93 and 0.94 at 4 and 8 draws.
+ViT-Ti 1.29, 1.09 and 1.12; at one draw ResNet-18 1.24 (1.17 in another hour), and the digits
+network, where calls are most of a step, 1.23.
 """
 
 import argparse
