@@ -73,13 +73,13 @@ PRIVIMAGE_INLINE void normalise_tokens(const GroupNormSilu<Scalar>& job, int64_t
   }
 }
 
-// Adds a row's part to the gradients of weight and bias, and returns the sum of `weight` times grad
-// and that of it times x - mean.
+// Of a row: `weight` times grad, and that times x - mean.
 template <typename Scalar>
 struct RowSums {
   Scalar sum, product;
 };
 
+// Adds a row's part to the gradients of weight and bias.
 template <typename Scalar>
 PRIVIMAGE_INLINE RowSums<Scalar> add_row(int64_t count, const Scalar* __restrict__ x,
                                          const Scalar* __restrict__ grad,

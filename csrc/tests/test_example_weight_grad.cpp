@@ -120,12 +120,14 @@ void matches_the_definition() {
     const Case<Scalar> given = random_case<Scalar>(random, trial % 4 == 0);
     const std::vector<double> expected = definition(given);
     const bool accumulate = trial % 3 == 0;
+    // Sums of at most 2023 products of size 1 or so; among more of them one is further off.
+    const double most =
+        (given.shape.outputs > 19 ? 2000 : 1000) * double(std::numeric_limits<Scalar>::epsilon());
     for (const cpu::TileSet<Scalar>* set = cpu::tile_sets<Scalar>(); set->lanes > 0; ++set) {
       const std::vector<Scalar> whole = run(given, *set, 1 << 20, accumulate);
       for (size_t i = 0; i < expected.size(); ++i) {
-        // Sums of at most 2023 products of size 1 or so; false for NaN as well.
         const double error = std::abs(double(whole[i]) - expected[i] - (accumulate ? 1.0 : 0.0));
-        CHECK(error <= 2000 * double(std::numeric_limits<Scalar>::epsilon()));
+        CHECK(error <= most);  // false for NaN as well
       }
       CHECK(whole == run(given, *set, 1, accumulate));
       CHECK(whole == run(given, *set, 3, accumulate));

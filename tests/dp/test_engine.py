@@ -68,6 +68,10 @@ def test_a_small_unet_gives_what_autograd_gives_for_each_example(examples, draws
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_a_small_unet_keeps_its_examples_apart():
+    check_independence(ExampleGradients(Block()), denoising, *images(6), draws=2)
+
+
 def test_channels_last():
     model = Block().double().to(memory_format=torch.channels_last)
     x, noise, labels = images(6, torch.float64)
