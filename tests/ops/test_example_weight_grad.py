@@ -126,6 +126,30 @@ def test_nothing_to_do(shape, function):
     assert bias.eq(50).all()
 
 
+def test_threads_share_the_work_of_layers_that_differ():
+    geometry, widths = ((1, 1), (0, 0), (1, 1), 1), [(64, 200), (200, 64), (40, 40), (96, 130)]
+    x = [torch.randn(4, inputs, 8, 8) for inputs, _ in widths]
+    grad = [torch.randn(4, outputs, 8, 8) for _, outputs in widths]
+    alone = [
+        run(operator(geometry), one, other, (4, outputs, inputs, 1, 1), geometry)
+        for one, other, (inputs, outputs) in zip(x, grad, widths, strict=True)
+    ]
+    threads, norms = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            weight = [torch.full_like(rows, float("nan")) for rows, _ in alone]
+            bias = [torch.full_like(rows, float("nan")) for _, rows in alone]
+            norms.append(ops.measured_weight_grads(x, grad, weight, bias, geometry))
+            for found, expected in zip(zip(weight, bias, strict=True), alone, strict=True):
+                assert all(map(torch.equal, found, expected))
+    finally:
+        torch.set_num_threads(threads)
+    squares = sum(rows.double().flatten(1).square().sum(1) for pair in alone for rows in pair)
+    torch.testing.assert_close(norms[0], squares, rtol=1e-9, atol=0)
+    assert all(torch.equal(norms[0], other) for other in norms)
+
+
 @pytest.mark.parametrize("taps", [1, 3])
 def test_an_example_is_bitwise_the_same_whatever_its_neighbours_and_threads(taps):
     geometry = ((1, 1), (taps // 2,) * 2, (1, 1), 1)
