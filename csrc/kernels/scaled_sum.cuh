@@ -4,6 +4,8 @@
 // several values would not be aligned; neighbouring threads read neighbouring values instead.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/add_up.cuh"
 #include "kernels/block.h"
 #include "kernels/launch.h"
@@ -17,10 +19,15 @@ namespace privimage::cuda {
 constexpr int kSumThreads = 256;
 constexpr int kAhead = 8;  // values that a thread asks for at a time
 
+constexpr int64_t kMostColumns = 64;  // ranges of one launch
+
 template <typename Scalar>
 struct SquaredNorms {
   KeptParts<Scalar> kept;
-  double* partial;  // [examples, pieces]
+  double* partial;      // [examples, pieces]
+  int64_t pieces;       // of all launches
+  int64_t first_piece;  // of this one
+  Columns columns[kMostColumns];
 };
 
 struct RowSums {
@@ -39,9 +46,25 @@ struct ScaledSum {
 };
 
 // Blocks: examples, and the pieces of a row.
-inline LaunchShape squares_launch(int64_t examples, int64_t parameters) {
-  return {examples, squared_norm_pieces(parameters), kSumThreads,
-          kSumThreads * int64_t{sizeof(double)}};
+inline LaunchShape squares_launch(int64_t examples, int64_t pieces) {
+  return {examples, pieces, kSumThreads, kSumThreads * int64_t{sizeof(double)}};
+}
+
+// Calls launch(job, shape) for as many ranges of columns at a time as a job holds, until one
+// returns an error other than 0; returns that.
+template <typename Scalar, typename Launch>
+int for_each_launch(const KeptParts<Scalar>& kept, const Columns* columns, int64_t count,
+                    double* partial, Launch launch) {
+  SquaredNorms<Scalar> job{kept, partial, squared_norm_pieces(columns, count), 0, {}};
+  int error = 0;
+  for (int64_t first = 0; first < count && error == 0; first += kMostColumns) {
+    const int64_t some = std::min(count - first, kMostColumns);
+    std::copy_n(columns + first, some, job.columns);
+    const int64_t pieces = squared_norm_pieces(columns + first, some);
+    error = launch(job, squares_launch(kept.examples, pieces));
+    job.first_piece += pieces;
+  }
+  return error;
 }
 inline LaunchShape row_sums_launch(int64_t rows) {
   return {rows, 1, kSumThreads, kSumThreads * int64_t{sizeof(double)}};
@@ -50,13 +73,17 @@ inline LaunchShape sums_launch(int64_t parameters) {
   return {blocks_for(parameters, kSumThreads), 1, kSumThreads, 0};
 }
 
-// The squares of one piece of a row.
+// The squares of one piece of a row: which columns they are is found range by range, for most
+// launches have one.
 template <typename Scalar>
 PRIVIMAGE_DEVICE void write_squares(const Block& block, const SquaredNorms<Scalar>& job) {
   const KeptParts<Scalar>& kept = job.kept;
   const Scalar* row = kept.parts + block.x() * kept.stride;
-  const int64_t first = block.y() * kPiece;
-  const int64_t end = first + kPiece < kept.parameters ? first + kPiece : kept.parameters;
+  const Columns* columns = job.columns;
+  int64_t piece = block.y();
+  for (; piece >= squared_norm_pieces(*columns); ++columns) piece -= squared_norm_pieces(*columns);
+  const int64_t first = columns->begin + piece * kPiece;
+  const int64_t end = first + kPiece < columns->end ? first + kPiece : columns->end;
   double squares = 0.0;
   for (int64_t i = first + block.thread(); i < end; i += kAhead * kSumThreads) {
     Scalar values[kAhead];
@@ -73,7 +100,7 @@ PRIVIMAGE_DEVICE void write_squares(const Block& block, const SquaredNorms<Scala
   }
   const double sum = add_threads(block, squares, kSumThreads, 0);
   if (block.thread() != 0) return;
-  job.partial[block.x() * squared_norm_pieces(kept.parameters) + block.y()] = sum;
+  job.partial[block.x() * job.pieces + job.first_piece + block.y()] = sum;
 }
 
 // One block a row.

@@ -179,7 +179,7 @@ BUGS = [
     scaled("one parameter too many", "i >= kept.parameters", "i > kept.parameters"),
     scaled(
         "a piece into the next one",
-        "const int64_t end = first + kPiece < kept.parameters ? first + kPiece : kept.parameters;",
+        "const int64_t end = first + kPiece < columns->end ? first + kPiece : columns->end;",
         "const int64_t end = kept.parameters;",
     ),
     scaled("values beyond the row", "place < end ? row[place] : Scalar{}", "row[place]"),
@@ -373,9 +373,16 @@ BUGS = [
     scaled("sums over the gap", "[example * kept.stride", "[example * kept.parameters"),
     scaled(
         "pieces of different examples mixed",
-        "block.x() * squared_norm_pieces(kept.parameters)",
+        "block.x() * job.pieces",
         "block.x()",
     ),
+    scaled("pieces of the second launch over those of the first", " + job.first_piece", ""),
+    scaled(
+        "every range from its second piece on",
+        "columns->begin + piece *",
+        "columns->begin + (piece + 1) *",
+    ),
+    scaled("a piece beyond its range", "kPiece < columns->end ?", "kPiece < kept.parameters ?"),
     scaled(
         "squares of the last values alone",
         "i += kAhead * kSumThreads",
