@@ -1,5 +1,6 @@
-// How the fused normalisation is cut into blocks: which groups a block has, and what of shared
-// memory it needs. Arithmetic of the host; the kernels are handed the result.
+// How the fused normalisation is cut into blocks: which groups a block has, how its threads share
+// them, and what of shared memory it needs. Arithmetic of the host; the kernels are handed the
+// result.
 #pragma once
 
 #include <algorithm>
@@ -12,33 +13,42 @@ namespace privimage::cuda {
 
 constexpr int kNormThreads = 256;
 constexpr int kVectorBytes = 16;
-// Neighbouring channels of a pixel that a block reads: two sectors of memory.
-constexpr int kSlabBytes = 64;
-// Up to here two blocks share a multiprocessor of sm_90, and one computes while the other waits.
-constexpr int64_t kFriendlyBytes = 112 * 1024;
+// Neighbouring channels of a pixel that a block reads: two sectors of memory, or more where the
+// block is small all the same; its waiting and adding up is then a smaller share of its time.
+constexpr int64_t kSlabBytes = 64, kMostSlabBytes = 512;
+constexpr int64_t kSmallBytes = 40 * 1024;
+// Up to here three blocks share a multiprocessor of sm_90, and two compute or write while one
+// waits: 228 KB, of which each block takes one more than it asks for.
+constexpr int64_t kFriendlyBytes = 75 * 1024;
+// What a block knows of each channel, see group_norm_slab.cuh.
+constexpr int kTables = 6;
 
 // A block has one row's slab: some whole groups. Offsets into shared memory are in bytes.
 struct GroupNormPlan {
   bool vectors;     // 16 bytes at a time, kept in shared memory for the passes after the first
   int slab_groups;  // of every slab of a row but the last
-  int64_t slabs;
+  int slabs;
+  int across;           // columns that the threads take side by side, a power of two
+  int steps;            // vectors, or values, that a thread has of a column
   int64_t array_bytes;  // of an array that is kept: those of x start at 0, those of grad behind
-  int64_t partials_at;  // Wide [arrays, channels of a vector, threads]
+  int64_t partials_at;  // Wide [arrays, channels of a vector, parts, columns of a slab]
   int64_t totals_at;    // Wide [arrays, channels of a slab]
-  int64_t groups_at;    // Wide [4, groups of a slab]
+  int64_t tables_at;    // Wide [kTables, channels of a slab]
   int64_t shared_bytes;
   bool fits;  // the kernels count within a row in 32 bits
 };
 
-// Vectors that a thread has of a slab: its threads take `columns` side by side, all of a column's
-// positions.
-inline int64_t vectors_a_thread(int64_t columns, int64_t positions) {
-  int64_t steps = 0;
-  for (int64_t first = 0; first < columns; first += kNormThreads) {
-    const int64_t lanes = kNormThreads / std::min<int64_t>(columns - first, kNormThreads);
-    steps += blocks_for(positions, lanes);
-  }
-  return steps;
+inline int columns_side_by_side(int64_t columns) {
+  int across = 1;
+  while (across < columns && across < kNormThreads) across *= 2;
+  return across;
+}
+
+// Sums of a column that are left when each warp has added up its own.
+PRIVIMAGE_HOST_DEVICE int parts_of_a_column(int across, bool channels_last) {
+  // Channels last, a warp has `across` columns, at most 32; else one, as far as its threads reach.
+  if (channels_last) return kNormThreads / (across > 32 ? across : 32);
+  return across < kNormThreads / 32 ? kNormThreads / 32 / across : 1;
 }
 
 template <typename Scalar>
@@ -47,19 +57,24 @@ GroupNormPlan plan_slab(const GroupNormShape& shape, int arrays, bool vectors, i
   const int64_t channels = groups * (shape.channels / shape.groups);
   const int64_t along = vectors && shape.channels_last ? kVector : 1;
   const int64_t pixels = vectors && !shape.channels_last ? shape.pixels / kVector : shape.pixels;
+  const int64_t columns = channels / along;
   GroupNormPlan plan{};
   plan.vectors = vectors;
   plan.slab_groups = static_cast<int>(groups);
-  plan.slabs = blocks_for(shape.groups, groups);
+  plan.slabs = static_cast<int>(blocks_for(shape.groups, groups));
+  plan.across = columns_side_by_side(columns);
+  plan.steps = static_cast<int>(blocks_for(pixels, kNormThreads / plan.across));
   plan.array_bytes =
-      vectors ? vectors_a_thread(channels / along, pixels) * kNormThreads * kVectorBytes : 0;
+      vectors ? blocks_for(columns, plan.across) * plan.steps * kNormThreads * int64_t{kVectorBytes}
+              : 0;
   plan.partials_at = arrays * plan.array_bytes;
-  plan.totals_at = plan.partials_at + arrays * along * kNormThreads * kReal;
-  plan.groups_at = plan.totals_at + arrays * channels * kReal;
-  plan.shared_bytes = plan.groups_at + 4 * groups * kReal;
+  const int64_t parts = parts_of_a_column(plan.across, shape.channels_last);
+  plan.totals_at = plan.partials_at + arrays * parts * channels * kReal;
+  plan.tables_at = plan.totals_at + arrays * channels * kReal;
+  plan.shared_bytes = plan.tables_at + kTables * channels * kReal;
   constexpr int64_t kMost = int64_t{1} << 31;
   plan.fits = shape.pixels < kMost && shape.channels < kMost &&
-              shape.channels * shape.pixels < kMost - kNormThreads * kVectorBytes;
+              shape.channels * (shape.pixels + kNormThreads) < kMost - kNormThreads * kVectorBytes;
   return plan;
 }
 
@@ -68,29 +83,40 @@ GroupNormPlan plan_slab(const GroupNormShape& shape, int arrays, bool vectors, i
 template <typename Scalar>
 GroupNormPlan plan_group_norm(const GroupNormShape& shape, int arrays, bool aligned,
                               int64_t most_shared_bytes = kMostSharedBytes) {
-  constexpr int64_t kVector = kVectorBytes / sizeof(Scalar);
+  constexpr int64_t kVector = kVectorBytes / sizeof(Scalar), kScalar = sizeof(Scalar);
   const int64_t width = std::max<int64_t>(shape.channels / shape.groups, 1);
   // Channels first, a group lies in one piece; channels last, neighbours share a sector.
-  const int64_t wanted =
-      shape.channels_last ? kSlabBytes / static_cast<int64_t>(sizeof(Scalar)) / width : 1;
-  const int64_t most = std::clamp<int64_t>(wanted, 1, shape.groups);
-  const GroupNormPlan plain = plan_slab<Scalar>(shape, arrays, false, most);
+  const auto groups_of = [&](int64_t bytes) {
+    const int64_t wanted = shape.channels_last ? bytes / kScalar / width : 1;
+    return std::clamp<int64_t>(wanted, 1, shape.groups);
+  };
+  const GroupNormPlan plain = plan_slab<Scalar>(shape, arrays, false, groups_of(kSlabBytes));
   const int64_t line = shape.channels_last ? shape.channels : shape.pixels;
   if (!aligned || sizeof(Scalar) > 4 || line % kVector != 0 || !plain.fits) return plain;
-  GroupNormPlan best = plain;
+  GroupNormPlan narrowest = plain, widest = plain;
   // Slabs must end between vectors; where narrow ones do not, up to eight groups more may.
-  for (int64_t groups = std::min(most + kVector, shape.groups); groups >= 1; --groups) {
-    if (shape.channels_last && groups * width % kVector != 0) continue;
+  const int64_t most = std::min(groups_of(kMostSlabBytes) + kVector, shape.groups);
+  for (int64_t groups = shape.channels_last ? most : 1; groups >= 1; --groups) {
+    const int64_t channels = groups * width;
+    if (shape.channels_last && channels % kVector != 0) continue;
     const GroupNormPlan plan = plan_slab<Scalar>(shape, arrays, true, groups);
     if (plan.shared_bytes > most_shared_bytes) continue;
-    best = plan;
-    if (groups <= most && plan.shared_bytes <= kFriendlyBytes) break;
+    narrowest = plan;
+    const bool wide = shape.channels_last && channels * kScalar > kSlabBytes;
+    if (plan.shared_bytes > (wide ? kSmallBytes : kFriendlyBytes)) continue;
+    if (!widest.vectors) widest = plan;
+    // Every thread has a column, and every slab is as wide as the others.
+    const int64_t columns = shape.channels_last ? channels / kVector : channels;
+    if (plan.across == columns && shape.groups % groups == 0) return plan;
   }
-  return best;
+  return widest.vectors ? widest : narrowest;
 }
 
+// A row's slabs are neighbours: blocks that run at the same time read the sectors beside each
+// other's.
 inline LaunchShape group_norm_launch(const GroupNormShape& shape, const GroupNormPlan& plan) {
-  return {shape.examples * shape.draws, plan.slabs, kNormThreads, plan.shared_bytes};
+  const int64_t rows = product(shape.examples, shape.draws);
+  return {product(rows, plan.slabs), 1, kNormThreads, plan.shared_bytes};
 }
 
 // One thread a channel of an example.

@@ -7,7 +7,7 @@ namespace privimage::cuda {
 namespace {
 
 template <typename Scalar, int kValues, bool kLast>
-__global__ void __launch_bounds__(kNormThreads, 3) forward_kernel(GroupNormOnGpu<Scalar> given) {
+__global__ void __launch_bounds__(kNormThreads, 4) forward_kernel(GroupNormOnGpu<Scalar> given) {
   group_norm_forward<Scalar, kValues, kLast>(Block{}, given);
 }
 

@@ -21,10 +21,16 @@ PRIVIMAGE_HOST_DEVICE float to_float(Bfloat16 value) {
 
 // To the nearest, ties to even; a NaN stays one.
 PRIVIMAGE_HOST_DEVICE Bfloat16 to_bfloat16(float value) {
+#if defined(__CUDA_ARCH__)
+  uint16_t rounded;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(value));
+  return {rounded};
+#else
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>(bits >> 16 | 0x40u)};
   return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+#endif
 }
 
 // The type in which values of another are added up.

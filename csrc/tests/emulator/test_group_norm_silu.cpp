@@ -242,10 +242,11 @@ void matches_the_definition() {
   for (bool silu : {true, false}) {
     // examples, draws, channels, pixels, groups, channels last
     matches<Bfloat16>({2, 2, 32, 49, 8, true, silu}, true, ++seed);
-    matches<Bfloat16>({1, 1, 96, 30, 24, true, silu}, true, ++seed);  // three slabs
-    matches<Bfloat16>({1, 2, 48, 17, 16, true, silu}, true, ++seed);  // groups of 3: slabs of 24
-    matches<Bfloat16>({1, 1, 80, 21, 5, true, silu}, true, ++seed);   // the last slab is narrower
-    matches<Bfloat16>({1, 3, 8, 400, 2, true, silu}, true, ++seed);   // more pixels than threads
+    matches<Bfloat16>({1, 1, 96, 30, 24, true, silu}, true, ++seed);   // three slabs
+    matches<Bfloat16>({1, 2, 48, 17, 16, true, silu}, true, ++seed);   // threads without a column
+    matches<Bfloat16>({1, 1, 312, 5, 104, true, silu}, true, ++seed);  // the last slab is narrower
+    matches<Bfloat16>({1, 2, 384, 7, 1, true, silu}, true, ++seed);  // more columns than a warp has
+    matches<Bfloat16>({1, 3, 8, 400, 2, true, silu}, true, ++seed);  // more pixels than threads
     matches<Bfloat16>({2, 2, 6, 48, 3, false, silu}, true, ++seed);
     matches<Bfloat16>({1, 2, 10, 15, 5, true, silu}, false, ++seed);  // channels no multiple of 8
     matches<Bfloat16>({1, 2, 6, 35, 2, false, silu}, false, ++seed);  // nor pixels
@@ -254,6 +255,7 @@ void matches_the_definition() {
     matches<float>({1, 2, 36, 10, 3, true, silu}, true, ++seed);
     matches<float>({2, 1, 6, 28, 3, false, silu}, true, ++seed);
     matches<float>({1, 2, 5, 1100, 1, false, silu}, true, ++seed);
+    matches<float>({1, 2, 40, 24, 2, false, silu}, true, ++seed);  // a warp has several columns
     matches<float>({2, 3, 7, 9, 7, true, silu}, false, ++seed);
     matches<double>({1, 2, 12, 13, 4, true, silu}, false, ++seed);
     matches<double>({2, 2, 9, 20, 3, false, silu}, false, ++seed);
