@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(kNormThreads, 4) forward_kernel(GroupNormOnGpu
 }
 
 template <typename Scalar, int kValues, bool kLast>
-__global__ void __launch_bounds__(kNormThreads, 3)
+__global__ void __launch_bounds__(kNormThreads, 4)
     backward_kernel(GroupNormBackwardOnGpu<Scalar> given) {
   group_norm_backward<Scalar, kValues, kLast>(Block{}, given);
 }

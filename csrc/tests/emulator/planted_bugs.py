@@ -189,15 +189,18 @@ BUGS = [
         "kStride + tap_row_) * band_.x_width",
     ),
     clip("an example too many", "i < job.examples", "i <= job.examples"),
-    scaled("one parameter too many", "i >= kept.parameters", "i > kept.parameters"),
+    scaled(
+        "one parameter too many",
+        "column * kSumThreads < kept.parameters",
+        "column * kSumThreads <= kept.parameters",
+    ),
     scaled(
         "a piece into the next one",
         "const int64_t end = first + kPiece < kept.parameters ? first + kPiece : kept.parameters;",
         "const int64_t end = kept.parameters;",
     ),
     scaled("values beyond the row", "place < end ? row[place] : Scalar{}", "row[place]"),
-    scaled("rows beyond the last", "first + ahead < last ? first + ahead : last", "first + ahead"),
-    scaled("the last row again", "first + ahead <= last ? scales", "true ? scales"),
+    scaled("rows beyond the last", "example + kRows <= kept", "example < kept"),
     bias("pixels of the next example", "at >= pixels || channel", "channel"),
     bias("channels that don't exist read", "if (channel + i < job.channels) values", "values"),
     # Fragments and taps
@@ -381,9 +384,15 @@ BUGS = [
         "example * count + slot",
     ),
     tree("a quarter of the threads added", "half = 512", "half = 64"),
-    scaled("examples of scale 0 added", "scale != 0.0 ? double", "true ? double"),
+    scaled("examples of scale 0 added", "scale != 0.0 ? grid", "true ? grid"),
+    scaled("an exponent's lowest bit lost", "0x8fffffffu;", "0x8fefffffu;"),
+    scaled("a float's last bits lost", "<< 32 | static_cast<uint32_t>(bits) << 29", "<< 32"),
+    scaled(
+        "the last rows left out", "example < kept.examples; ++example", "example < 0; ++example"
+    ),
+    scaled("sums of one column in all", "row[column * kSumThreads]", "row[0 * column]"),
     scaled("norms over the gap", "block.x() * kept.stride", "block.x() * kept.parameters"),
-    scaled("sums over the gap", "[example * kept.stride", "[example * kept.parameters"),
+    scaled("sums over the gap", "(first + i) * kept.stride", "(first + i) * kept.parameters"),
     scaled(
         "pieces of different examples mixed",
         "block.x() * squared_norm_pieces(kept.parameters)",
@@ -401,8 +410,8 @@ BUGS = [
     ),
     scaled(
         "rounded to nearest",
-        "grid_coordinate(value, scale)",
-        "static_cast<int64_t>(std::nearbyint(value * scale))",
+        "grid_coordinate(value, scale) : 0",
+        "static_cast<int64_t>(std::nearbyint(value * scale)) : 0",
     ),
     slab("lanes of a warp left out", "mask < end;", "mask < end / 2;"),
     slab("columns of a warp added together", "last() ? plan_.across : 1, end", "1, end"),
