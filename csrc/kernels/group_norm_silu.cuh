@@ -223,8 +223,8 @@ PRIVIMAGE_DEVICE void group_norm_affine(const Block& block,
     for_weight += row[channels];
     row += 2 * channels;
   }
-  given.rows.weight.keep(example, channel, for_weight);
-  given.rows.bias.keep(example, channel, for_bias);
+  given.rows.weight.keep(block, example, channel, for_weight);
+  given.rows.bias.keep(block, example, channel, for_bias);
 }
 
 }  // namespace privimage::cuda

@@ -331,10 +331,12 @@ BUGS = [
     ),
     plain_bias("groups of channels share a slot", "at(example, group)", "at(example, 0)"),
     plain_bias("rounded for the rows alone", "value = job.rows.keep(", "job.rows.keep("),
-    rows("what was there not added", "if (accumulate) value += to;", ""),
-    rows("what was there in bfloat16 not added", "value += to_float(to);", "value += 0;"),
+    rows("what was there not added", "if (accumulate) value += block.load(to);", ""),
+    rows(
+        "what was there in bfloat16 not added", "value += to_float(block.load(to));", "value += 0;"
+    ),
     rows("norms before rounding", "return to_float(rounded);", "return value;"),
-    rows("rows in bfloat16 over each other", "half[example * stride + place]", "half[place]"),
+    rows("rows in bfloat16 over each other", "half + example * stride + place", "half + place"),
     bias(
         "half of the lanes not added", "mask = 16; mask >= kColumns", "mask = 8; mask >= kColumns"
     ),
