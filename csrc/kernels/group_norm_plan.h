@@ -11,7 +11,10 @@
 
 namespace privimage::cuda {
 
-constexpr int kNormThreads = 256;
+// Threads of a block, by how much it has to do: each has its share of what it costs to begin and to
+// add up, which a few vectors a thread must be worth.
+constexpr int kLeastNormThreads = 64, kNormThreads = 256, kMostNormThreads = 512;
+constexpr int kWorthwhileSteps = 4;
 constexpr int kVectorBytes = 16;
 // Neighbouring channels of a pixel that a block reads: two sectors of memory, or more where the
 // block is small all the same; its waiting and adding up is then a smaller share of its time.
@@ -20,6 +23,8 @@ constexpr int64_t kSmallBytes = 40 * 1024;
 // Up to here three blocks share a multiprocessor of sm_90, and two compute or write while one
 // waits: 228 KB, of which each block takes one more than it asks for.
 constexpr int64_t kFriendlyBytes = 75 * 1024;
+// Above this a block has a multiprocessor for itself.
+constexpr int64_t kSharedByTwo = 113 * 1024;
 // What a block knows of each channel, see group_norm_slab.cuh.
 constexpr int kTables = 6;
 
@@ -28,27 +33,41 @@ struct GroupNormPlan {
   bool vectors;     // 16 bytes at a time, kept in shared memory for the passes after the first
   int slab_groups;  // of every slab of a row but the last
   int slabs;
+  int threads;
   int across;           // columns that the threads take side by side, a power of two
   int steps;            // vectors, or values, that a thread has of a column
   int64_t array_bytes;  // of an array that is kept: those of x start at 0, those of grad behind
-  int64_t partials_at;  // Wide [arrays, channels of a vector, parts, columns of a slab]
+  int64_t partials_at;  // Wide [arrays, parts, channels of a slab]
   int64_t totals_at;    // Wide [arrays, channels of a slab]
   int64_t tables_at;    // Wide [kTables, channels of a slab]
   int64_t shared_bytes;
   bool fits;  // the kernels count within a row in 32 bits
 };
 
-inline int columns_side_by_side(int64_t columns) {
-  int across = 1;
-  while (across < columns && across < kNormThreads) across *= 2;
-  return across;
+// Sums of a column that are left when each warp has added up its own.
+PRIVIMAGE_HOST_DEVICE int parts_of_a_column(int threads, int across, bool channels_last) {
+  // Channels last, a warp has `across` columns, at most 32; else one, as far as its threads reach.
+  if (channels_last) return threads / (across > 32 ? across : 32);
+  return across < threads / 32 ? threads / 32 / across : 1;
 }
 
-// Sums of a column that are left when each warp has added up its own.
-PRIVIMAGE_HOST_DEVICE int parts_of_a_column(int across, bool channels_last) {
-  // Channels last, a warp has `across` columns, at most 32; else one, as far as its threads reach.
-  if (channels_last) return kNormThreads / (across > 32 ? across : 32);
-  return across < kNormThreads / 32 ? kNormThreads / 32 / across : 1;
+// Cuts `columns` of `positions` vectors each.
+inline void share_columns(GroupNormPlan& plan, int arrays, int64_t columns, int64_t positions) {
+  plan.across = 1;
+  while (plan.across < columns && plan.across < kNormThreads) plan.across *= 2;
+  const auto steps = [&](int threads) { return blocks_for(positions, threads / plan.across); };
+  plan.threads = kNormThreads;
+  if (plan.vectors) {
+    const int64_t bytes = arrays * columns * positions * kVectorBytes;
+    if (bytes > kSharedByTwo) plan.threads = kMostNormThreads;
+    while (plan.threads > kLeastNormThreads && plan.threads / 2 >= plan.across &&
+           steps(plan.threads) < kWorthwhileSteps) {
+      plan.threads /= 2;
+    }
+    plan.array_bytes = blocks_for(columns, plan.across) * steps(plan.threads) * plan.threads *
+                       int64_t{kVectorBytes};
+  }
+  plan.steps = static_cast<int>(steps(plan.threads));
 }
 
 template <typename Scalar>
@@ -56,25 +75,20 @@ GroupNormPlan plan_slab(const GroupNormShape& shape, int arrays, bool vectors, i
   constexpr int64_t kVector = kVectorBytes / sizeof(Scalar), kReal = sizeof(Wide<Scalar>);
   const int64_t channels = groups * (shape.channels / shape.groups);
   const int64_t along = vectors && shape.channels_last ? kVector : 1;
-  const int64_t pixels = vectors && !shape.channels_last ? shape.pixels / kVector : shape.pixels;
-  const int64_t columns = channels / along;
   GroupNormPlan plan{};
   plan.vectors = vectors;
   plan.slab_groups = static_cast<int>(groups);
   plan.slabs = static_cast<int>(blocks_for(shape.groups, groups));
-  plan.across = columns_side_by_side(columns);
-  plan.steps = static_cast<int>(blocks_for(pixels, kNormThreads / plan.across));
-  plan.array_bytes =
-      vectors ? blocks_for(columns, plan.across) * plan.steps * kNormThreads * int64_t{kVectorBytes}
-              : 0;
+  share_columns(plan, arrays, channels / along,
+                vectors && !shape.channels_last ? shape.pixels / kVector : shape.pixels);
   plan.partials_at = arrays * plan.array_bytes;
-  const int64_t parts = parts_of_a_column(plan.across, shape.channels_last);
+  const int64_t parts = parts_of_a_column(plan.threads, plan.across, shape.channels_last);
   plan.totals_at = plan.partials_at + arrays * parts * channels * kReal;
   plan.tables_at = plan.totals_at + arrays * channels * kReal;
   plan.shared_bytes = plan.tables_at + kTables * channels * kReal;
-  constexpr int64_t kMost = int64_t{1} << 31;
+  constexpr int64_t kMost = (int64_t{1} << 31) - kMostNormThreads * int64_t{kVectorBytes};
   plan.fits = shape.pixels < kMost && shape.channels < kMost &&
-              shape.channels * (shape.pixels + kNormThreads) < kMost - kNormThreads * kVectorBytes;
+              shape.channels * (shape.pixels + kMostNormThreads) < kMost;
   return plan;
 }
 
@@ -116,7 +130,7 @@ GroupNormPlan plan_group_norm(const GroupNormShape& shape, int arrays, bool alig
 // other's.
 inline LaunchShape group_norm_launch(const GroupNormShape& shape, const GroupNormPlan& plan) {
   const int64_t rows = product(shape.examples, shape.draws);
-  return {product(rows, plan.slabs), 1, kNormThreads, plan.shared_bytes};
+  return {product(rows, plan.slabs), 1, plan.threads, plan.shared_bytes};
 }
 
 // One thread a channel of an example.

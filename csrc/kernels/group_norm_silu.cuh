@@ -49,13 +49,11 @@ PRIVIMAGE_DEVICE void group_norm_forward(const Block& block, const GroupNormOnGp
   const Slab slab(block, job.shape, given.plan);
   const Scalar* x = job.x + slab.row_start();
   Scalar* y = job.y + slab.row_start();
-  const Shared<Real> scales = slab.table(kScale), offsets = slab.table(kOffset);
-  const Shared<Real> means = slab.table(kCentre), rstds = slab.table(kRstd);
   slab.bring(x);
   // For the same threads to read when the moments are known.
   slab.for_each_channel([&](int c) {
-    scales.store(c, job.weight ? job.weight[slab.channel(c)] : Real(1));
-    offsets.store(c, job.bias ? job.bias[slab.channel(c)] : Real(0));
+    slab.set(kScale, c, job.weight ? job.weight[slab.channel(c)] : Real(1));
+    slab.set(kOffset, c, job.bias ? job.bias[slab.channel(c)] : Real(0));
   });
   slab.wait_for_arrays();
   slab.for_each_column([&](const Column& column) {
@@ -71,7 +69,7 @@ PRIVIMAGE_DEVICE void group_norm_forward(const Block& block, const GroupNormOnGp
   const auto mean_of_totals = [&](int c) {
     return slab.group_sum(c, [&](int of) { return slab.totals(1).load(of); }) / slab.count();
   };
-  slab.for_each_channel([&](int c) { means.store(c, static_cast<Real>(mean_of_totals(c))); });
+  slab.for_each_channel([&](int c) { slab.set(kCentre, c, static_cast<Real>(mean_of_totals(c))); });
   block.barrier();
   slab.for_each_column([&](const Column& column) {
     Real sums[1][Slab::kChannels] = {};
@@ -89,12 +87,12 @@ PRIVIMAGE_DEVICE void group_norm_forward(const Block& block, const GroupNormOnGp
   });
   slab.template add_parts<1>();
   slab.for_each_channel([&](int c) {
-    const Real mean = means.load(c);
+    const Real mean = slab.get(kCentre, c);
     const Real rstd = static_cast<Real>(1.0 / std::sqrt(mean_of_totals(c) + job.eps));
-    const Real scale = scales.load(c) * rstd;
-    scales.store(c, scale);
-    offsets.store(c, offsets.load(c) - mean * scale);
-    rstds.store(c, rstd);
+    const Real scale = slab.get(kScale, c) * rstd;
+    slab.set(kScale, c, scale);
+    slab.set(kOffset, c, slab.get(kOffset, c) - mean * scale);
+    slab.set(kRstd, c, rstd);
   });
   block.barrier();
   with_silu(job.shape.silu, [&](auto silu) {
@@ -108,15 +106,15 @@ PRIVIMAGE_DEVICE void group_norm_forward(const Block& block, const GroupNormOnGp
           values.at[i] =
               activation<decltype(silu)::value>(std::fma(a.at[c], values.at[i], b.at[c]));
         }
-        Slab::write(y + offset, values);
+        slab.write(y + offset, values);
       });
     });
   });
   slab.for_each_group([&](int group, int c) {
     const bool empty = slab.channels() == 0;
-    job.mean[slab.moments(group)] = empty ? Real(0) : means.load(c);
+    job.mean[slab.moments(group)] = empty ? Real(0) : slab.get(kCentre, c);
     job.rstd[slab.moments(group)] =
-        empty ? static_cast<Real>(1.0 / std::sqrt(job.eps)) : rstds.load(c);
+        empty ? static_cast<Real>(1.0 / std::sqrt(job.eps)) : slab.get(kRstd, c);
   });
 }
 
@@ -133,17 +131,15 @@ PRIVIMAGE_DEVICE void group_norm_backward(const Block& block,
   const Slab slab(block, shape, given.plan);
   const Scalar *x = job.x + slab.row_start(), *grad = job.grad + slab.row_start();
   Scalar* grad_x = job.grad_x + slab.row_start();
-  const Shared<Real> scales = slab.table(kScale), means = slab.table(kCentre);
-  const Shared<Real> rstds = slab.table(kRstd);
   slab.bring(x, grad);
   slab.for_each_channel([&](int c) {
     const int64_t moments = slab.moments(slab.group(c));
     const Real mean = job.mean[moments], rstd = job.rstd[moments];
     const Real scale = (job.weight ? job.weight[slab.channel(c)] : Real(1)) * rstd;
-    rstds.store(c, rstd);
-    means.store(c, mean);
-    scales.store(c, scale);
-    slab.table(kOffset).store(c, (job.bias ? job.bias[slab.channel(c)] : Real(0)) - mean * scale);
+    slab.set(kRstd, c, rstd);
+    slab.set(kCentre, c, mean);
+    slab.set(kScale, c, scale);
+    slab.set(kOffset, c, (job.bias ? job.bias[slab.channel(c)] : Real(0)) - mean * scale);
   });
   block.barrier();
   slab.wait_for_arrays();
@@ -172,13 +168,14 @@ PRIVIMAGE_DEVICE void group_norm_backward(const Block& block,
   slab.for_each_channel([&](int c) {
     const auto mean_of = [&](int first) {
       return slab.group_sum(c, [&](int of) {
-        return static_cast<double>(scales.load(of)) * static_cast<double>(totals.load(first + of));
+        return static_cast<double>(slab.get(kScale, of)) *
+               static_cast<double>(totals.load(first + of));
       }) / slab.count();
     };
-    const double rstd = rstds.load(c), tilt = -rstd * rstd * mean_of(slab.channels());
-    slab.table(kTilt).store(c, static_cast<Real>(tilt));
-    slab.table(kShift).store(
-        c, static_cast<Real>(-mean_of(0) - tilt * static_cast<double>(means.load(c))));
+    const double rstd = slab.get(kRstd, c), tilt = -rstd * rstd * mean_of(slab.channels());
+    slab.set(kTilt, c, static_cast<Real>(tilt));
+    slab.set(kShift, c,
+             static_cast<Real>(-mean_of(0) - tilt * static_cast<double>(slab.get(kCentre, c))));
   });
   block.barrier();
   with_silu(shape.silu, [&](auto silu) {
@@ -195,7 +192,7 @@ PRIVIMAGE_DEVICE void group_norm_backward(const Block& block,
           const Real s = activation_grad<decltype(silu)::value>(grads.at[i], value);
           grads.at[i] = std::fma(a.at[c], s, std::fma(tilt.at[c], values.at[i], shift.at[c]));
         }
-        Slab::write(grad_x + offset, grads);
+        slab.write(grad_x + offset, grads);
       });
     });
   });
@@ -203,7 +200,7 @@ PRIVIMAGE_DEVICE void group_norm_backward(const Block& block,
   slab.for_each_channel([&](int c) {
     Real* to = given.row_sums + 2 * slab.row() * shape.channels + slab.channel(c);
     to[0] = totals.load(c);
-    to[shape.channels] = totals.load(slab.channels() + c) * rstds.load(c);
+    to[shape.channels] = totals.load(slab.channels() + c) * slab.get(kRstd, c);
   });
 }
 

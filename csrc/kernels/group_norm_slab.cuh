@@ -20,12 +20,12 @@ namespace privimage::cuda {
 // mean and 1 / deviation; tilt x + shift is what backwards all gradients of the group lose.
 enum Table { kScale, kOffset, kCentre, kRstd, kTilt, kShift };
 
-// The values of a vector, wide and back. bfloat16s come in pairs, of which two instructions make
-// floats; one by one they would have to be taken apart first.
-template <int kCount>
-PRIVIMAGE_DEVICE Vector<float, kCount> widen_all(const Vector<Bfloat16, kCount>& values) {
-  Vector<float, kCount> wide;
-  if constexpr (kCount % 2 == 0) {
+// The values of a vector, wide and back. bfloat16s come in pairs: two instructions widen one, and
+// one rounds it.
+template <typename Scalar, int kCount>
+PRIVIMAGE_DEVICE Vector<Wide<Scalar>, kCount> widen_all(const Vector<Scalar, kCount>& values) {
+  Vector<Wide<Scalar>, kCount> wide;
+  if constexpr (sizeof(Scalar) == 2 && kCount % 2 == 0) {
     uint32_t pairs[kCount / 2];
     memcpy(pairs, &values, sizeof pairs);
 #pragma unroll
@@ -39,8 +39,20 @@ PRIVIMAGE_DEVICE Vector<float, kCount> widen_all(const Vector<Bfloat16, kCount>&
   }
   return wide;
 }
-template <typename Real, int kCount>
-PRIVIMAGE_DEVICE Vector<Real, kCount> widen_all(const Vector<Real, kCount>& values) {
+template <typename Scalar, int kCount>
+PRIVIMAGE_DEVICE Vector<Scalar, kCount> narrow_all(const Vector<Wide<Scalar>, kCount>& wide) {
+  Vector<Scalar, kCount> values;
+  if constexpr (sizeof(Scalar) == 2 && kCount % 2 == 0) {
+    uint32_t pairs[kCount / 2];
+#pragma unroll
+    for (int i = 0; i < kCount; i += 2) {
+      pairs[i / 2] = to_bfloat16_pair(wide.at[i], wide.at[i + 1]);
+    }
+    memcpy(&values, pairs, sizeof values);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values.at[i] = narrow<Scalar>(wide.at[i]);
+  }
   return values;
 }
 
@@ -69,7 +81,7 @@ class GroupNormSlab {
         width_(static_cast<int>(shape.channels / shape.groups)),
         columns_(groups_ * width_ / kChannels),
         positions_(static_cast<int>(shape.pixels) / (kValues / kChannels)),
-        lanes_(kNormThreads / plan.across),
+        lanes_(plan.threads / plan.across),
         lane_(last() ? block.thread() / plan.across : block.thread() % lanes_),
         column_(last() ? block.thread() % plan.across : block.thread() / lanes_) {}
 
@@ -94,7 +106,7 @@ class GroupNormSlab {
     int slot = block_.thread();
     for (int first = 0; first < columns_; first += plan_.across) {
       body(Column{first + column_, slot});
-      slot += plan_.steps * kNormThreads;
+      slot += plan_.steps * plan_.threads;
     }
   }
 
@@ -109,20 +121,20 @@ class GroupNormSlab {
     for (int position = lane_; position < positions_; position += lanes_) {
       body(offset, slot);
       offset += lanes_ * along;
-      slot += kNormThreads;
+      slot += plan_.threads;
     }
   }
 
   // body(channel of the slab): a thread each.
   template <typename Body>
   PRIVIMAGE_DEVICE void for_each_channel(Body body) const {
-    for (int c = block_.thread(); c < channels(); c += kNormThreads) body(c);
+    for (int c = block_.thread(); c < channels(); c += plan_.threads) body(c);
   }
 
   // body(group of the slab, its first channel): a thread each.
   template <typename Body>
   PRIVIMAGE_DEVICE void for_each_group(Body body) const {
-    for (int g = block_.thread(); g < groups_; g += kNormThreads) body(g, g * width_);
+    for (int g = block_.thread(); g < groups_; g += plan_.threads) body(g, g * width_);
   }
 
   // Sends for this thread's vectors of some arrays, to be in shared memory after the wait.
@@ -146,14 +158,11 @@ class GroupNormSlab {
     if constexpr (kValues > 1) {
       return widen_all(kept(array).template load_vector<kValues>(slot * kValues));
     } else {
-      return {widen(row[offset])};
+      return {widen(block_.load(row + offset))};
     }
   }
-  PRIVIMAGE_DEVICE static void write(Scalar* to, const Reals& reals) {
-    Values values;
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) values.at[i] = narrow<Scalar>(reals.at[i]);
-    *reinterpret_cast<Values*>(to) = values;
+  PRIVIMAGE_DEVICE void write(Scalar* to, const Reals& reals) const {
+    block_.store(reinterpret_cast<Values*>(to), narrow_all<Scalar>(reals));
   }
 
   // Adds up what this thread's sums [kSums, kChannels] and those of its warp's other lanes are, in
@@ -175,7 +184,8 @@ class GroupNormSlab {
         last() ? block_.thread() / (plan_.across > 32 ? plan_.across : 32) : lane_ / 32;
 #pragma unroll
     for (int i = 0; i < kSums * kChannels; ++i) {
-      partials(kSums).store((i * parts() + part) * columns_ + column.index,
+      const int c = column.index * kChannels + i % kChannels;
+      partials(kSums).store((i / kChannels * parts() + part) * channels() + place(c),
                             sums[i / kChannels][i % kChannels]);
     }
   }
@@ -187,10 +197,9 @@ class GroupNormSlab {
     for_each_channel([&](int c) {
 #pragma unroll
       for (int sum = 0; sum < kSums; ++sum) {
-        int at = (sum * kChannels + c % kChannels) * parts() * columns_ + c / kChannels;
         Real total = 0;
-        for (int part = 0; part < parts(); ++part, at += columns_) {
-          total += partials(kSums).load(at);
+        for (int part = 0; part < parts(); ++part) {
+          total += partials(kSums).load((sum * parts() + part) * channels() + place(c));
         }
         totals(kSums).store(sum * channels() + c, total);
       }
@@ -211,21 +220,21 @@ class GroupNormSlab {
     return sum;
   }
 
-  // [channels]
-  PRIVIMAGE_DEVICE Shared<Real> table(Table which) const {
-    const int at =
-        static_cast<int>(plan_.tables_at) + which * channels() * static_cast<int>(sizeof(Real));
-    return block_.template shared<Real>(at, channels());
+  // What a table says of a channel of the slab.
+  PRIVIMAGE_DEVICE Real get(Table which, int channel) const {
+    return table(which).load(place(channel));
   }
-  // What a table says of the channels of a thread's vectors, in registers before a loop begins.
+  PRIVIMAGE_DEVICE void set(Table which, int channel, Real value) const {
+    table(which).store(place(channel), value);
+  }
+  // The same of the channels of a thread's vectors, in registers before a loop begins.
   PRIVIMAGE_DEVICE Vector<Real, kChannels> of_channels(Table which, const Column& column) const {
     Vector<Real, kChannels> values = {};
     if (column.index >= columns_) return values;
-    constexpr int kAtOnce = kChannels * sizeof(Real) < 16 ? 1 : 16 / sizeof(Real);
 #pragma unroll
-    for (int i = 0; i < kChannels; ++i) {
-      if (i % kAtOnce != 0) continue;
-      const auto some = table(which).template load_vector<kAtOnce>(column.index * kChannels + i);
+    for (int i = 0; i < kChannels; i += kAtOnce) {
+      const auto some =
+          table(which).template load_vector<kAtOnce>(place(column.index * kChannels + i));
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) values.at[i + j] = some.at[j];
     }
@@ -233,12 +242,26 @@ class GroupNormSlab {
   }
 
  private:
+  static constexpr int kAtOnce = kChannels % 4 == 0 && sizeof(Real) == 4 ? 4 : 1;
+  // Where a channel is in a table or among partials: what the lanes of a warp load together of
+  // their columns lies side by side, in banks of its own.
+  PRIVIMAGE_DEVICE int place(int channel) const {
+    const int column = channel / kChannels, of_column = channel % kChannels;
+    return (of_column / kAtOnce * columns_ + column) * kAtOnce + of_column % kAtOnce;
+  }
+  PRIVIMAGE_DEVICE Shared<Real> table(Table which) const {
+    const int at =
+        static_cast<int>(plan_.tables_at) + which * channels() * static_cast<int>(sizeof(Real));
+    return block_.template shared<Real>(at, channels());
+  }
   PRIVIMAGE_DEVICE static int least(int a, int b) { return a < b ? a : b; }
   PRIVIMAGE_DEVICE bool last() const { return kValues > 1 ? kLast : shape_.channels_last; }
-  PRIVIMAGE_DEVICE int parts() const { return parts_of_a_column(plan_.across, last()); }
+  PRIVIMAGE_DEVICE int parts() const {
+    return parts_of_a_column(plan_.threads, plan_.across, last());
+  }
   PRIVIMAGE_DEVICE Shared<Real> partials(int sums) const {
     return block_.template shared<Real>(static_cast<int>(plan_.partials_at),
-                                        sums * kChannels * parts() * columns_);
+                                        sums * parts() * channels());
   }
   PRIVIMAGE_DEVICE Shared<Scalar> kept(int array) const {
     const int bytes = static_cast<int>(plan_.array_bytes);
