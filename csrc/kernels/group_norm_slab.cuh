@@ -9,52 +9,15 @@
 // What a pass needs of its channels is in tables, made once a block by a thread a channel.
 #pragma once
 
-#include <cstring>
-
 #include "kernels/block.h"
 #include "kernels/group_norm_plan.h"
+#include "kernels/vector.h"
 
 namespace privimage::cuda {
 
 // Of a channel: scale x + offset is the normalised value, weight and bias included; the group's
 // mean and 1 / deviation; tilt x + shift is what backwards all gradients of the group lose.
 enum Table { kScale, kOffset, kCentre, kRstd, kTilt, kShift };
-
-// The values of a vector, wide and back. bfloat16s come in pairs: two instructions widen one, and
-// one rounds it.
-template <typename Scalar, int kCount>
-PRIVIMAGE_DEVICE Vector<Wide<Scalar>, kCount> widen_all(const Vector<Scalar, kCount>& values) {
-  Vector<Wide<Scalar>, kCount> wide;
-  if constexpr (sizeof(Scalar) == 2 && kCount % 2 == 0) {
-    uint32_t pairs[kCount / 2];
-    memcpy(pairs, &values, sizeof pairs);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const uint32_t bits = i % 2 == 0 ? pairs[i / 2] << 16 : pairs[i / 2] & 0xffff0000u;
-      memcpy(&wide.at[i], &bits, sizeof bits);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) wide.at[i] = widen(values.at[i]);
-  }
-  return wide;
-}
-template <typename Scalar, int kCount>
-PRIVIMAGE_DEVICE Vector<Scalar, kCount> narrow_all(const Vector<Wide<Scalar>, kCount>& wide) {
-  Vector<Scalar, kCount> values;
-  if constexpr (sizeof(Scalar) == 2 && kCount % 2 == 0) {
-    uint32_t pairs[kCount / 2];
-#pragma unroll
-    for (int i = 0; i < kCount; i += 2) {
-      pairs[i / 2] = to_bfloat16_pair(wide.at[i], wide.at[i + 1]);
-    }
-    memcpy(&values, pairs, sizeof values);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) values.at[i] = narrow<Scalar>(wide.at[i]);
-  }
-  return values;
-}
 
 // kValues of 1: one at a time, in whichever layout the shape says; kLast is not looked at.
 template <typename Scalar, int kValues, bool kLast>

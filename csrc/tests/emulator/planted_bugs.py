@@ -436,7 +436,13 @@ BUGS = [
         "return channel; (of_column / kAtOnce",
     ),
     slab("pixels left out", "position += lanes_)", "position += 2 * lanes_)"),
-    slab("halves of a pair swapped", "i % 2 == 0 ? pairs", "i % 2 != 0 ? pairs"),
+    Bug(
+        "halves of a pair swapped",
+        "group_norm_silu",
+        "i % 2 == 0 ? pairs",
+        "i % 2 != 0 ? pairs",
+        "kernels/vector.h",
+    ),
     norm("channels of a vector mixed", "sums[1][c] = std::fma(s", "sums[1][0] = std::fma(s"),
     norm(
         "variance about 0",
