@@ -1,5 +1,6 @@
 // The CUDA kernels of kept gradients' norms and scaled sum, emulated, against the definition.
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -95,7 +96,7 @@ template <typename Scalar>
 void everywhere() {
   uint64_t seed = 0;
   for (int64_t examples : {0, 1, 5, 8, 17}) {
-    for (int64_t parameters : {0, 1, 30, 256, 257, 2049}) {
+    for (int64_t parameters : {0, 1, 30, 256, 257, 1024, 2049}) {
       norms_and_sums_are_exact<Scalar>(examples, parameters, ++seed);
     }
   }
@@ -114,7 +115,7 @@ void ranges_of_columns_are_added() {
     const int64_t begin = cuda::kPiece + 50 + 9 * i;
     columns.push_back({begin, begin + i % 7});
   }
-  CHECK(int64_t(columns.size()) > cuda::kMostColumns);
+  CHECK(int64_t(columns.size()) > cuda::kMostRanges);
   const std::vector<double> squares = norms_of(kept, columns, 6);
   for (int64_t example = 0; example < kExamples; ++example) {
     double sum = 0.0;
@@ -127,6 +128,28 @@ void ranges_of_columns_are_added() {
     CHECK(squares[example] == sum);
   }
   CHECK(norms_of(kept, {}, 7) == std::vector<double>(kExamples));
+}
+
+// Bits moved instead of converted: subnormal values, and scales as large as a clipping norm of
+// 1e-30 makes them.
+void coordinates_are_those_of_the_grid() {
+  const auto check = [](float value, double scale) {
+    if (!std::isfinite(value) || std::abs(double(value) * scale) >= 0x1p31) return;
+    CHECK(cuda::coordinate(value, scale) == grid_coordinate(value, scale));
+  };
+  Random random{3};
+  for (double scale : {0.0, 1.0, -2.5, 0x1.fffffffffffffp29, 0x1p30 / 3, 0x1p100 / 7, 0x1p130}) {
+    for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+      const Bfloat16 value{static_cast<uint16_t>(bits)};
+      check(to_float(value), scale);
+      const uint32_t all = bits << 16 | random.next() % 0x10000;
+      float full;
+      std::memcpy(&full, &all, sizeof full);
+      check(full, scale);
+    }
+  }
+  CHECK(cuda::coordinate(std::numeric_limits<float>::infinity(), 0.0) == 0);
+  CHECK(cuda::coordinate(std::nanf(""), 0.0) == 0 && cuda::coordinate(std::nan(""), 0.0) == 0);
 }
 
 // More pieces than a block has threads: as of four million parameters.
@@ -149,5 +172,6 @@ int main() {
   privimage::everywhere<float>();
   privimage::everywhere<double>();
   privimage::ranges_of_columns_are_added();
+  privimage::coordinates_are_those_of_the_grid();
   privimage::many_pieces_are_added();
 }
