@@ -10,9 +10,9 @@ where they are installed, in the micro-batch that suits them; ours in the ordina
 it is timed a method's clipped sum is held against ours. `privimage` is the step that `privimage
 train` takes, recorded once as a graph of operators, "call by call" that of a `PrivateEngine`.
 
---device cuda: sixteen times the micro-batch, activations in bfloat16 for everybody; the ordinary
-step also compiled and captured, the peak of memory on the GPU, and a second ratio to PyTorch's
-eager step. --examples sweeps over micro-batches.
+--device cuda: the micro-batch of `privimage train` there (for wide networks a part of it),
+activations in bfloat16 for everybody; the ordinary step also compiled and captured, the peak of
+memory on the GPU, and a second ratio to PyTorch's eager step. --examples sweeps over micro-batches.
 
 --quick leaves out what takes longest and is never ahead: compiling a peer, and all modes of Opacus
 but its hooks. Rows of an existing FILE stay, unless the same was measured again. --peak measures

@@ -100,7 +100,7 @@ STEP="$ROOT/benchmarks/dp_step.py --device $DEVICE --rounds ${ROUNDS:-20} --json
     --rounds 5
 ! wants draws || part draws 300 "$PYTHON" $STEP cifar10 --draws 4,32 --among privimage,captured
 ! wants wide || part wide 300 "$PYTHON" $STEP wide,wider --draws 8 --among privimage,captured
-! wants batches || part batches 300 "$PYTHON" $STEP cifar10 --draws 8 --examples 16,256 \
+! wants batches || part batches 300 "$PYTHON" $STEP cifar10 --draws 8 --examples 64,264 \
     --among privimage,captured
 ! wants compiled || part compiled 200 "$PYTHON" $STEP cifar10 --draws 8 --among torch
 ! wants rows || part rows 200 "$PYTHON" $STEP cifar10 --draws 1 --among bfloat16,captured

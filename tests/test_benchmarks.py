@@ -11,6 +11,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import dp_step
 import records
+from step import models
 from step.methods import CAPTURED, ORDINARY, OURS, Method, methods
 from step.models import MODELS, Setting, settings
 from step.steps import LEARNING_RATE, Step, captured, ordinary
@@ -93,10 +94,11 @@ def test_the_captured_ordinary_step_does_what_the_ordinary_one_does(monkeypatch)
     assert (one - before).abs().mean() >= 0.5 * LEARNING_RATE
 
 
-def test_settings_follow_model_draws_device_and_sweep():
+def test_settings_follow_model_draws_device_and_sweep(monkeypatch):
     assert {"cifar10", "wide", "wider"} <= set(MODELS)
     assert [s.examples for s in settings(["cifar10"], [1, 8, 32])] == [16, 4, 2]
-    assert [s.examples for s in settings(["cifar10"], [32], "cuda")] == [32]
+    monkeypatch.setattr(models, "most_examples", lambda device, draws: {"cuda": 132}[device.type])
+    assert [s.examples for s in settings(["cifar10", "wider"], [8], "cuda")] == [132, 33]
     swept = settings(["digits"], [1, 4], sweep=[8, 64])
     assert [(s.draws, s.examples) for s in swept] == [(1, 8), (1, 64), (4, 8), (4, 64)]
     with pytest.raises(SystemExit, match="no model 'other'; there are cifar10, "):
