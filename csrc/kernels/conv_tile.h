@@ -112,18 +112,19 @@ PRIVIMAGE_HOST_DEVICE int64_t conv_slots(const ConvGeometry& shape) {
 
 // The kernel counts pixels and channels of an image, and bands of an example, in 32 bits.
 template <typename Tile>
-bool conv_counts_fit(const ConvGeometry& shape) {
+bool conv_counts_fit(const ConvWeightGrad<typename Tile::Scalar>& layer) {
   constexpr int64_t kMost = int64_t{1} << 30;
+  const ConvGeometry& shape = layer.geometry;
   for (const ConvAxis& axis : {shape.height, shape.width}) {
     if (axis.inputs >= kMost || axis.outputs >= kMost || axis.padding >= kMost) return false;
     if (axis.stride >= kMost / std::max<int64_t>(axis.outputs, 1)) return false;
   }
-  if (shape.inputs >= kMost || shape.outputs >= kMost || shape.draws >= kMost) return false;
+  if (layer.x.pitch >= kMost || layer.grad.pitch >= kMost || shape.draws >= kMost) return false;
   const int64_t in_pixels = shape.height.inputs * shape.width.inputs;
   const int64_t out_pixels = shape.height.outputs * shape.width.outputs;
   if (in_pixels >= kMost || out_pixels >= kMost) return false;
   const ConvBand band = conv_band<Tile>(shape);
-  return in_pixels * shape.inputs < kMost && out_pixels * shape.outputs < kMost &&
+  return in_pixels * layer.x.pitch < kMost && out_pixels * layer.grad.pitch < kMost &&
          int64_t{band.rows} * band.columns * shape.draws < kMost;
 }
 
@@ -143,7 +144,7 @@ bool add_layer(const ConvWeightGrad<typename Tile::Scalar>& layer,
   const LaunchShape alone = conv_launch<Tile>(layer.geometry, layer.bias.channels);
   const LaunchShape grown{alone.blocks_x, shape.blocks_y + alone.blocks_y, alone.threads,
                           std::max(shape.shared_bytes, alone.shared_bytes)};
-  const bool fits = conv_counts_fit<Tile>(layer.geometry) && grown.possible();
+  const bool fits = conv_counts_fit<Tile>(layer) && grown.possible();
   if (!fits || together.count == Tile::kMostLayers) return false;
   together.first_block[together.count] = shape.blocks_y;
   together.layers[together.count++] = layer;

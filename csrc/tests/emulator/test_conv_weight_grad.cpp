@@ -120,6 +120,25 @@ std::vector<double> define_bias(const Layer<Scalar>& layer, bool magnitudes = fa
   return sums;
 }
 
+// Images as the kernel takes them: NaN lies behind a pixel's channels, at times a whole vector.
+template <typename Scalar>
+class LaidOut {
+ public:
+  LaidOut(const std::vector<Scalar>& values, int64_t channels, uint64_t seed)
+      : pitch_(kVector * (cuda::blocks_for(channels, kVector) + int64_t(seed % 2))),
+        memory_(channels == 0 ? 0 : int64_t(values.size()) / channels * pitch_) {
+    for (int64_t i = 0; i < int64_t(values.size()); ++i) {
+      memory_.data()[i / channels * pitch_ + i % channels] = values[i];
+    }
+  }
+  Pixels<Scalar> pixels() { return {memory_.data(), pitch_}; }
+
+ private:
+  static constexpr int64_t kVector = 16 / sizeof(Scalar);
+  const int64_t pitch_;
+  Guarded<Scalar> memory_;
+};
+
 constexpr double kClip = 5.0;
 constexpr int64_t kBeside = 3;  // floats between the parts, that nobody may touch
 
@@ -181,7 +200,8 @@ template <typename Tile, typename Scalar = typename Tile::Scalar>
 Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
                const std::vector<double>& measured = {}) {
   const ConvGeometry& shape = layer.shape;
-  Guarded<Scalar> x(layer.x), grad(layer.grad);
+  LaidOut<Scalar> x(layer.x, shape.inputs, seed), grad(layer.grad, shape.outputs, seed / 2);
+  const Pixels<Scalar> grads = grad.pixels();
   std::vector<double> factors;
   for (double squares : measured) factors.push_back(grid_scale(squares, {kClip}));
   Guarded<double> scales(factors);
@@ -192,14 +212,14 @@ Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
   Guarded<int64_t> sum(std::vector<int64_t>(asked.sum ? layer.weights() : 0, 7));
   Guarded<int64_t> bias_sum(std::vector<int64_t>(asked.sum ? channels : 0, 7));
   const SquareSlots all{asked.squares ? squares.data() : nullptr, slots, 0};
-  const BiasGrad<Scalar> of_bias{grad.data(),          {},
+  const BiasGrad<Scalar> of_bias{grads.data,           {0, 0, 0, grads.pitch},
                                  shape.draws,          channels,
                                  shape.height.outputs, shape.width.outputs,
                                  bias.job(),           all.behind(cuda::conv_slots<Tile>(shape)),
                                  scales.data(),        asked.sum ? bias_sum.data() : nullptr};
   ConvWeightGrads<Scalar> jobs{};
   LaunchShape whole{};
-  CHECK(cuda::add_layer<Tile>({shape, x.data(), grad.data(), parts.job(), all, scales.data(),
+  CHECK(cuda::add_layer<Tile>({shape, x.pixels(), grads, parts.job(), all, scales.data(),
                                asked.sum ? sum.data() : nullptr, of_bias},
                               jobs, whole));
   Result result;
@@ -303,8 +323,11 @@ void whole_numbers_are_exact() {
            Shape{2, 2, 5, 3, 8, 16},    // smaller than a warp's tile
            Shape{2, 3, 11, 1, 8, 8},    // halo wider than the image
            Shape{1, 1, 1, 40, 16, 8},   // two bands side by side, the second narrow
-           Shape{1, 4, 9, 13, 3, 32},   // channels that copies of 16 bytes can't bring
-           Shape{2, 1, 14, 14, 32, 3},  // likewise for the gradient
+           Shape{1, 4, 9, 13, 3, 32},   // pieces of a tile that no pixel has
+           Shape{2, 1, 14, 14, 32, 3},  // likewise of the gradient
+           Shape{1, 2, 5, 9, 1, 12},    // a piece that is not full, and two
+           Shape{2, 1, 6, 5, 9, 2},
+           Shape{1, 3, 4, 4, 17, 5},  // three, of which a power of two is brought
            Shape{1, 1, 28, 28, 27, 20},
            Shape{1, 2, 9, 9, 8, 8, 1, 0},  // no padding
            Shape{1, 1, 6, 7, 8, 8, 1, 3},  // more than the taps reach
@@ -331,6 +354,7 @@ template <typename Math>
 void whole_numbers_are_exact_in_float32() {
   is_exact<Narrow<Math>>({1, 2, 7, 7, 32, 24});
   is_exact<Narrow<Math>>({1, 1, 9, 13, 3, 5});
+  is_exact<Narrow<Math>>({1, 2, 4, 5, 12, 2});
   is_exact<Wide<Math>>({1, 1, 5, 6, 72, 40});
   is_exact<Strided<Math>>({1, 1, 11, 18, 8, 12, 2});
   is_exact<Single<Math>>({2, 2, 5, 9, 20, 64});
@@ -443,7 +467,7 @@ void layers_of_one_launch_are_those_alone() {
     slots += cuda::conv_launch<Tile>(layers.back().shape, channels).blocks_y;
   }
   Guarded<double> squares(3 * slots);
-  std::vector<std::unique_ptr<Guarded<Scalar>>> inputs;
+  std::vector<std::unique_ptr<LaidOut<Scalar>>> inputs;
   std::vector<std::unique_ptr<Guarded<float>>> rows;
   ConvWeightGrads<Scalar> jobs{};
   LaunchShape whole{};
@@ -451,13 +475,15 @@ void layers_of_one_launch_are_those_alone() {
   for (const Layer<Scalar>& layer : layers) {
     const ConvGeometry& shape = layer.shape;
     const int64_t channels = layer.with_bias ? shape.outputs : 0, before = whole.blocks_y;
-    inputs.push_back(std::make_unique<Guarded<Scalar>>(layer.x));
-    inputs.push_back(std::make_unique<Guarded<Scalar>>(layer.grad));
+    inputs.push_back(std::make_unique<LaidOut<Scalar>>(layer.x, shape.inputs, inputs.size()));
+    const Pixels<Scalar> x = inputs.back()->pixels();
+    inputs.push_back(
+        std::make_unique<LaidOut<Scalar>>(layer.grad, shape.outputs, inputs.size() / 2));
+    const Pixels<Scalar> grad = inputs.back()->pixels();
     rows.push_back(std::make_unique<Guarded<float>>(3 * (layer.weights() + kBeside)));
     rows.push_back(std::make_unique<Guarded<float>>(3 * (channels + kBeside)));
-    const Scalar *const x = inputs[inputs.size() - 2]->data(), *const grad = inputs.back()->data();
-    const BiasGrad<Scalar> of_bias{grad,
-                                   {},
+    const BiasGrad<Scalar> of_bias{grad.data,
+                                   {0, 0, 0, grad.pitch},
                                    shape.draws,
                                    channels,
                                    shape.height.outputs,
