@@ -50,7 +50,7 @@ class ConvWeightGradBlock {
         job_(job),
         tile_(tile),
         shape_(job.geometry),
-        band_(conv_band<Tile>(job.geometry)),
+        band_(conv_band<Tile>(job.geometry, job.band_pixels)),
         inputs_(static_cast<int>(job.geometry.inputs)),
         outputs_(static_cast<int>(job.geometry.outputs)),
         first_out_(static_cast<int>(tile) / in_tiles() * Tile::kOut),

@@ -30,7 +30,8 @@ struct ConvWeightGrad {
   const double* scales;  // [examples], see grid_scale; read where there is a sum
   int64_t* sum;          // [outputs, inputs, side, side] in grid steps, added to; or null
   BiasGrad<Scalar>
-      bias;  // of the same grad, its slots behind those of the tiles; no channels for none
+      bias;         // of the same grad, its slots behind those of the tiles; no channels for none
+  int band_pixels;  // of the output that a stage in shared memory has room for
 };
 
 namespace cuda {

@@ -85,16 +85,21 @@ std::optional<ConvWeightGrad<typename Math::Scalar>> tiled(
   const int64_t grad_pitch =
       pixel_pitch(job.grad, job.grad_strides, rows, shape.outputs, height.outputs, width.outputs);
   if (x_pitch == 0 || grad_pitch == 0) return {};
-  const ConvGeometry seen = with_one_row(shape);
-  ConvWeightGrad<typename Math::Scalar> found{
-      seen,        {job.x, x_pitch}, {job.grad, grad_pitch}, all.weight,
-      all.squares, all.scales,       all.weight_sum,         {}};
-  const bool possible = choose_tile<Math>(seen, [&](auto tile) {
+  ConvWeightGrad<typename Math::Scalar> found{};
+  found.geometry = with_one_row(shape);
+  found.x = {job.x, x_pitch};
+  found.grad = {job.grad, grad_pitch};
+  found.rows = all.weight;
+  found.squares = all.squares;
+  found.scales = all.scales;
+  found.sum = all.weight_sum;
+  const bool possible = choose_tile<Math>(found.geometry, [&](auto tile) {
     using Tile = decltype(tile);
+    found.band_pixels = band_pixels<Tile>(found.geometry, most_shared_bytes);
     if (!conv_counts_fit<Tile>(found)) return false;
-    found.bias = bias_of(all, conv_slots<Tile>(seen));
+    found.bias = bias_of(all, conv_slots<Tile>(found.geometry));
     found.bias.strides.width = grad_pitch;
-    return conv_launch<Tile>(seen, found.bias.channels).possible(most_shared_bytes);
+    return conv_launch<Tile>(found).possible(most_shared_bytes);
   });
   if (!possible) return {};
   return found;

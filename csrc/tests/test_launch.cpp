@@ -251,11 +251,15 @@ void bands_fit_into_shared_memory() {
         2, 2, 1, 1 + int64_t(random() % 300), 1 + int64_t(random() % 300), draw(), draw()};
     cuda::choose_tile<Math>(shape, [&](auto tile) {
       using Tile = decltype(tile);
-      const cuda::ConvBand band = cuda::conv_band<Tile>(shape);
-      CHECK(cuda::conv_launch<Tile>(shape, shape.outputs).possible());
+      const int64_t most = (trial % 2 == 0 ? 99 : 72) * int64_t{1024};
+      CHECK(cuda::band_pixels<Tile>(shape, cuda::kMostSharedBytes) == Tile::kMostPixels);
+      const int pixels =
+          trial % 5 == 0 ? int{Tile::kMostPixels} : cuda::band_pixels<Tile>(shape, most);
+      const cuda::ConvBand band = cuda::conv_band<Tile>(shape, pixels);
+      CHECK(band.shared_bytes <= (trial % 5 == 0 ? cuda::kMostSharedBytes : most));
       CHECK(band.pixels <= cuda::kMostBandPixels && band.pixels % 16 == 0);
       CHECK(band.x_width * band.x_height <= cuda::kMostBandInputs);
-      CHECK(band.width * band.height <= Tile::kMostPixels);
+      CHECK(band.width * band.height <= pixels && pixels <= Tile::kMostPixels);
       CHECK(band.x_width <= 256 && band.x_height <= 256);  // places have 8 bits each
       CHECK(band.columns * band.width >= shape.width.outputs);
       CHECK(band.rows * band.height >= shape.height.outputs);
@@ -267,29 +271,34 @@ void bands_fit_into_shared_memory() {
   static_assert(cuda::kStagesAt % 16 == 0 && cuda::kSumsAt % 8 == 0);
 }
 
-// On every kind of GPU a layer has tiles that fit, or goes to the plain kernel, which always does.
-void smaller_gpus_get_what_fits() {
-  const auto takes = [](auto math, int64_t channels, int64_t side, int64_t most) {
+// On every kind of GPU a layer has tiles that fit.
+void smaller_gpus_get_smaller_bands() {
+  const auto fits = [](auto math, const ConvGeometry& shape, int64_t most) {
     using Math = decltype(math);
-    const ConvGeometry shape{4, 8, 1, channels, channels, axis(side, 3, 1, 1), axis(side, 3, 1, 1)};
-    const auto job = layer<typename Math::Scalar>(shape);
-    const auto tiles = cuda::tiled<Math>(job, most);
-    if (!tiles) return false;
-    cuda::choose_tile<Math>(shape, [&](auto tile) {
-      CHECK(cuda::conv_launch<decltype(tile)>(tiles->geometry, channels).shared_bytes <= most);
+    const auto tiles = cuda::tiled<Math>(layer<typename Math::Scalar>(shape), most);
+    CHECK(tiles);
+    cuda::choose_tile<Math>(tiles->geometry, [&](auto tile) {
+      CHECK(cuda::conv_launch<decltype(tile)>(*tiles).shared_bytes <= most);
       return 0;
     });
-    return true;
+    return tiles->band_pixels;
   };
   CHECK((cuda::weight_launch(kUsual)).possible(48 * 1024));
   CHECK((cuda::bias_launch<double>(4, 64)).possible(48 * 1024));
-  for (int64_t kilobytes : {48, 99, 163, 227}) {
+  for (int64_t kilobytes : {72, 99, 163, 227}) {
     const int64_t most = std::min(kilobytes * 1024, cuda::kMostSharedBytes);
-    for (int64_t channels : {8, 32, 64, 256}) {
+    for (int64_t channels : {3, 8, 32, 64, 256}) {
       for (int64_t side : {1, 4, 8, 16, 28, 32, 64}) {
-        const bool half = takes(Bf16Math{}, channels, side, most);
-        const bool wide = takes(Fp32Math{}, channels, side, most);
-        CHECK((half && wide) || kilobytes < 163);
+        for (int64_t taps : {1, 3}) {
+          const ConvAxis one = axis(side, taps, 1, taps / 2), two = axis(side, taps, 2, taps / 2);
+          for (const ConvAxis& along : {one, two}) {
+            const ConvGeometry shape{4, 8, 1, channels, channels, along, along};
+            const int half = fits(Bf16Math{}, shape, most), wide = fits(Fp32Math{}, shape, most);
+            CHECK(fits(Tf32Math{}, shape, most) == wide);
+            CHECK(kilobytes < 99 || (half >= 32 && wide >= 16));
+          }
+        }
+        if (channels % 4 != 0) continue;
         for (int arrays : {1, 2}) {
           const GroupNormShape shape{4, 8, channels, side * side, channels / 4, true, true};
           const GroupNormPlan plan = cuda::plan_group_norm<Bfloat16>(shape, arrays, true, most);
@@ -298,9 +307,11 @@ void smaller_gpus_get_what_fits() {
       }
     }
   }
-  const int64_t less = 99 * 1024;
-  CHECK(takes(Bf16Math{}, 32, 32, less) && takes(Bf16Math{}, 64, 8, less));
-  CHECK(!takes(Bf16Math{}, 64, 32, less) && !takes(Fp32Math{}, 64, 32, less));
+  // The paper's largest layer: bands of 16 x 4 pixels instead of 32 x 4.
+  ConvGeometry shape = kUsual;
+  shape.inputs = 64, shape.height = shape.width = axis(32, 3, 1, 1);
+  CHECK(fits(Bf16Math{}, shape, 99 * 1024) == 64 && fits(Bf16Math{}, shape, 163 * 1024) == 128);
+  CHECK(fits(Fp32Math{}, shape, 99 * 1024) == 64);
 }
 
 // The squares of a bias lie behind those of its weight, in either kernel.
@@ -344,7 +355,8 @@ void empty_layers_start_nothing_or_write_zeros() {
   shape.examples = 0;
   CHECK(cuda::weight_launch(shape).empty() &&
         cuda::bias_launch<float>(shape.examples, shape.outputs).empty());
-  CHECK((cuda::conv_launch<cuda::ConvTile<Bf16Math, 3, 1, 64, 64>>(shape, 64).empty()));
+  const auto none = cuda::tiled<Bf16Math>(layer<Bfloat16>(shape));
+  CHECK(none && (cuda::conv_launch<cuda::ConvTile<Bf16Math, 3, 1, 64, 64>>(*none).empty()));
   shape = kUsual;
   shape.outputs = 0;
   CHECK(cuda::weight_launch(shape).empty() &&
@@ -365,7 +377,7 @@ int main() {
   bands_fit_into_shared_memory<Bf16Math>();
   bands_fit_into_shared_memory<Tf32Math>();
   bands_fit_into_shared_memory<Fp32Math>();
-  smaller_gpus_get_what_fits();
+  smaller_gpus_get_smaller_bands();
   a_bias_has_slots_of_its_own();
   layers_share_a_launch_while_they_fit();
   empty_layers_start_nothing_or_write_zeros();

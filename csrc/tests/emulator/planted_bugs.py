@@ -257,6 +257,12 @@ BUGS = [
         "band.pitch = band.width + 8",
         "band.pitch = band.x_width",
     ),
+    conv(
+        "bands as large as everywhere",
+        "conv_band<Tile>(job.geometry, job.band_pixels)",
+        "conv_band<Tile>(job.geometry, Tile::kMostPixels)",
+    ),
+    tile("bands that do not fit", "pixels /= 2;", "break;"),
     tile(
         "a band of a row too few",
         "band.rows = empty ? 0 : static_cast<int>((shape.height.outputs + band.height - 1)",

@@ -43,6 +43,7 @@ struct Layer {
   std::vector<Scalar> x;     // [examples, draws, height, width, inputs]
   std::vector<Scalar> grad;  // [examples, draws, height', width', outputs]
   bool with_bias = true;
+  int64_t most_shared_bytes = cuda::kMostSharedBytes;  // of a block
 
   int64_t weights() const {
     return shape.outputs * shape.inputs * shape.height.taps * shape.width.taps;
@@ -196,6 +197,12 @@ Counters launch(const ConvWeightGrads<typename Tile::Scalar>& jobs, const Launch
 }
 
 // What `scales` holds for an example comes from the squares that an earlier run measured.
+template <typename Tile, typename Scalar>
+int64_t slots_of(const Layer<Scalar>& layer) {
+  const int64_t channels = layer.with_bias ? layer.shape.outputs : 0;
+  return cuda::conv_slots<Tile>(layer.shape) + cuda::bias_blocks(channels);
+}
+
 template <typename Tile, typename Scalar = typename Tile::Scalar>
 Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
                const std::vector<double>& measured = {}) {
@@ -206,7 +213,8 @@ Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
   for (double squares : measured) factors.push_back(grid_scale(squares, {kClip}));
   Guarded<double> scales(factors);
   const int64_t channels = layer.with_bias ? shape.outputs : 0;
-  const int64_t slots = cuda::conv_launch<Tile>(shape, channels).blocks_y;
+  const int64_t slots = slots_of<Tile>(layer);
+  const int pixels = cuda::band_pixels<Tile>(shape, layer.most_shared_bytes);
   Rows parts(shape.examples, layer.weights(), asked), bias(shape.examples, channels, asked);
   Guarded<double> squares(asked.squares ? shape.examples * slots : 0);
   Guarded<int64_t> sum(std::vector<int64_t>(asked.sum ? layer.weights() : 0, 7));
@@ -220,8 +228,9 @@ Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
   ConvWeightGrads<Scalar> jobs{};
   LaunchShape whole{};
   CHECK(cuda::add_layer<Tile>({shape, x.pixels(), grads, parts.job(), all, scales.data(),
-                               asked.sum ? sum.data() : nullptr, of_bias},
+                               asked.sum ? sum.data() : nullptr, of_bias, pixels},
                               jobs, whole));
+  CHECK(whole.blocks_y == slots && whole.possible(layer.most_shared_bytes));
   Result result;
   result.counters = launch<Tile>(jobs, whole, seed);
   result.parts = parts.values();
@@ -274,6 +283,7 @@ std::vector<int64_t> scaled(const std::vector<float>& rows, int64_t count,
 template <typename Tile, typename Scalar = typename Tile::Scalar>
 void matches(Layer<Scalar> layer, double tolerance, uint64_t seed) {
   layer.with_bias = seed % 4 != 0;
+  if (seed % 3 != 0) layer.most_shared_bytes = (seed % 2 == 0 ? 99 : 72) * 1024;
   const bool accumulate = seed % 3 == 0;
   const int64_t weights = layer.weights(), channels = layer.with_bias ? layer.shape.outputs : 0;
   const Result stored = emulate<Tile>(layer, {true, true, false, accumulate}, seed);
@@ -463,8 +473,7 @@ void layers_of_one_launch_are_those_alone() {
   for (const Shape& shape : shapes) {
     layers.push_back(draw_fractions<Scalar>(geometry_of(1, shape), {++seed}));
     layers.back().with_bias = layers.size() != 2;
-    const int64_t channels = layers.back().with_bias ? shape.outputs : 0;
-    slots += cuda::conv_launch<Tile>(layers.back().shape, channels).blocks_y;
+    slots += slots_of<Tile>(layers.back());
   }
   Guarded<double> squares(3 * slots);
   std::vector<std::unique_ptr<LaidOut<Scalar>>> inputs;
@@ -494,8 +503,9 @@ void layers_of_one_launch_are_those_alone() {
                                    nullptr};
     const GradRows<float> of_weight{rows[rows.size() - 2]->data(), nullptr,
                                     layer.weights() + kBeside, false};
-    CHECK(cuda::add_layer<Tile>({shape, x, grad, of_weight, mine, nullptr, nullptr, of_bias}, jobs,
-                                whole));
+    CHECK(cuda::add_layer<Tile>(
+        {shape, x, grad, of_weight, mine, nullptr, nullptr, of_bias, Tile::kMostPixels}, jobs,
+        whole));
     mine = mine.behind(whole.blocks_y - before);
   }
   CHECK(mine.first == slots && whole.blocks_y == slots);
@@ -512,8 +522,7 @@ void layers_of_one_launch_are_those_alone() {
     };
     same(*rows[2 * i], alone.parts);
     same(*rows[2 * i + 1], alone.bias);
-    const int64_t channels = layers[i].with_bias ? layers[i].shape.outputs : 0;
-    const int64_t own = cuda::conv_launch<Tile>(layers[i].shape, channels).blocks_y;
+    const int64_t own = slots_of<Tile>(layers[i]);
     for (int64_t example = 0; example < 3; ++example) {
       double total = 0.0;
       for (int64_t slot = 0; slot < own; ++slot) total += squares[example * slots + first + slot];
@@ -524,9 +533,11 @@ void layers_of_one_launch_are_those_alone() {
 }
 
 template <typename Tile>
-double wavefronts(int64_t height, int64_t width, int64_t stride = 1) {
-  const auto layer = draw_whole_numbers<Bfloat16>(
+double wavefronts(int64_t height, int64_t width, int64_t stride = 1,
+                  int64_t most_shared_bytes = cuda::kMostSharedBytes) {
+  auto layer = draw_whole_numbers<Bfloat16>(
       geometry_of(Tile::kSide, {1, 1, height, width, 32, 32, stride}), {1});
+  layer.most_shared_bytes = most_shared_bytes;
   const Counters counters = emulate<Tile>(layer, {false, true, false, false}, 1).counters;
   return double(counters.wavefronts) / double(counters.matrices);
 }
@@ -536,6 +547,9 @@ void fragments_are_read_without_bank_conflicts() {
   CHECK(wavefronts<Wide<Bf16Math>>(8, 16) == 1.0);
   CHECK(wavefronts<Strided<Bf16Math>>(16, 32, 2) == 1.0);
   CHECK(wavefronts<Single<Bf16Math>>(7, 28) == 1.0);
+  for (int64_t width : {32, 28, 14, 8}) {  // where a block has less
+    CHECK(wavefronts<Wide<Bf16Math>>(8, width, 1, 99 * 1024) == 1.0);
+  }
   // 49 pixels are no multiple of 16: those that fill up all look at the first.
   CHECK(wavefronts<Narrow<Bf16Math>>(7, 7) <= 1.1);
 }
