@@ -15,6 +15,9 @@ from torch import nn
 Function = Callable[..., torch.Tensor]
 """Of tensors alone."""
 
+_WORTH_COMPILING = 2000
+"""Calls: each is some hundreds of launches, tens of milliseconds that a replay does without."""
+
 
 def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
     """Inside, layers compute in bfloat16 on a GPU."""
@@ -50,10 +53,10 @@ def in_turns(function: Function, device: torch.device) -> Function:
     return alone
 
 
-def inference(network: nn.Module) -> Function:
+def inference(network: nn.Module, calls: int) -> Function:
     """The forward pass of `network`, of images and what else it takes, without gradients.
 
-    For many images: on a GPU the first call of a shape takes a minute to compile.
+    Accelerated where there are so many calls that it is worth the first one's minute.
     """
     device = next(network.parameters()).device
 
@@ -62,7 +65,7 @@ def inference(network: nn.Module) -> Function:
             output: torch.Tensor = network(memory_format(images), *others)
             return output
 
-    return accelerated(forward, device)
+    return accelerated(forward, device) if calls >= _WORTH_COMPILING else torch.no_grad()(forward)
 
 
 class _Replayed:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from privimage import acceleration
 from privimage.acceleration import accelerated, in_turns, inference, mixed_precision
 from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.denoiser import Denoiser
@@ -45,9 +46,20 @@ def test_on_a_cpu_nothing_is_exchanged():
     function = torch.sin
     assert accelerated(function, torch.device("cpu")) is function
     with torch.no_grad():
-        assert torch.equal(inference(network)(*batch()), network(*batch()))
+        assert torch.equal(inference(network, 10**4)(*batch()), network(*batch()))
     with mixed_precision(torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_few_calls_are_not_compiled(monkeypatch):
+    network, asked = UNet(SHAPE).eval(), []
+    monkeypatch.setattr(acceleration, "accelerated", lambda *given: asked.append(given))
+    few = inference(network, 100)
+    assert torch.equal(few(*batch()), network(*batch()))
+    assert not few(*batch()).requires_grad
+    assert not asked
+    inference(network, 10**4)
+    assert len(asked) == 1
 
 
 def test_threads_that_share_a_gpu_take_turns():
