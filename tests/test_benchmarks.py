@@ -40,6 +40,14 @@ def test_every_method_that_runs_has_a_row_of_paired_ratios(capsys):
     assert rows[rows[OURS]["reference"]]["ratio"] == 1.0
 
 
+def test_what_there_is_no_time_for_is_left_out(capsys):
+    (setting,) = settings(["digits"], [2], sweep=[2])
+    chosen = {n: m for n, m in methods(setting).items() if n in (*ORDINARY, OURS, "vmap(grad)")}
+    rows = {row["method"]: row["pairs"] for row in measure(setting, chosen, 9, budget=0)}
+    assert rows == dict.fromkeys((*ORDINARY, OURS), 3)
+    assert "digits K=2 vmap(grad): no time left" in capsys.readouterr().out
+
+
 class OnAGpu(Setting):
     """A CPU in a GPU's place."""
 

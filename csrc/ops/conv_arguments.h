@@ -81,7 +81,9 @@ torch::stable::Tensor for_tiles(const torch::stable::Tensor& images, const ConvG
   constexpr int64_t kVector = 16 / sizeof(Scalar);
   const int64_t pitch = cuda::blocks_for(channels, kVector) * kVector;
   using namespace torch::stable;
-  Tensor whole = new_empty(images, {rows, height, width, pitch});
+  // Zeros behind the channels, which the kernel of the bias loads along with them.
+  Tensor whole = pitch == channels ? new_empty(images, {rows, height, width, pitch})
+                                   : new_zeros(images, {rows, height, width, pitch});
   Tensor pixels = transpose(transpose(narrow(whole, 3, 0, channels), 1, 3), 2, 3);
   copy_(pixels, images);
   return pixels;

@@ -136,6 +136,8 @@ class Finetuner:
             filler = self._filler(self._plan.examples * settings.draws)
             recorded = record(self._summed, *filler, self._counted(1))
             self._sum = accelerated(recorded, self._device)
+            if self._device.type != "cpu":  # Compiles here, and not in the first step.
+                self._sum(*filler, self._counted(1))
 
     def step(self) -> None:
         """Samples a batch, sums its clipped gradients, adds noise and updates weights and EMA."""
@@ -289,6 +291,8 @@ def finetune(
     """
     ledger.check_unit(sensitive.unit)
     noise_multiplier = ledger.plan_in_force().finetune.noise_multiplier
+    if next(network.parameters()).is_cuda:
+        reporter.say("  on a GPU the step is measured and compiled first, for a minute or so")
     tuner = Finetuner(
         sensitive, network, settings, noise_multiplier, public_size, workers, max_memory
     )
