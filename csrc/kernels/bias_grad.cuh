@@ -62,8 +62,8 @@ PRIVIMAGE_DEVICE void bias_grad(const Block& block, const BiasGrad<Scalar>& job)
 }
 
 // For a block of kWarps warps of the weight gradient's own launch, which has few pixels in flight
-// otherwise: grad is dense, channels last and 16-byte aligned. A thread has neighbouring channels,
-// by one load where they fit, and asks for some pixels ahead.
+// otherwise: pixels lie one behind the other, 16-byte aligned, strides.width apart. A thread has
+// neighbouring channels by one load, and asks for some pixels ahead.
 template <int kWarps, typename Scalar>
 PRIVIMAGE_DEVICE void dense_bias_grad(const Block& block, const BiasGrad<Scalar>& job,
                                       int64_t example, int64_t group) {
@@ -72,9 +72,8 @@ PRIVIMAGE_DEVICE void dense_bias_grad(const Block& block, const BiasGrad<Scalar>
   constexpr int kColumns = kBiasChannels / kVector, kPixels = 32 * kWarps / kColumns;
   const int first = block.thread() % kColumns * kVector;
   const int64_t channel = group * kBiasChannels + first;
-  const int64_t pixels = job.draws * job.height * job.width;
-  const bool wide = job.channels % kVector == 0;
-  const Scalar* grad = job.grad + example * pixels * job.channels + channel;
+  const int64_t pixels = job.draws * job.height * job.width, pitch = job.strides.width;
+  const Scalar* grad = job.grad + example * pixels * pitch + channel;
   Real sums[kVector] = {};
   for (int64_t pixel = block.thread() / kColumns; pixel < pixels; pixel += kAhead * kPixels) {
     Vector<Scalar, kVector> values[kAhead] = {};
@@ -82,14 +81,8 @@ PRIVIMAGE_DEVICE void dense_bias_grad(const Block& block, const BiasGrad<Scalar>
     for (int ahead = 0; ahead < kAhead; ++ahead) {
       const int64_t at = pixel + ahead * kPixels;
       if (at >= pixels || channel >= job.channels) continue;
-      if (wide) {
-        values[ahead] = *reinterpret_cast<const Vector<Scalar, kVector>*>(grad + at * job.channels);
-        continue;
-      }
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) {
-        if (channel + i < job.channels) values[ahead].at[i] = grad[at * job.channels + i];
-      }
+      // What lies behind the channels is added to sums that nobody asks for.
+      values[ahead] = *reinterpret_cast<const Vector<Scalar, kVector>*>(grad + at * pitch);
     }
 #pragma unroll
     for (int ahead = 0; ahead < kAhead; ++ahead) {

@@ -50,7 +50,6 @@ struct ConvTile {
   static constexpr int kInPitch = kIn + 8;
   // Of a band.
   static constexpr int kMostPixels = Math::kPixels / kStride;
-  static constexpr int kMostWidth = kSide == 1 ? kMostPixels : 32 / kStride;
   static constexpr int kMostHeight = 8;
   // Of one launch. Layers of several taps fill a GPU alone, and their tiles leave no register for
   // the choice between layers.
@@ -69,6 +68,7 @@ struct ConvBand {
   int grad_bytes, stage_bytes, shared_bytes;
 };
 
+constexpr int kLeastBandPixels = 16;
 constexpr int kMostBandPixels = 128;
 constexpr int kMostBandInputs = 320;
 constexpr int kInputsAt = kMostBandPixels * sizeof(uint16_t);
@@ -76,12 +76,13 @@ constexpr int kSumsAt = kInputsAt + kMostBandInputs * sizeof(uint16_t);
 constexpr int kStagesAt = kSumsAt + 16 * sizeof(double);
 
 template <typename Tile>
-PRIVIMAGE_HOST_DEVICE ConvBand conv_band(const ConvGeometry& shape) {
+PRIVIMAGE_HOST_DEVICE ConvBand conv_band(const ConvGeometry& shape, int most_pixels) {
   const auto least = [](int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); };
   ConvBand band;
-  band.width = least(Tile::kMostWidth, shape.width.outputs);
+  // Four rows and more of several taps: fewer would bring a halo as large as the band.
+  band.width = least(Tile::kSide == 1 ? most_pixels : most_pixels / 4, shape.width.outputs);
   band.height = band.width == 0 ? 0
-                                : least(least(Tile::kMostHeight, Tile::kMostPixels / band.width),
+                                : least(least(Tile::kMostHeight, most_pixels / band.width),
                                         shape.height.outputs);
   const bool empty = band.height == 0;
   band.columns = empty ? 0 : static_cast<int>((shape.width.outputs + band.width - 1) / band.width);
@@ -103,6 +104,17 @@ PRIVIMAGE_HOST_DEVICE ConvBand conv_band(const ConvGeometry& shape) {
   return band;
 }
 
+// The pixels of the largest bands that this much shared memory has room for.
+template <typename Tile>
+int band_pixels(const ConvGeometry& shape, int64_t most_shared_bytes) {
+  int pixels = Tile::kMostPixels;
+  while (pixels > kLeastBandPixels &&
+         conv_band<Tile>(shape, pixels).shared_bytes > most_shared_bytes) {
+    pixels /= 2;
+  }
+  return pixels;
+}
+
 // Tiles of output and input channels: blocks of an example, and its squares.
 template <typename Tile>
 PRIVIMAGE_HOST_DEVICE int64_t conv_slots(const ConvGeometry& shape) {
@@ -112,27 +124,30 @@ PRIVIMAGE_HOST_DEVICE int64_t conv_slots(const ConvGeometry& shape) {
 
 // The kernel counts pixels and channels of an image, and bands of an example, in 32 bits.
 template <typename Tile>
-bool conv_counts_fit(const ConvGeometry& shape) {
+bool conv_counts_fit(const ConvWeightGrad<typename Tile::Scalar>& layer) {
   constexpr int64_t kMost = int64_t{1} << 30;
+  const ConvGeometry& shape = layer.geometry;
   for (const ConvAxis& axis : {shape.height, shape.width}) {
     if (axis.inputs >= kMost || axis.outputs >= kMost || axis.padding >= kMost) return false;
     if (axis.stride >= kMost / std::max<int64_t>(axis.outputs, 1)) return false;
   }
-  if (shape.inputs >= kMost || shape.outputs >= kMost || shape.draws >= kMost) return false;
+  if (layer.x.pitch >= kMost || layer.grad.pitch >= kMost || shape.draws >= kMost) return false;
   const int64_t in_pixels = shape.height.inputs * shape.width.inputs;
   const int64_t out_pixels = shape.height.outputs * shape.width.outputs;
   if (in_pixels >= kMost || out_pixels >= kMost) return false;
-  const ConvBand band = conv_band<Tile>(shape);
-  return in_pixels * shape.inputs < kMost && out_pixels * shape.outputs < kMost &&
+  const ConvBand band = conv_band<Tile>(shape, layer.band_pixels);
+  return in_pixels * layer.x.pitch < kMost && out_pixels * layer.grad.pitch < kMost &&
          int64_t{band.rows} * band.columns * shape.draws < kMost;
 }
 
 // Blocks: examples; tiles, and then groups of the bias's channels.
 template <typename Tile>
-LaunchShape conv_launch(const ConvGeometry& shape, int64_t bias_channels) {
+LaunchShape conv_launch(const ConvWeightGrad<typename Tile::Scalar>& layer) {
+  const ConvGeometry& shape = layer.geometry;
   const int64_t bias_bytes = Tile::kWarps * kBiasChannels * int64_t{sizeof(float)};
-  return {shape.examples, conv_slots<Tile>(shape) + bias_blocks(bias_channels), Tile::kThreads,
-          std::max<int64_t>(conv_band<Tile>(shape).shared_bytes, bias_bytes)};
+  const int64_t bytes = conv_band<Tile>(shape, layer.band_pixels).shared_bytes;
+  return {shape.examples, conv_slots<Tile>(shape) + bias_blocks(layer.bias.channels),
+          Tile::kThreads, std::max(bytes, bias_bytes)};
 }
 
 // Adds a layer to those of a launch, whose shape grows; false, and nothing done, where it does not
@@ -140,10 +155,10 @@ LaunchShape conv_launch(const ConvGeometry& shape, int64_t bias_channels) {
 template <typename Tile>
 bool add_layer(const ConvWeightGrad<typename Tile::Scalar>& layer,
                ConvWeightGrads<typename Tile::Scalar>& together, LaunchShape& shape) {
-  const LaunchShape alone = conv_launch<Tile>(layer.geometry, layer.bias.channels);
+  const LaunchShape alone = conv_launch<Tile>(layer);
   const LaunchShape grown{alone.blocks_x, shape.blocks_y + alone.blocks_y, alone.threads,
                           std::max(shape.shared_bytes, alone.shared_bytes)};
-  const bool fits = conv_counts_fit<Tile>(layer.geometry) && grown.possible();
+  const bool fits = conv_counts_fit<Tile>(layer) && grown.possible();
   if (!fits || together.count == Tile::kMostLayers) return false;
   together.first_block[together.count] = shape.blocks_y;
   together.layers[together.count++] = layer;

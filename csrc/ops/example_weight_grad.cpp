@@ -25,8 +25,8 @@ constexpr int64_t kWriting = 32;
 
 // A layer as the schema has it; `geometry` is checked against the tensors.
 struct Arguments {
-  const Tensor& x;
-  const Tensor& grad;
+  Tensor x;
+  Tensor grad;
   const Tensor& weight;
   const Tensor* bias;  // or null
   ConvGeometry geometry;
@@ -181,13 +181,15 @@ Tensor measured_weight_grads_cpu(const Tensors x, const Tensors grad, const Tens
 #ifdef PRIVIMAGE_CUDA
 // Queues the rows of all layers, and their squares [examples] if they are asked for.
 template <typename Scalar>
-void queue(const std::vector<Arguments>& layers, double* squares) {
+void queue(std::vector<Arguments> layers, double* squares) {
   const Tensor& x = layers[0].x;
   const int64_t examples = layers[0].geometry.examples;
   void* stream = current_cuda_stream(x.get_device_index());
   std::vector<WeightGradOnGpu<Scalar>> jobs;
   int64_t slots = 0;
-  for (const Arguments& layer : layers) {
+  for (Arguments& layer : layers) {
+    layer.x = for_tiles<Scalar>(layer.x, layer.geometry);
+    layer.grad = for_tiles<Scalar>(layer.grad, layer.geometry);
     using Rows = GradRows<Wide<Scalar>>;
     jobs.push_back({in_one_row(describe<Scalar>(layer)),
                     grad_rows<Wide<Scalar>>(layer.weight, layer.accumulate),

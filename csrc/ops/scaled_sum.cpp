@@ -226,7 +226,9 @@ Tensor example_weight_norms_cuda(const Tensor x, const Tensor grad, int64_t exam
   void* stream = current_cuda_stream(x.get_device_index());
   in_its_type_on_gpu(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
-    const auto layer = describe<Scalar>(x, grad, examples, conv, nullptr);
+    const ConvGeometry shape = geometry_of(x, grad, examples, conv);
+    const Tensor seen = for_tiles<Scalar>(x, shape), given = for_tiles<Scalar>(grad, shape);
+    const auto layer = describe<Scalar>(seen, given, examples, conv, nullptr);
     WeightGradOnGpu<Scalar> job{layer, {}, {}, with_bias, {}, nullptr, nullptr, nullptr};
     const int64_t slots = cuda::weight_grad_slots(job);
     const Tensor partial = slots == 1 ? squares : new_doubles(x, {examples, slots});
@@ -249,7 +251,9 @@ void recomputed_sum_cuda(const Tensor x, const Tensor grad, const Tensor scales,
   void* stream = current_cuda_stream(x.get_device_index());
   in_its_type_on_gpu(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
-    const auto layer = describe<Scalar>(x, grad, scales.size(0), conv, nullptr);
+    const ConvGeometry shape = geometry_of(x, grad, scales.size(0), conv);
+    const Tensor seen = for_tiles<Scalar>(x, shape), given = for_tiles<Scalar>(grad, shape);
+    const auto layer = describe<Scalar>(seen, given, scales.size(0), conv, nullptr);
     const cpu::RecomputedSum sums =
         read_sums(x, grad, scales, weight_sum, bias_sum, layer.geometry, accumulate);
     if (!accumulate) {

@@ -172,8 +172,8 @@ BUGS = [
     conv("halo off by one", "static_cast<int>(shape_.width.padding);", "1;"),
     conv(
         "lower halo not loaded",
-        "i < band_.x_width * band_.x_height * kChunks;",
-        "i < band_.x_width * (band_.x_height - 1) * kChunks;",
+        "i < band_.x_width * band_.x_height << bits;",
+        "i < band_.x_width * (band_.x_height - 1) << bits;",
     ),
     conv("tail pixels not zeroed", "pixel < band_.width * band_.height && y", "y"),
     conv(
@@ -181,7 +181,34 @@ BUGS = [
         "inside = 0 <= y && y < height && ",
         "inside = 0 <= y && ",
     ),
-    conv("channels that don't exist not zeroed", "exists ? 16 : 0", "16"),
+    conv(
+        "channels that don't exist not zeroed",
+        "channels_left < kVector ? channels_left : kVector",
+        "kVector",
+    ),
+    conv("pieces that no pixel has not zeroed", "if (chunk >> bits == 0) continue;", "continue;"),
+    conv(
+        "pieces of the last pixels not zeroed",
+        "i < pixels * kChunks; i",
+        "i < (pixels - 1) * kChunks; i",
+    ),
+    conv("zeros over what is brought", "if (chunk >> bits == 0) continue;", ""),
+    conv("a stage not zeroed", "i < Tile::kStages && i < bands", "i < 2 && i < bands"),
+    conv(
+        "a piece too few",
+        "&& kVector << bits < channels_left",
+        "&& kVector << bits < channels_left - 1",
+    ),
+    conv(
+        "pixels as near as their channels",
+        "pitch = static_cast<int>(job_.x.pitch)",
+        "pitch = inputs_",
+    ),
+    conv(
+        "images as near as their channels",
+        "shape_.height.inputs * shape_.width.inputs * job_.x.pitch",
+        "shape_.height.inputs * shape_.width.inputs * inputs_",
+    ),
     conv("channels that don't exist stored", " || in >= inputs_)", ")"),
     conv(
         "tap shift of the wrong pitch",
@@ -202,7 +229,7 @@ BUGS = [
     scaled("values beyond the row", "place < end ? row[place] : Scalar{}", "row[place]"),
     scaled("rows beyond the last", "example + kRows <= kept", "example < kept"),
     bias("pixels of the next example", "at >= pixels || channel", "channel"),
-    bias("channels that don't exist read", "if (channel + i < job.channels) values", "values"),
+    bias("pixels as near as their channels", "pitch = job.strides.width", "pitch = job.channels"),
     # Fragments and taps
     conv(
         "gradient's fragments swapped",
@@ -246,6 +273,12 @@ BUGS = [
         "band.pitch = band.width + 8",
         "band.pitch = band.x_width",
     ),
+    conv(
+        "bands as large as everywhere",
+        "conv_band<Tile>(job.geometry, job.band_pixels)",
+        "conv_band<Tile>(job.geometry, Tile::kMostPixels)",
+    ),
+    tile("bands that do not fit", "pixels /= 2;", "break;"),
     tile(
         "a band of a row too few",
         "band.rows = empty ? 0 : static_cast<int>((shape.height.outputs + band.height - 1)",
