@@ -278,7 +278,7 @@ void bands_fit_into_shared_memory() {
         2, 2, 1, 1 + int64_t(random() % 300), 1 + int64_t(random() % 300), draw(), draw()};
     cuda::choose_tile<Math>(shape, [&](auto tile) {
       using Tile = decltype(tile);
-      const int64_t most = (trial % 2 == 0 ? 99 : 72) * int64_t{1024};
+      const int64_t most = (trial % 2 == 0 ? 99 : 80) * int64_t{1024};
       CHECK(cuda::band_pixels<Tile>(shape, cuda::kMostSharedBytes) == Tile::kMostPixels);
       const int pixels =
           trial % 5 == 0 ? int{Tile::kMostPixels} : cuda::band_pixels<Tile>(shape, most);
@@ -312,7 +312,7 @@ void smaller_gpus_get_smaller_bands() {
   };
   CHECK((cuda::weight_launch(kUsual)).possible(48 * 1024));
   CHECK((cuda::bias_launch<double>(4, 64)).possible(48 * 1024));
-  for (int64_t kilobytes : {72, 99, 163, 227}) {
+  for (int64_t kilobytes : {80, 99, 163, 227}) {
     const int64_t most = std::min(kilobytes * 1024, cuda::kMostSharedBytes);
     for (int64_t channels : {3, 8, 32, 64, 256}) {
       for (int64_t side : {1, 4, 8, 16, 28, 32, 64}) {

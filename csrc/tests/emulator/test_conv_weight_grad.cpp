@@ -283,7 +283,7 @@ std::vector<int64_t> scaled(const std::vector<float>& rows, int64_t count,
 template <typename Tile, typename Scalar = typename Tile::Scalar>
 void matches(Layer<Scalar> layer, double tolerance, uint64_t seed) {
   layer.with_bias = seed % 4 != 0;
-  if (seed % 3 != 0) layer.most_shared_bytes = (seed % 2 == 0 ? 99 : 72) * 1024;
+  if (seed % 3 != 0) layer.most_shared_bytes = (seed % 2 == 0 ? 99 : 80) * 1024;
   const bool accumulate = seed % 3 == 0;
   const int64_t weights = layer.weights(), channels = layer.with_bias ? layer.shape.outputs : 0;
   const Result stored = emulate<Tile>(layer, {true, true, false, accumulate}, seed);
