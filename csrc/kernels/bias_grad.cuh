@@ -14,7 +14,7 @@ PRIVIMAGE_DEVICE void use_bias(const Block& block, const BiasGrad<Scalar>& job, 
                                int64_t group, Wide<Scalar> value) {
   const int64_t channel = group * kBiasChannels + block.thread();
   const bool exists = channel < job.channels;
-  if (exists) value = job.rows.keep(example, channel, value);
+  if (exists) value = job.rows.keep(block, example, channel, value);
   if (exists && job.sum != nullptr && job.scales[example] != 0.0) {
     block.add(job.sum + channel, int64_t{grid_coordinate(value, job.scales[example])});
   }

@@ -12,7 +12,11 @@
 //   load_transposed(...)          four 8x8 matrices of 16-bit values, each lane gets columns
 //   multiply_add(...)             bf16 16x16 by 16x8, fp32 sums; tf32 16x8 by 8x8
 //   to_tf32(value)                the nearest tf32, as the bits that multiply_add_tf32 takes
+//   load(from), store(to, value)  a value in global memory, or a Vector of neighbours
 //   add(to, value)                to an integer in global memory that other blocks add to as well
+//
+// Each access of memory is one instruction, whose lanes are best served where they touch few banks
+// twice and few sectors of 32 bytes: the emulator counts both (tests/emulator/traffic.h).
 //
 // The fragments are those of ldmatrix and mma.sync in the PTX ISA. All lanes of a warp must make
 // the same calls of shuffle_xor, load_transposed and multiply_add, and all threads of barrier.

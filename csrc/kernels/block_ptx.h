@@ -84,6 +84,14 @@ class Block {
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
     return bits;
   }
+  template <typename T>
+  PRIVIMAGE_DEVICE T load(const T* from) const {
+    return *from;
+  }
+  template <typename T>
+  PRIVIMAGE_DEVICE void store(T* to, T value) const {
+    *to = value;
+  }
   PRIVIMAGE_DEVICE void add(int64_t* to, int64_t value) const {
     atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
   }

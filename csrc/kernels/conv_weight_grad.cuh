@@ -319,10 +319,10 @@ class ConvWeightGradBlock {
     const GradRows<float>& rows = job_.rows;
     if (rows.half != nullptr) {
       for_each_sum(
-          sums, [&](int64_t place, float& sum) { sum = rows.keep_half(block_.x(), place, sum); });
+          sums, [&](int64_t place, float& sum) { sum = rows.keep_half(block_, block_.x(), place, sum); });
     } else {
       for_each_sum(
-          sums, [&](int64_t place, float& sum) { sum = rows.keep_wide(block_.x(), place, sum); });
+          sums, [&](int64_t place, float& sum) { sum = rows.keep_wide(block_, block_.x(), place, sum); });
     }
   }
 

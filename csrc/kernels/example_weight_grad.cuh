@@ -55,7 +55,7 @@ PRIVIMAGE_DEVICE void plain_weight_grad(const Block& block, const WeightGradOnGp
     // Of [outputs, inputs, taps], where i counts the inputs fastest.
     const int64_t row = i / (shape.inputs * taps) * shape.inputs + i % shape.inputs;
     const int64_t place = row * taps + i / shape.inputs % taps;
-    value = job.weight.keep(example, place, value);
+    value = job.weight.keep(block, example, place, value);
     if (job.weight_sum != nullptr && job.scales[example] != 0.0) {
       block.add(job.weight_sum + place, int64_t{grid_coordinate(value, job.scales[example])});
     }

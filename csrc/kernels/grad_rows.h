@@ -20,21 +20,27 @@ struct GradRows {
   PRIVIMAGE_HOST_DEVICE bool asked() const { return wide != nullptr || half != nullptr; }
 
   // Stores a value, and returns what is stored: norms and sums are of that.
-  PRIVIMAGE_HOST_DEVICE Real keep(int64_t example, int64_t place, Real value) const {
-    if (half != nullptr) return keep_half(example, place, value);
-    return wide != nullptr ? keep_wide(example, place, value) : value;
+  template <typename Block>
+  PRIVIMAGE_HOST_DEVICE Real keep(const Block& block, int64_t example, int64_t place,
+                                  Real value) const {
+    if (half != nullptr) return keep_half(block, example, place, value);
+    return wide != nullptr ? keep_wide(block, example, place, value) : value;
   }
-  PRIVIMAGE_HOST_DEVICE Real keep_wide(int64_t example, int64_t place, Real value) const {
-    Real& to = wide[example * stride + place];
-    if (accumulate) value += to;
-    to = value;
+  template <typename Block>
+  PRIVIMAGE_HOST_DEVICE Real keep_wide(const Block& block, int64_t example, int64_t place,
+                                       Real value) const {
+    Real* to = wide + example * stride + place;
+    if (accumulate) value += block.load(to);
+    block.store(to, value);
     return value;
   }
-  PRIVIMAGE_HOST_DEVICE Real keep_half(int64_t example, int64_t place, Real value) const {
-    Bfloat16& to = half[example * stride + place];
-    if (accumulate) value += to_float(to);
+  template <typename Block>
+  PRIVIMAGE_HOST_DEVICE Real keep_half(const Block& block, int64_t example, int64_t place,
+                                       Real value) const {
+    Bfloat16* to = half + example * stride + place;
+    if (accumulate) value += to_float(block.load(to));
     const Bfloat16 rounded = to_bfloat16(static_cast<float>(value));
-    to = rounded;
+    block.store(to, rounded);
     return to_float(rounded);
   }
 };

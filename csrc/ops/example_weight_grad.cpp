@@ -201,10 +201,13 @@ void queue(std::vector<Arguments> layers, double* squares) {
                     nullptr});
     if (squares != nullptr) slots += cuda::weight_grad_slots(jobs.back());
   }
-  const Tensor partial = torch::stable::new_empty(x, {examples, slots}, ScalarType::Double);
-  auto* values = static_cast<double*>(partial.mutable_data_ptr());
+  // Of a single one each there is nothing to add up.
+  const bool adds_up = squares != nullptr && slots != 1;
+  const Tensor partial =
+      torch::stable::new_empty(x, {adds_up ? examples : 0, slots}, ScalarType::Double);
+  double* values = adds_up ? static_cast<double*>(partial.mutable_data_ptr()) : squares;
   for (WeightGradOnGpu<Scalar>& job : jobs) {
-    job.squares.values = squares != nullptr ? values : nullptr;
+    job.squares.values = values;
     job.squares.count = slots;
   }
   int error = 0;
@@ -212,7 +215,7 @@ void queue(std::vector<Arguments> layers, double* squares) {
     const size_t count = std::min<size_t>(cuda::kMostLayers, jobs.size() - first);
     error = cuda::launch_example_weight_grads(&jobs[first], static_cast<int>(count), stream);
   }
-  if (error == 0 && squares != nullptr) {
+  if (error == 0 && adds_up) {
     error = cuda::launch_row_sums(values, examples, slots, squares, stream);
   }
   check_launched(error, "example_weight_grad");

@@ -33,14 +33,17 @@ void slabs_cover_every_group_once(const GroupNormShape& shape, int arrays, bool 
   CHECK((plan.slabs - 1) * plan.slab_groups < shape.groups);
   CHECK(plan.slabs * plan.slab_groups >= shape.groups);
   CHECK(plan.array_bytes * arrays == plan.partials_at);
-  CHECK(plan.partials_at <= plan.totals_at && plan.totals_at <= plan.groups_at);
-  CHECK(plan.groups_at <= plan.shared_bytes && plan.totals_at % 8 == 0);
+  CHECK(plan.partials_at <= plan.totals_at && plan.totals_at <= plan.tables_at);
+  CHECK(plan.tables_at <= plan.shared_bytes && plan.totals_at % sizeof(Wide<Scalar>) == 0);
+  CHECK(plan.threads % plan.across == 0 && plan.threads % 32 == 0);
+  CHECK(plan.threads <= cuda::kMostNormThreads);
   CHECK(cuda::group_norm_launch(shape, plan).possible());
   CHECK(plan.vectors || plan.array_bytes == 0);
   if (!plan.vectors) return;
   CHECK(aligned && sizeof(Scalar) <= 4);
   const int64_t width = shape.channels / shape.groups;
   CHECK((shape.channels_last ? plan.slab_groups * width : shape.pixels) % kVector == 0);
+  CHECK(plan.tables_at % 16 == 0 || !shape.channels_last);  // read as vectors
   // Room for every vector of the slab.
   CHECK(plan.array_bytes >=
         plan.slab_groups * width * shape.pixels * static_cast<int64_t>(sizeof(Scalar)));
@@ -76,11 +79,35 @@ void layers_of_the_paper_come_in_vectors() {
       CHECK(cuda::plan_group_norm<float>(shape, 1, true).vectors);
     }
   }
-  const GroupNormShape common{64, 8, 64, 32 * 32, 16, true, true};
-  const GroupNormPlan plan = cuda::plan_group_norm<Bfloat16>(common, 1, true);
-  CHECK(plan.slab_groups == 8 && plan.slabs == 2 && plan.shared_bytes <= 75 * 1024);
-  // Backwards, narrower slabs keep two blocks on a multiprocessor.
-  CHECK(cuda::plan_group_norm<Bfloat16>(common, 2, true).slab_groups == 4);
+}
+
+// What waits for memory, computes and writes are at least three blocks of a multiprocessor of
+// sm_90, which has 228 KB: each block takes one more than it asks for. No thread is without work.
+void layers_of_the_paper_share_a_multiprocessor() {
+  struct Layer {
+    int64_t side, channels, forward, backward;  // slabs of a row
+  };
+  for (const Layer& layer :
+       {Layer{32, 32, 1, 2}, Layer{32, 64, 2, 4}, Layer{32, 96, 3, 6}, Layer{32, 128, 4, 8},
+        Layer{16, 32, 1, 1}, Layer{16, 64, 1, 2}, Layer{16, 96, 3, 3}, Layer{16, 128, 2, 4},
+        Layer{8, 64, 1, 1}, Layer{8, 96, 3, 3}, Layer{8, 128, 1, 2}}) {
+    const int64_t channels = layer.channels, pixels = layer.side * layer.side;
+    const GroupNormShape shape{64, 8, channels, pixels, channels / 4, true, true};
+    for (int arrays : {1, 2}) {
+      const GroupNormPlan plan = cuda::plan_group_norm<Bfloat16>(shape, arrays, true);
+      CHECK(3 * (plan.shared_bytes + 1024) <= 228 * 1024);
+      CHECK(plan.slabs == (arrays == 1 ? layer.forward : layer.backward));
+      CHECK(plan.slabs * plan.slab_groups == shape.groups);
+      CHECK(plan.slabs * plan.across * 8 == channels);
+      CHECK(plan.steps >= cuda::kWorthwhileSteps && plan.threads <= cuda::kNormThreads);
+      CHECK(plan.slabs * plan.threads * plan.steps * 8 == channels * pixels);
+      CHECK(cuda::group_norm_launch(shape, plan).blocks_x == 512 * plan.slabs);
+    }
+  }
+  // Too large for two blocks: one of twice the threads.
+  const GroupNormShape large{64, 8, 32, 64 * 64, 8, true, true};
+  const GroupNormPlan plan = cuda::plan_group_norm<Bfloat16>(large, 2, true);
+  CHECK(plan.threads == 512 && plan.slabs == 4);
 }
 
 void normalisation_refuses_what_it_cant_count() {
@@ -384,6 +411,7 @@ int main() {
   grids_are_empty_or_possible();
   normalisation_is_cut_as_its_kernels_need();
   layers_of_the_paper_come_in_vectors();
+  layers_of_the_paper_share_a_multiprocessor();
   normalisation_refuses_what_it_cant_count();
   normalisation_of_nothing_starts_nothing();
 }

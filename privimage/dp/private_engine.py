@@ -12,7 +12,7 @@ from torch import nn
 from privimage.dp.accounting import accountant
 from privimage.dp.budget import StepBudget
 from privimage.dp.flat_optimizer import GradientNoise
-from privimage.dp.gradients.engine import ExampleGradients, Losses
+from privimage.dp.gradients.engine import ExampleGradients, Losses, check_mode
 from privimage.dp.gradients.independence import check_independence
 from privimage.dp.gradients.micro_batch import most_examples, usual_memory
 from privimage.dp.gradients.plan import StepPlan
@@ -172,7 +172,8 @@ class PrivateEngine:
 
         Raises:
             UserError: all steps were taken, the ledger's budget is used up, the engine is closed,
-                the model has other trainable parameters than before, or as `check`.
+                the model has other trainable parameters than before, this is in
+                torch.inference_mode, or as `check`.
         """
         self._check_ready()
         if self.plan is None:
@@ -314,6 +315,7 @@ class PrivateEngine:
             )
 
     def _check_ready(self) -> None:
+        check_mode()
         if not self._hooks:
             raise UserError("the engine is closed; make another one")
         if self.steps_spent >= self.privacy.steps:

@@ -10,6 +10,10 @@
 
 #define PRIVIMAGE_DEVICE inline
 
+// The line of the kernel that calls a function with this default argument.
+#define PRIVIMAGE_HERE \
+  emulator::Line { __builtin_FILE(), __builtin_LINE() }
+
 namespace privimage::emulator {
 
 // What a lane brings to an operation of its warp.
@@ -43,20 +47,22 @@ class Shared {
   Shared(emulator::Machine& machine, int thread, int64_t offset, int count)
       : machine_(&machine), thread_(thread), offset_(offset), count_(count) {}
 
-  T load(int index) const {
-    T value;
-    std::memcpy(&value, machine_->read(thread_, place(index, 1), sizeof(T)), sizeof(T));
-    return value;
+  T load(int index, emulator::Line line = PRIVIMAGE_HERE) const {
+    return load_vector<1>(index, line).at[0];
   }
   template <int kCount>
-  Vector<T, kCount> load_vector(int index) const {
+  Vector<T, kCount> load_vector(int index, emulator::Line line = PRIVIMAGE_HERE) const {
     Vector<T, kCount> values;
-    std::memcpy(&values, machine_->read(thread_, place(index, kCount), sizeof values),
+    const int64_t at = place(index, kCount);
+    std::memcpy(static_cast<void*>(&values), machine_->read(thread_, at, sizeof values),
                 sizeof values);
+    machine_->note(emulator::Access::kSharedLoad, line, thread_, at, sizeof values);
     return values;
   }
-  void store(int index, T value) const {
-    machine_->write(thread_, place(index, 1), &value, sizeof(T));
+  void store(int index, T value, emulator::Line line = PRIVIMAGE_HERE) const {
+    const int64_t at = place(index, 1);
+    machine_->write(thread_, at, &value, sizeof value);
+    machine_->note(emulator::Access::kSharedStore, line, thread_, at, sizeof value);
   }
 
   // The byte at which `length` elements from `index` start.
@@ -103,8 +109,12 @@ class Block {
   }
 
   template <typename T>
-  void copy16(const Shared<T>& to, int index, const T* from, int bytes) const {
-    machine_->copy(thread_, to.place(index, 16 / sizeof(T)), from, bytes);
+  void copy16(const Shared<T>& to, int index, const T* from, int bytes,
+              emulator::Line line = PRIVIMAGE_HERE) const {
+    const int64_t at = to.place(index, 16 / sizeof(T));
+    machine_->copy(thread_, at, from, bytes);
+    if (bytes > 0) note(emulator::Access::kGlobalLoad, line, from, bytes);
+    machine_->note(emulator::Access::kSharedStore, line, thread_, at, 16);
   }
   void commit() const { machine_->commit(thread_); }
   template <int kGroups>
@@ -127,13 +137,38 @@ class Block {
     std::memcpy(&bits, &value, sizeof bits);
     return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffe000u : (bits + 0x1000u) & 0xffffe000u;
   }
-  void add(int64_t* to, int64_t value) const { *to += value; }
+  template <typename T>
+  T load(const T* from, emulator::Line line = PRIVIMAGE_HERE) const {
+    note(emulator::Access::kGlobalLoad, line, from, sizeof(T));
+    T value;
+    std::memcpy(static_cast<void*>(&value), from, sizeof value);
+    return value;
+  }
+  template <typename T>
+  void store(T* to, T value, emulator::Line line = PRIVIMAGE_HERE) const {
+    note(emulator::Access::kGlobalStore, line, to, sizeof(T));
+    *to = value;
+  }
+  void add(int64_t* to, int64_t value, emulator::Line line = PRIVIMAGE_HERE) const {
+    note(emulator::Access::kGlobalAdd, line, to, sizeof value);
+    *to += value;
+  }
   void multiply_add_tf32(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) const {
     emulator::MultiplyArguments arguments{sum, a, {b0, b1}};
     machine_->meet(emulator::kMultiplyAddTf32, &arguments);
   }
 
  private:
+  // Of global memory.
+  template <typename T>
+  void note(emulator::Access access, emulator::Line line, const T* at, int64_t bytes) const {
+    const auto address = reinterpret_cast<uintptr_t>(at);
+    if (address % alignof(T) != 0) {
+      machine_->fail("global memory: an address is not aligned to " + std::to_string(alignof(T)));
+    }
+    machine_->note(access, line, thread_, address, bytes);
+  }
+
   emulator::Machine* machine_;
   int thread_;
 };

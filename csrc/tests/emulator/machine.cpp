@@ -137,6 +137,7 @@ void Machine::advance(int warp) {
   do {
     const int first = static_cast<int>(draw() % kLanes);
     for (int i = 0; i < kLanes; ++i) resume(warp * kLanes + (first + i) % kLanes);
+    counters.traffic.meet();
     void* arguments[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
       if (lanes[lane].state != lanes[0].state || lanes[lane].operation != lanes[0].operation) {

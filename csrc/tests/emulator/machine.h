@@ -3,7 +3,8 @@
 // It is stricter than a GPU. Shared memory starts as NaN; an asynchronous copy lands when it is
 // waited for, and not before; two threads that touch the same two bytes without a barrier between
 // them are a race, whatever order they happen to run in. Warps run ahead of each other at random,
-// the same way for the same seed. What it can't see: the compiler, the memory model, time.
+// the same way for the same seed. What memory would do is counted (traffic.h). What it can't see:
+// the compiler, the memory model, time.
 #pragma once
 
 #include <setjmp.h>
@@ -17,13 +18,13 @@
 #include <string>
 #include <vector>
 
+#include "tests/emulator/traffic.h"
+
 namespace privimage::cuda {
 class Block;
 }
 
 namespace privimage::emulator {
-
-constexpr int kLanes = 32;
 
 // What a kernel did that it must not do.
 struct Fault : std::runtime_error {
@@ -43,6 +44,7 @@ struct Counters {
   int64_t wavefronts = 0;  // passes over the banks that it took: one a matrix without conflicts
   int64_t products = 0;    // mma
   int64_t barriers = 0;
+  TrafficCounter traffic;  // all other accesses
 };
 
 class Machine;
@@ -69,6 +71,9 @@ class Machine {
   const uint8_t* read(int thread, int64_t offset, int64_t bytes);
   void write(int thread, int64_t offset, const void* value, int64_t bytes);
   void copy(int thread, int64_t offset, const void* source, int64_t bytes);
+  void note(Access access, Line line, int thread, uint64_t address, int64_t bytes) {
+    counters.traffic.note(access, line, thread % kLanes, address, bytes);
+  }
   void commit(int thread);
   void wait(int thread, int groups);
   [[noreturn]] void fail(const std::string& what);

@@ -10,8 +10,10 @@ namespace {
 
 using cuda::Block;
 using cuda::Shared;
+using emulator::Access;
 using emulator::Fault;
 using emulator::Guarded;
+using emulator::Traffic;
 using Kernel = void (*)(const Block& block);
 
 constexpr int kSeeds = 8;
@@ -248,6 +250,116 @@ void bank_conflicts_are_counted() {
   CHECK(wavefronts_a_matrix<32>() == 4.0);
 }
 
+// What a warp's kernel does with memory that starts at the beginning of a sector.
+template <typename Body>
+Traffic traffic_of(Access access, Body body) {
+  alignas(128) static float memory[32 * 32];
+  const auto counters = emulator::run(
+      {1, 1, 32, 8192, 0}, [&](const Block& block) { body(block, block.lane(), memory); });
+  return counters.traffic.of(access);
+}
+
+void is_traffic(const Traffic& found, int instructions, int taken, int least, int lines) {
+  CHECK(found.instructions == instructions && found.taken == taken);
+  CHECK(found.least == least && found.lines == lines);
+}
+
+void sectors_of_global_memory_are_counted() {
+  const auto stores = [](int first, int pitch) {
+    return traffic_of(Access::kGlobalStore, [=](const Block& block, int lane, float* memory) {
+      block.store(memory + first + pitch * lane, 1.0f);
+    });
+  };
+  is_traffic(stores(0, 1), 1, 4, 4, 1);
+  is_traffic(stores(3, 1), 1, 5, 4, 2);
+  is_traffic(stores(0, 9), 1, 32, 4, 9);
+  is_traffic(stores(5, 0), 1, 1, 1, 1);
+  using Four = cuda::Vector<float, 4>;
+  is_traffic(traffic_of(Access::kGlobalLoad,
+                        [](const Block& block, int lane, const float* memory) {
+                          block.load(reinterpret_cast<const Four*>(memory) + lane);
+                        }),
+             1, 16, 16, 4);
+  is_traffic(traffic_of(Access::kGlobalAdd,
+                        [](const Block& block, int lane, float* memory) {
+                          block.add(reinterpret_cast<int64_t*>(memory) + 2 * lane, 1);
+                        }),
+             1, 16, 8, 4);
+  // A copy in the background reads as far as it brings.
+  is_traffic(traffic_of(Access::kGlobalLoad,
+                        [](const Block& block, int lane, const float* memory) {
+                          block.copy16(block.shared<float>(0, 128), 4 * lane, memory,
+                                       lane % 2 * 16);
+                          block.commit();
+                          block.wait<0>();
+                        }),
+             1, 1, 1, 1);
+}
+
+void passes_over_the_banks_are_counted() {
+  const auto loads = [](int pitch) {
+    return traffic_of(Access::kSharedLoad, [=](const Block& block, int lane, float*) {
+      block.shared<float>(0, 1024).load(pitch * lane);
+    });
+  };
+  is_traffic(loads(0), 1, 1, 1, 0);
+  is_traffic(loads(1), 1, 1, 1, 0);
+  is_traffic(loads(2), 1, 2, 1, 0);
+  is_traffic(loads(9), 1, 1, 1, 0);
+  is_traffic(loads(32), 1, 32, 1, 0);
+  // Half of a warp fills the banks with 8 bytes a lane, a quarter with 16.
+  is_traffic(traffic_of(Access::kSharedLoad,
+                        [](const Block& block, int lane, float*) {
+                          block.shared<float>(0, 128).load_vector<4>(4 * lane);
+                        }),
+             1, 4, 4, 0);
+  is_traffic(traffic_of(Access::kSharedLoad,
+                        [](const Block& block, int lane, float*) {
+                          block.shared<float>(0, 256).load_vector<2>(8 * lane);
+                        }),
+             1, 8, 2, 0);
+  // Two lanes of 2 bytes share a word.
+  is_traffic(traffic_of(Access::kSharedStore,
+                        [](const Block& block, int lane, float*) {
+                          block.shared<uint16_t>(0, 32).store(lane, uint16_t{1});
+                        }),
+             1, 1, 1, 0);
+  is_traffic(traffic_of(Access::kSharedStore,
+                        [](const Block& block, int lane, float* memory) {
+                          block.copy16(block.shared<float>(0, 1024), 32 * lane, memory, 0);
+                          block.commit();
+                          block.wait<0>();
+                        }),
+             1, 32, 4, 0);
+}
+
+// A line that lanes pass several times is as many instructions, and those that stay away have no
+// part in it; what meetings part, or lines, or warps, stays apart.
+void lanes_are_put_together_to_instructions() {
+  is_traffic(traffic_of(Access::kGlobalStore,
+                        [](const Block& block, int lane, float* memory) {
+                          for (int i = 0; i < 3; ++i) block.store(memory + 32 * i + lane, 1.0f);
+                          if (lane < 8) block.store(memory + lane, 2.0f);
+                          block.store(memory + lane, 3.0f);
+                        }),
+             5, 17, 17, 5);
+  is_traffic(traffic_of(Access::kGlobalStore,
+                        [](const Block& block, int lane, float* memory) {
+                          for (int i = 0; i < 2; ++i) {
+                            if (lane % 2 == i) block.store(memory + lane, 1.0f);
+                            block.barrier();
+                          }
+                        }),
+             2, 8, 4, 2);
+  static float memory[64];
+  const auto counters = emulator::run(
+      {1, 1, 64, 0, 0}, [](const Block& block) { block.store(memory + block.thread(), 1.0f); });
+  CHECK(counters.traffic.of(Access::kGlobalStore).instructions == 2);
+  fails(32, "global memory: an address is not aligned to 8", [](const Block& block) {
+    block.load(reinterpret_cast<const cuda::Vector<float, 2>*>(memory + 1));
+  });
+}
+
 void bfloat16_rounds_to_the_nearest_even() {
   CHECK(to_bfloat16(1.0f).bits == 0x3f80);
   CHECK(to_bfloat16(1.0f + 0x1p-8f).bits == 0x3f80);
@@ -276,5 +388,8 @@ int main() {
   bf16_fragments_multiply_matrices();
   tf32_fragments_multiply_matrices();
   bank_conflicts_are_counted();
+  sectors_of_global_memory_are_counted();
+  passes_over_the_banks_are_counted();
+  lanes_are_put_together_to_instructions();
   bfloat16_rounds_to_the_nearest_even();
 }
