@@ -52,6 +52,13 @@ struct ConvTile {
   static constexpr int kMostPixels = Math::kPixels / kStride;
   static constexpr int kMostWidth = kSide == 1 ? kMostPixels : 32 / kStride;
   static constexpr int kMostHeight = 8;
+  // Warps that multiply the same output gradients.
+  static constexpr int kTurns = kSide * (kIn / 32);
+  // The sums leave through shared memory in pieces of 8 outputs a warp, [outputs, inputs, taps].
+  static constexpr int kPiecePitch = kIn * kSide * kSide + 4;
+  static constexpr int kPieceBytes = kOut / 4 * kPiecePitch * static_cast<int>(sizeof(float));
+  static constexpr int kWriteOutBytes =
+      2 * kPieceBytes + kTurns * kOut * static_cast<int>(sizeof(float));
   // Of one launch. Layers of several taps fill a GPU alone, and their tiles leave no register for
   // the choice between layers.
   static constexpr int kMostLayers = kSide == 1 ? cuda::kMostLayers : 1;
@@ -103,11 +110,15 @@ PRIVIMAGE_HOST_DEVICE ConvBand conv_band(const ConvGeometry& shape) {
   return band;
 }
 
-// Tiles of output and input channels: blocks of an example, and its squares.
+// Tiles of output and input channels: blocks of an example, and its squares. The first of the
+// inputs have the bias, and are there without any inputs.
+template <typename Tile>
+PRIVIMAGE_HOST_DEVICE int64_t conv_in_tiles(const ConvGeometry& shape) {
+  return shape.inputs > Tile::kIn ? (shape.inputs + Tile::kIn - 1) / Tile::kIn : 1;
+}
 template <typename Tile>
 PRIVIMAGE_HOST_DEVICE int64_t conv_slots(const ConvGeometry& shape) {
-  const int64_t out_tiles = (shape.outputs + Tile::kOut - 1) / Tile::kOut;
-  return out_tiles * ((shape.inputs + Tile::kIn - 1) / Tile::kIn);
+  return (shape.outputs + Tile::kOut - 1) / Tile::kOut * conv_in_tiles<Tile>(shape);
 }
 
 // The kernel counts pixels and channels of an image, and bands of an example, in 32 bits.
@@ -127,12 +138,11 @@ bool conv_counts_fit(const ConvGeometry& shape) {
          int64_t{band.rows} * band.columns * shape.draws < kMost;
 }
 
-// Blocks: examples; tiles, and then groups of the bias's channels.
+// Blocks: examples; tiles.
 template <typename Tile>
-LaunchShape conv_launch(const ConvGeometry& shape, int64_t bias_channels) {
-  const int64_t bias_bytes = Tile::kWarps * kBiasChannels * int64_t{sizeof(float)};
-  return {shape.examples, conv_slots<Tile>(shape) + bias_blocks(bias_channels), Tile::kThreads,
-          std::max<int64_t>(conv_band<Tile>(shape).shared_bytes, bias_bytes)};
+LaunchShape conv_launch(const ConvGeometry& shape) {
+  return {shape.examples, conv_slots<Tile>(shape), Tile::kThreads,
+          std::max<int64_t>(conv_band<Tile>(shape).shared_bytes, kStagesAt + Tile::kWriteOutBytes)};
 }
 
 // Adds a layer to those of a launch, whose shape grows; false, and nothing done, where it does not
@@ -140,7 +150,7 @@ LaunchShape conv_launch(const ConvGeometry& shape, int64_t bias_channels) {
 template <typename Tile>
 bool add_layer(const ConvWeightGrad<typename Tile::Scalar>& layer,
                ConvWeightGrads<typename Tile::Scalar>& together, LaunchShape& shape) {
-  const LaunchShape alone = conv_launch<Tile>(layer.geometry, layer.bias.channels);
+  const LaunchShape alone = conv_launch<Tile>(layer.geometry);
   const LaunchShape grown{alone.blocks_x, shape.blocks_y + alone.blocks_y, alone.threads,
                           std::max(shape.shared_bytes, alone.shared_bytes)};
   const bool fits = conv_counts_fit<Tile>(layer.geometry) && grown.possible();

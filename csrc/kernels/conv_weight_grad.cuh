@@ -5,15 +5,15 @@
 // output gradients [pixels, kOut] and, for each tap, shifted inputs [pixels, kIn], summed over all
 // pixels of all draws. Both come through shared memory, pixel by pixel: a band of the image at a
 // time, with the halo that the taps reach, in stages that copies fill ahead of the product. A tap
-// is a shift of the row address and costs no copy. All taps of the tile stay in registers.
+// is a shift of the row address and costs no copy. All taps of the tile stay in registers. The
+// tiles of the first inputs add up the bias's gradient from the same output gradients.
 #pragma once
 
 #include <cmath>
 
-#include "kernels/bias_grad.cuh"
 #include "kernels/block.h"
 #include "kernels/conv_tile.h"
-#include "shared/grid.h"
+#include "kernels/conv_write_out.cuh"
 
 namespace privimage::cuda {
 
@@ -38,7 +38,8 @@ class ConvWeightGradBlock {
  public:
   using Math = typename Tile::Math;
   using Scalar = typename Tile::Scalar;
-  using Sums = float[Tile::kSide][2][4][4];  // [taps, 16 outputs, 8 inputs, fragment]
+  using Sums = typename ConvWriteOut<Tile>::Sums;
+  using BiasSums = typename ConvWriteOut<Tile>::BiasSums;
 
   PRIVIMAGE_DEVICE ConvWeightGradBlock(const Block& block, const ConvWeightGrad<Scalar>& job,
                                        int64_t tile)
@@ -53,10 +54,12 @@ class ConvWeightGradBlock {
         first_in_(static_cast<int>(tile) % in_tiles() * Tile::kIn),
         tap_row_(block.warp() % Tile::kSide),
         warp_out_(block.warp() / Tile::kSide % (Tile::kOut / 32) * 32),
-        warp_in_(block.warp() / Tile::kSide / (Tile::kOut / 32) * 32) {}
+        warp_in_(block.warp() / Tile::kSide / (Tile::kOut / 32) * 32),
+        has_bias_(job.bias.channels > 0 && first_in_ == 0) {}
 
   PRIVIMAGE_DEVICE void run() {
     Sums sums = {};
+    BiasSums bias = {};
     write_places(grad_places(), band_.pixels, band_.width, band_.width * band_.height);
     const int x_pixels = band_.x_width * band_.x_height;
     write_places(x_places(), x_pixels, band_.x_width, x_pixels);
@@ -70,14 +73,14 @@ class ConvWeightGradBlock {
       block_.barrier();
       bring(i + Tile::kStages - 1, bands);
       multiply(i % Tile::kStages, sums);
+      if (has_bias_) add_bias(i % Tile::kStages, bias);
     }
-    if (job_.rows.asked()) store(sums);
-    if (job_.squares.values != nullptr) write_squares(add_squares(sums));
-    if (job_.sum != nullptr) add_to_grid(sums);
+    const ConvShare mine{first_out_, first_in_, warp_out_, warp_in_, tap_row_, has_bias_};
+    ConvWriteOut<Tile>(block_, job_, mine).run(sums, bias, tile_);
   }
 
  private:
-  PRIVIMAGE_DEVICE int in_tiles() const { return (inputs_ + Tile::kIn - 1) / Tile::kIn; }
+  PRIVIMAGE_DEVICE int in_tiles() const { return static_cast<int>(conv_in_tiles<Tile>(shape_)); }
 
   // Row and column of each pixel of a band, 8 bits each: a look-up instead of a division. Pixels
   // that only fill up the last 16 have a gradient of zero, and may look anywhere.
@@ -183,6 +186,23 @@ class ConvWeightGradBlock {
     }
   }
 
+  // The warps of the same outputs have 8 pixels in turns. Half of the lanes have neighbouring
+  // pixels, the others those four further on, which lie in the other banks.
+  PRIVIMAGE_DEVICE void add_bias(int stage, BiasSums& bias) const {
+    const Shared<Scalar> grads = grad_stage(stage);
+    const int lane = block_.lane();
+    const int turn = tap_row_ + warp_in_ / 32 * Tile::kSide;
+    for (int pixel = turn * 8; pixel < band_.pixels; pixel += Tile::kTurns * 8) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const auto pair = grads.template load_vector<2>(
+            (pixel + lane / 16 * 4 + i) * Tile::kOutPitch + warp_out_ + lane % 16 * 2);
+        bias[0] += widen(pair.at[0]);
+        bias[1] += widen(pair.at[1]);
+      }
+    }
+  }
+
   PRIVIMAGE_DEVICE void step(Bf16Math, const Shared<Bfloat16>& grads,
                              const Shared<Bfloat16>& inputs, const Shared<uint16_t>& places,
                              int pixel, Sums& sums) const {
@@ -268,73 +288,6 @@ class ConvWeightGradBlock {
     }
   }
 
-  // Calls body(place in the part, sum) for what this thread has of the tile, the taps of a pair of
-  // channels one after another.
-  template <typename Body>
-  PRIVIMAGE_DEVICE void for_each_sum(Sums& sums, Body body) const {
-    const int lane = block_.lane();
-#pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      const int out = first_out_ + warp_out_ + i / 16 * 16 + i / 2 % 2 * 8 + lane / 4;
-      const int in = first_in_ + warp_in_ + i / 4 % 4 * 8 + lane % 4 * 2 + i % 2;
-      if (out >= outputs_ || in >= inputs_) continue;
-      const int64_t place =
-          ((static_cast<int64_t>(out) * inputs_ + in) * Tile::kSide + tap_row_) * Tile::kSide;
-#pragma unroll
-      for (int tap = 0; tap < Tile::kSide; ++tap) {
-        body(place + tap, sums[tap][i / 16][i / 4 % 4][i % 4]);
-      }
-    }
-  }
-
-  // Rounds the sums to what the rows hold, before anything is made of them.
-  PRIVIMAGE_DEVICE void store(Sums& sums) const {
-    const GradRows<float>& rows = job_.rows;
-    if (rows.half != nullptr) {
-      for_each_sum(
-          sums, [&](int64_t place, float& sum) { sum = rows.keep_half(block_, block_.x(), place, sum); });
-    } else {
-      for_each_sum(
-          sums, [&](int64_t place, float& sum) { sum = rows.keep_wide(block_, block_.x(), place, sum); });
-    }
-  }
-
-  // Each coordinate is rounded towards zero before it is added; integers have no order to keep.
-  PRIVIMAGE_DEVICE void add_to_grid(Sums& sums) const {
-    const double scale = job_.scales[block_.x()];
-    if (scale == 0.0) return;
-    for_each_sum(sums, [&](int64_t place, float& sum) {
-      block_.add(job_.sum + place, int64_t{grid_coordinate(sum, scale)});
-    });
-  }
-
-  // The squares of the very values that are stored, in double precision. Channels that don't exist
-  // were brought as zeros and add none, unless a value is infinite, and then so is the norm.
-  PRIVIMAGE_DEVICE double add_squares(const Sums& sums) const {
-    double squares = 0.0;
-#pragma unroll
-    for (int tap = 0; tap < Tile::kSide; ++tap) {
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        const double value = sums[tap][i / 16][i / 4 % 4][i % 4];
-        squares += value * value;
-      }
-    }
-    return squares;
-  }
-
-  // Adds the squares of the lanes of a warp, then of the warps, in a fixed order.
-  PRIVIMAGE_DEVICE void write_squares(double squares) const {
-    const Shared<double> partial = block_.template shared<double>(kSumsAt, Tile::kWarps);
-    for (int mask = 16; mask > 0; mask /= 2) squares += block_.shuffle_xor(squares, mask);
-    if (block_.lane() == 0) partial.store(block_.warp(), squares);
-    block_.barrier();
-    if (block_.thread() != 0) return;
-    double total = 0.0;
-    for (int warp = 0; warp < Tile::kWarps; ++warp) total += partial.load(warp);
-    job_.squares.at(block_.x(), tile_) = total;
-  }
-
   const Block block_;
   const ConvWeightGrad<Scalar>& job_;
   const int64_t tile_;
@@ -343,6 +296,7 @@ class ConvWeightGradBlock {
   const int inputs_, outputs_;      // channels
   const int first_out_, first_in_;  // channels of the tile
   const int tap_row_, warp_out_, warp_in_;
+  const bool has_bias_;  // to add up: the tiles of the first inputs do
 };
 
 // What the launcher runs: blocks [examples, blocks of all layers] of Tile::kThreads threads.
@@ -353,14 +307,7 @@ PRIVIMAGE_DEVICE void conv_weight_grads(const Block& block,
   if constexpr (Tile::kMostLayers > 1) {
     while (layer + 1 < jobs.count && block.y() >= jobs.first_block[layer + 1]) ++layer;
   }
-  const ConvWeightGrad<typename Tile::Scalar>& job = jobs.layers[layer];
-  const int64_t slot = block.y() - jobs.first_block[layer];
-  const int64_t tiles = conv_slots<Tile>(job.geometry);
-  if (slot < tiles) {
-    ConvWeightGradBlock<Tile>(block, job, slot).run();
-  } else {
-    dense_bias_grad<Tile::kWarps>(block, job.bias, block.x(), slot - tiles);
-  }
+  ConvWeightGradBlock<Tile>(block, jobs.layers[layer], block.y() - jobs.first_block[layer]).run();
 }
 
 }  // namespace privimage::cuda

@@ -76,18 +76,14 @@ std::optional<ConvWeightGrad<typename Math::Scalar>> tiled(
     return {};
   }
   const ConvGeometry seen = with_one_row(shape);
-  const int64_t channels = bias_of(all, 0).channels;
-  int64_t tiles = 0;
   const bool possible = choose_tile<Math>(seen, [&](auto tile) {
     using Tile = decltype(tile);
     if (!conv_counts_fit<Tile>(seen)) return false;
-    tiles = conv_slots<Tile>(seen);
-    return conv_launch<Tile>(seen, channels).possible(most_shared_bytes);
+    return conv_launch<Tile>(seen).possible(most_shared_bytes);
   });
   if (!possible) return {};
   return ConvWeightGrad<typename Math::Scalar>{
-      seen,        job.x,      job.grad,       all.weight,
-      all.squares, all.scales, all.weight_sum, bias_of(all, tiles)};
+      seen, job.x, job.grad, all.weight, all.squares, all.scales, all.weight_sum, bias_of(all, 0)};
 }
 
 // The plain kernels.
