@@ -30,7 +30,9 @@ struct Fp32Math {
   static constexpr int kPixels = 64;
 };
 
-// A warp has one row of taps and 32 x 32 channels of each: 96 sums a thread for three taps.
+// A warp has one row of taps and 64 x 16 or 32 x 32 channels of each: 96 sums a thread for three
+// taps. It reads its inputs for each of them, its output gradients once, so that of several taps
+// few inputs and many outputs take least.
 template <typename MathOf, int kSideTaps, int kStrideOf, int kTileOut, int kTileIn>
 struct ConvTile {
   using Math = MathOf;
@@ -40,7 +42,9 @@ struct ConvTile {
   static constexpr int kStride = kStrideOf;
   static constexpr int kOut = kTileOut;
   static constexpr int kIn = kTileIn;
-  static constexpr int kWarps = kSide * (kOut / 32) * (kIn / 32);
+  static constexpr int kWarpOut = kSide == 3 && kOut == 64 ? 64 : 32;
+  static constexpr int kWarpIn = kWarpOut == 64 ? 16 : 32;
+  static constexpr int kWarps = kSide * (kOut / kWarpOut) * (kIn / kWarpIn);
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kStages = Math::kStages;
   static constexpr int kVector = 16 / static_cast<int>(sizeof(Scalar));
@@ -53,10 +57,11 @@ struct ConvTile {
   static constexpr int kMostWidth = kSide == 1 ? kMostPixels : 32 / kStride;
   static constexpr int kMostHeight = 8;
   // Warps that multiply the same output gradients.
-  static constexpr int kTurns = kSide * (kIn / 32);
+  static constexpr int kTurns = kSide * (kIn / kWarpIn);
   // The sums leave through shared memory in pieces of 8 outputs a warp, [outputs, inputs, taps].
   static constexpr int kPiecePitch = kIn * kSide * kSide + 4;
-  static constexpr int kPieceBytes = kOut / 4 * kPiecePitch * static_cast<int>(sizeof(float));
+  static constexpr int kPieceBytes =
+      kOut / kWarpOut * 8 * kPiecePitch * static_cast<int>(sizeof(float));
   static constexpr int kWriteOutBytes =
       2 * kPieceBytes + kTurns * kOut * static_cast<int>(sizeof(float));
   // Of one launch. Layers of several taps fill a GPU alone, and their tiles leave no register for

@@ -53,8 +53,8 @@ class ConvWeightGradBlock {
         first_out_(static_cast<int>(tile) / in_tiles() * Tile::kOut),
         first_in_(static_cast<int>(tile) % in_tiles() * Tile::kIn),
         tap_row_(block.warp() % Tile::kSide),
-        warp_out_(block.warp() / Tile::kSide % (Tile::kOut / 32) * 32),
-        warp_in_(block.warp() / Tile::kSide / (Tile::kOut / 32) * 32),
+        warp_out_(block.warp() / Tile::kSide % (Tile::kOut / Tile::kWarpOut) * Tile::kWarpOut),
+        warp_in_(block.warp() / Tile::kSide / (Tile::kOut / Tile::kWarpOut) * Tile::kWarpIn),
         has_bias_(job.bias.channels > 0 && first_in_ == 0) {}
 
   PRIVIMAGE_DEVICE void run() {
@@ -186,17 +186,19 @@ class ConvWeightGradBlock {
     }
   }
 
-  // The warps of the same outputs have 8 pixels in turns. Half of the lanes have neighbouring
-  // pixels, the others those four further on, which lie in the other banks.
+  // The warps of the same outputs have 8 pixels in turns. Where half of the lanes do for a pixel,
+  // the others take the one four further on, which lies in the other banks.
   PRIVIMAGE_DEVICE void add_bias(int stage, BiasSums& bias) const {
+    constexpr int kLanes = Tile::kWarpOut / 2;
     const Shared<Scalar> grads = grad_stage(stage);
-    const int lane = block_.lane();
-    const int turn = tap_row_ + warp_in_ / 32 * Tile::kSide;
+    const int first = block_.lane() / kLanes * 4;
+    const int channel = warp_out_ + block_.lane() % kLanes * 2;
+    const int turn = tap_row_ + warp_in_ / Tile::kWarpIn * Tile::kSide;
     for (int pixel = turn * 8; pixel < band_.pixels; pixel += Tile::kTurns * 8) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const auto pair = grads.template load_vector<2>(
-            (pixel + lane / 16 * 4 + i) * Tile::kOutPitch + warp_out_ + lane % 16 * 2);
+      for (int i = 0; i < kLanes / 4; ++i) {
+        const auto pair =
+            grads.template load_vector<2>((pixel + first + i) * Tile::kOutPitch + channel);
         bias[0] += widen(pair.at[0]);
         bias[1] += widen(pair.at[1]);
       }
@@ -212,8 +214,9 @@ class ConvWeightGradBlock {
     const int grad_channel = warp_out_ + lane / 8 % 2 * 8;
     const int input_pixel = lane / 8 % 2 * 8 + lane % 8;
     const int input_channel = warp_in_ + lane / 16 * 8;
-    uint32_t grad[2][4];
-    for (int out = 0; out < 2; ++out) {
+    uint32_t grad[Tile::kWarpOut / 16][4];
+#pragma unroll
+    for (int out = 0; out < Tile::kWarpOut / 16; ++out) {
       block_.load_transposed(grad[out], grads,
                              (pixel + grad_pixel) * Tile::kOutPitch + grad_channel + 16 * out);
     }
@@ -221,12 +224,12 @@ class ConvWeightGradBlock {
 #pragma unroll
     for (int tap = 0; tap < Tile::kSide; ++tap) {
 #pragma unroll
-      for (int in = 0; in < 2; ++in) {
+      for (int in = 0; in < Tile::kWarpIn / 16; ++in) {
         uint32_t input[4];
         block_.load_transposed(input, inputs,
                                (slot + tap_shift(tap)) * Tile::kInPitch + input_channel + 16 * in);
 #pragma unroll
-        for (int out = 0; out < 2; ++out) {
+        for (int out = 0; out < Tile::kWarpOut / 16; ++out) {
           block_.multiply_add(sums[tap][out][2 * in], grad[out], input[0], input[1]);
           block_.multiply_add(sums[tap][out][2 * in + 1], grad[out], input[2], input[3]);
         }
@@ -239,9 +242,9 @@ class ConvWeightGradBlock {
   PRIVIMAGE_DEVICE void step(Tf32Math, const Shared<float>& grads, const Shared<float>& inputs,
                              const Shared<uint16_t>& places, int pixel, Sums& sums) const {
     const int member = block_.lane() % 4, group = block_.lane() / 4;
-    uint32_t grad[2][4];
+    uint32_t grad[Tile::kWarpOut / 16][4];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < Tile::kWarpOut / 4; ++i) {
       const int at = (pixel + member + i / 2 % 2 * 4) * Tile::kOutPitch + warp_out_ + group +
                      i / 4 * 16 + i % 2 * 8;
       grad[i / 4][i % 4] = block_.to_tf32(grads.load(at));
@@ -251,15 +254,17 @@ class ConvWeightGradBlock {
 #pragma unroll
     for (int tap = 0; tap < Tile::kSide; ++tap) {
 #pragma unroll
-      for (int in = 0; in < 4; ++in) {
+      for (int in = 0; in < Tile::kWarpIn / 8; ++in) {
         uint32_t input[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           input[i] = block_.to_tf32(inputs.load((slots[i] + tap_shift(tap)) * Tile::kInPitch +
                                                 warp_in_ + group + 8 * in));
         }
-        block_.multiply_add_tf32(sums[tap][0][in], grad[0], input[0], input[1]);
-        block_.multiply_add_tf32(sums[tap][1][in], grad[1], input[0], input[1]);
+#pragma unroll
+        for (int out = 0; out < Tile::kWarpOut / 16; ++out) {
+          block_.multiply_add_tf32(sums[tap][out][in], grad[out], input[0], input[1]);
+        }
       }
     }
   }
@@ -267,20 +272,20 @@ class ConvWeightGradBlock {
   // The same places of the tile as tensor cores give a thread, so that one epilogue does for all.
   PRIVIMAGE_DEVICE void step(Fp32Math, const Shared<float>& grads, const Shared<float>& inputs,
                              const Shared<uint16_t>& places, int pixel, Sums& sums) const {
-    float grad[4];
+    float grad[Tile::kWarpOut / 8];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < Tile::kWarpOut / 8; ++i) {
       grad[i] = grads.load(pixel * Tile::kOutPitch + warp_out_ + block_.lane() / 4 + 8 * i);
     }
     const int slot = first_slot(places.load(pixel));
 #pragma unroll
     for (int tap = 0; tap < Tile::kSide; ++tap) {
 #pragma unroll
-      for (int in = 0; in < 4; ++in) {
+      for (int in = 0; in < Tile::kWarpIn / 8; ++in) {
         const auto input = inputs.template load_vector<2>(
             (slot + tap_shift(tap)) * Tile::kInPitch + warp_in_ + 8 * in + block_.lane() % 4 * 2);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < Tile::kWarpOut / 4; ++i) {
           float& sum = sums[tap][i / 4][in][i % 4];
           sum = std::fmaf(grad[i / 2], input.at[i % 2], sum);
         }

@@ -15,7 +15,7 @@
 
 namespace privimage::cuda {
 
-// What a warp has of the tile: a row of taps of 32 x 32 channels.
+// What a warp has of the tile: a row of taps, some channels.
 struct ConvShare {
   int first_out, first_in;  // channels of the tile,
   int warp_out, warp_in;    // and of the warp from there on
@@ -27,8 +27,9 @@ template <typename Tile>
 class ConvWriteOut {
  public:
   using Scalar = typename Tile::Scalar;
-  using Sums = float[Tile::kSide][2][4][4];  // [taps, 16 outputs, 8 inputs, fragment]
-  using BiasSums = float[2];                 // of outputs lane % 16 * 2 + i of the warp
+  // [taps, 16 outputs, 8 inputs, fragment]
+  using Sums = float[Tile::kSide][Tile::kWarpOut / 16][Tile::kWarpIn / 8][4];
+  using BiasSums = float[2];  // of two neighbouring outputs
 
   PRIVIMAGE_DEVICE ConvWriteOut(const Block& block, const ConvWeightGrad<Scalar>& job,
                                 const ConvShare& mine)
@@ -57,7 +58,7 @@ class ConvWriteOut {
 
  private:
   static constexpr int kTaps = Tile::kSide * Tile::kSide;
-  static constexpr int kPieces = 4;  // 8 outputs of every warp each
+  static constexpr int kPieces = Tile::kWarpOut / 8;  // 8 outputs of every warp each
 
   // Makes the sums what the rows hold: norms and sums are of that.
   PRIVIMAGE_DEVICE void settle(Sums& sums) const {
@@ -65,16 +66,19 @@ class ConvWriteOut {
     if (!rows.accumulate && rows.half == nullptr) return;
     const int lane = block_.lane();
 #pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      const int out = mine_.first_out + mine_.warp_out + i / 16 * 16 + i / 2 % 2 * 8 + lane / 4;
-      const int in = mine_.first_in + mine_.warp_in + i / 4 % 4 * 8 + lane % 4 * 2 + i % 2;
-      if (out >= outputs_ || in >= inputs_) continue;
-      const int64_t place =
-          ((static_cast<int64_t>(out) * inputs_ + in) * Tile::kSide + mine_.tap_row) * Tile::kSide;
+    for (int i = 0; i < Tile::kWarpOut / 8; ++i) {
 #pragma unroll
-      for (int tap = 0; tap < Tile::kSide; ++tap) {
-        float& sum = sums[tap][i / 16][i / 4 % 4][i % 4];
-        sum = rows.settled(block_, block_.x(), place + tap, sum);
+      for (int j = 0; j < Tile::kWarpIn / 4; ++j) {
+        const int out = mine_.first_out + mine_.warp_out + i * 8 + lane / 4;
+        const int in = mine_.first_in + mine_.warp_in + j / 2 * 8 + lane % 4 * 2 + j % 2;
+        if (out >= outputs_ || in >= inputs_) continue;
+        const int64_t taps = (static_cast<int64_t>(out) * inputs_ + in) * Tile::kSide;
+#pragma unroll
+        for (int tap = 0; tap < Tile::kSide; ++tap) {
+          const int64_t place = (taps + mine_.tap_row) * Tile::kSide + tap;
+          float& sum = sums[tap][i / 2][j / 2][i % 2 * 2 + j % 2];
+          sum = rows.settled(block_, block_.x(), place, sum);
+        }
       }
     }
   }
@@ -87,7 +91,8 @@ class ConvWriteOut {
     for (int tap = 0; tap < Tile::kSide; ++tap) {
 #pragma unroll
       for (int i = 0; i < 32; ++i) {
-        const double value = sums[tap][i / 16][i / 4 % 4][i % 4];
+        constexpr int kInputs = Tile::kWarpIn / 8;
+        const double value = sums[tap][i / 4 / kInputs][i / 4 % kInputs][i % 4];
         squares += value * value;
       }
     }
@@ -130,11 +135,11 @@ class ConvWriteOut {
   PRIVIMAGE_DEVICE void fill(const Shared<float>& room, const Sums& sums, int piece) const {
     const int lane = block_.lane();
     const bool odd = lane / 4 % 2 != 0;
-    const int start = (mine_.warp_out / 4 + lane / 4) * Tile::kPiecePitch +
+    const int start = (mine_.warp_out / Tile::kWarpOut * 8 + lane / 4) * Tile::kPiecePitch +
                       (mine_.warp_in + lane % 4 * 2) * kTaps + mine_.tap_row * Tile::kSide;
     const int first = start + (odd ? kTaps : 0), second = start + (odd ? 0 : kTaps);
 #pragma unroll
-    for (int in = 0; in < 4; ++in) {
+    for (int in = 0; in < Tile::kWarpIn / 8; ++in) {
 #pragma unroll
       for (int tap = 0; tap < Tile::kSide; ++tap) {
         const float even_input = sums[tap][piece / 2][in][piece % 2 * 2];
@@ -152,11 +157,13 @@ class ConvWriteOut {
   template <typename To, typename Body>
   PRIVIMAGE_DEVICE void for_each_value(const Shared<float>& room, int piece, To* first,
                                        Body body) const {
-    constexpr int kTogether = Tile::kIn * kTaps / Tile::kSide / 32, kStep = Tile::kIn / 32;
+    constexpr int kTogether = Tile::kIn * kTaps / Tile::kSide / 32,
+                  kStep = Tile::kIn / Tile::kWarpIn;
     const int inputs = inputs_ - mine_.first_in;
     const int width = (inputs < Tile::kIn ? inputs : Tile::kIn) * kTaps;
     const int start = mine_.tap_row * kTogether * 32 + block_.lane();
-    const int begin = mine_.warp_in / 32, out = mine_.first_out + mine_.warp_out + piece * 8;
+    const int begin = mine_.warp_in / Tile::kWarpIn,
+              out = mine_.first_out + mine_.warp_out + piece * 8;
     const int64_t stride = static_cast<int64_t>(inputs_) * kTaps;
     To* row = first + (out + begin) * stride + mine_.first_in * kTaps;
     for (int i = begin; i < 8 && out + i < outputs_; i += kStep, row += kStep * stride) {
@@ -168,7 +175,8 @@ class ConvWriteOut {
       for (int j = 0; j < kTogether; ++j) {
         const int column = start + 32 * j + lead;
         columns[j] = column < width ? column : column - width;
-        values[j] = room.load((mine_.warp_out / 4 + i) * Tile::kPiecePitch + columns[j]);
+        values[j] =
+            room.load((mine_.warp_out / Tile::kWarpOut * 8 + i) * Tile::kPiecePitch + columns[j]);
       }
 #pragma unroll
       for (int j = 0; j < kTogether; ++j) {
@@ -183,12 +191,12 @@ class ConvWriteOut {
                                          Tile::kTurns * Tile::kOut);
   }
   PRIVIMAGE_DEVICE void share_bias(BiasSums& bias) const {
-    const int turn = mine_.tap_row + mine_.warp_in / 32 * Tile::kSide;
+    const int turn = mine_.tap_row + mine_.warp_in / Tile::kWarpIn * Tile::kSide;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      bias[i] += block_.shuffle_xor(bias[i], 16);
-      const int out = mine_.warp_out + block_.lane() % 16 * 2 + i;
-      if (block_.lane() < 16) bias_shares().store(turn * Tile::kOut + out, bias[i]);
+      if constexpr (Tile::kWarpOut == 32) bias[i] += block_.shuffle_xor(bias[i], 16);
+      const int out = mine_.warp_out + block_.lane() * 2 + i;
+      if (block_.lane() < Tile::kWarpOut / 2) bias_shares().store(turn * Tile::kOut + out, bias[i]);
     }
   }
   // The first threads have an output each; returns its square.

@@ -213,8 +213,8 @@ BUGS = [
     ),
     conv(
         "input's fragments swapped",
-        "grad[out], input[0], input[1]",
-        "grad[out], input[0], input[2]",
+        "2 * in], grad[out], input[0], input[1]",
+        "2 * in], grad[out], input[0], input[2]",
     ),
     conv(
         "taps in reverse",
@@ -232,10 +232,12 @@ BUGS = [
     write_out("what lies ahead after the row", "column : column - width", "column : column"),
     write_out(
         "read at the wrong pitch",
-        "(mine_.warp_out / 4 + i) * Tile::kPiecePitch",
-        "(mine_.warp_out / 4 + i) * (Tile::kPiecePitch - 4)",
+        "* 8 + i) * Tile::kPiecePitch",
+        "* 8 + i) * (Tile::kPiecePitch - 4)",
     ),
-    write_out("warps write each other's outputs", "kStep = Tile::kIn / 32;", "kStep = 1;"),
+    write_out(
+        "warps write each other's outputs", "kStep = Tile::kIn / Tile::kWarpIn;", "kStep = 1;"
+    ),
     tile("outputs of a piece in the same banks", "kIn * kSide * kSide + 4", "kIn * kSide * kSide"),
     tile("no room for the last piece", "2 * kPieceBytes + kTurns", "kPieceBytes + kTurns"),
     conv(
@@ -349,7 +351,7 @@ BUGS = [
         "block.add(job.sum + channel, int64_t{grid_coordinate(value, scale)})",
         "job.sum[channel] = grid_coordinate(value, scale)",
     ),
-    conv("bias of half of the pixels", "lane / 16 * 4 + i", "i"),
+    conv("bias of half of the pixels", "lane() / kLanes * 4;", "lane() * 0;"),
     conv("every warp has the first turn at the bias", "pixel = turn * 8;", "pixel = 0;"),
     conv("bias in every tile of inputs", "channels > 0 && first_in_ == 0", "channels > 0"),
     write_out("bias of half of the lanes", "bias[i] += block_.shuffle_xor", "block_.shuffle_xor"),
