@@ -10,13 +10,14 @@ where they are installed, in the micro-batch that suits them; ours in the ordina
 it is timed a method's clipped sum is held against ours. `privimage` is the step that `privimage
 train` takes, recorded once as a graph of operators, "call by call" that of a `PrivateEngine`.
 
---device cuda: sixteen times the micro-batch, activations in bfloat16 for everybody; the ordinary
-step also compiled and captured, the peak of memory on the GPU, and a second ratio to PyTorch's
-eager step. --examples sweeps over micro-batches.
+--device cuda: the micro-batch of `privimage train` there (for wide networks a part of it),
+activations in bfloat16 for everybody; the ordinary step also compiled and captured, the peak of
+memory on the GPU, and a second ratio to PyTorch's eager step. --examples sweeps over micro-batches.
 
 --quick leaves out what takes longest and is never ahead: compiling a peer, and all modes of Opacus
-but its hooks. Rows of an existing FILE stay, unless the same was measured again. --peak measures
-memory instead, stage by stage (memory.py says how).
+but its hooks. With --seconds what there is no time for is left out. Rows of an existing FILE stay,
+unless the same was measured again. --peak measures memory instead, stage by stage (memory.py says
+how).
 
 Prediction: `privimage` at most 1.10, 1.05 and 1.02 at 1, 4 and 8 draws on the CIFAR-10 network.
 Seen on a 2-core Xeon, both cores (results/dp_step-cpu.json): 0.96, 0.92 and 0.90 (in other hours
@@ -27,8 +28,10 @@ network, where calls are most of a step, 1.23.
 """
 
 import argparse
+import math
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,12 +54,18 @@ def main() -> None:
     draws = [int(k) for k in options.draws.split(",")]
     limits = [int(mb) for mb in options.max_memory.split(",") if mb]
     sweep = [int(count) for count in options.examples.split(",") if count]
-    for setting in settings(options.models.split(","), draws, options.device, sweep):
+    asked = settings(options.models.split(","), draws, options.device, sweep)
+    until = time.perf_counter() + options.seconds
+    for number, setting in enumerate(asked):
+        budget = (until - time.perf_counter()) / (len(asked) - number)
+        if budget <= 0:
+            print(f"{setting.name:<8} K={setting.draws}: no time left")
+            continue
         chosen = among(setting, options, limits)
         if options.peak:
             rows = [memory_row(setting, name, limits, options.threads) for name in chosen]
         else:
-            rows = measure(setting, chosen, options.rounds)
+            rows = measure(setting, chosen, options.rounds, budget)
         for row in rows:
             print(line(row), flush=True)
         if options.json:
@@ -120,6 +129,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="to end in, nearly")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options = parser.parse_args()
     if options.quick:

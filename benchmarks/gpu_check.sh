@@ -7,14 +7,16 @@
 #
 # Parts are build, operators, engine, step8, step1, kernels, peers, sanitizer; and, if asked for, draws,
 # wide, batches, compiled and rows, or sweep for these five: other draws, networks and micro-batches,
-# which take other calls, for each graph is compiled for a minute or so. Each part has its time, all
-# together LIMIT seconds; one that fails or is cut off takes no other with it. A second call into the
-# same folder adds to its figures. Ends with 1 if any part failed.
+# which take other calls, for each graph is compiled for a minute or so; and train, a whole run of
+# the digits. Each part has its time, all together LIMIT seconds; one that fails or is cut off takes
+# no other with it. A second call into the same folder adds to its figures. Ends with 1 if any part
+# failed. profile.md has the calls of a day.
 #
 # Needs nvcc, a C++ compiler and a Python that has a CUDA build of PyTorch, NumPy, SciPy, pytest,
 # ninja and pybind11; downloads nothing. PYTHON names another Python. All but build and operators need
-# dp-accounting, prv-accountant and dm-tree as well: where there is no registry, wheels of what is
-# missing in the folder that WHEELS names, default build/wheels; Opacus there is one more peer.
+# dp-accounting, prv-accountant and dm-tree as well, and train all that pyproject.toml names: where
+# there is no registry, wheels of what is missing in the folder that WHEELS names, default
+# build/wheels; Opacus there is one more peer.
 # DEVICE=cpu rehearses it all.
 set -u
 PYTHON=${PYTHON:-python3}
@@ -34,13 +36,17 @@ FAILED=0
 TABLE=$OUT/table.txt
 : > "$TABLE"
 
+# time_for SECONDS: so many, or what is left.
+time_for() {
+    left=$((LIMIT - $(date +%s) + BEGAN))
+    if [ "$left" -gt "$1" ]; then echo "$1"; else echo "$left"; fi
+}
+
 # part NAME SECONDS COMMAND…: runs it within its time, keeps its output, notes how it went and, of
 # tests, how many ran.
 part() {
-    name=$1 limit=$2 from=$(date +%s)
+    name=$1 limit=$(time_for "$2") from=$(date +%s)
     shift 2
-    left=$((LIMIT - from + BEGAN))
-    [ "$left" -gt "$limit" ] || limit=$left
     if [ "$limit" -lt 5 ]; then
         verdict='no time' FAILED=1
         : > "$OUT/$name.log"
@@ -52,6 +58,15 @@ part() {
     ran=$(grep -E '^[0-9]+ (passed|failed|skipped|deselected).* in ' "$OUT/$name.log" | tail -n 1)
     printf '%-12s %-7s %4s s  %s\n' "$name" "$verdict" $(($(date +%s) - from)) "$ran" | tee -a "$TABLE"
     [ "$verdict" = ok ] || tail -n 30 "$OUT/$name.log"
+}
+
+# steps NAME SECONDS MODELS ARGUMENT…: timings of whole steps. They end in time with what they have;
+# a part that is cut off has nothing.
+steps() {
+    name=$1 limit=$(time_for "$2") models=$3
+    shift 3
+    part "$name" "$limit" "$PYTHON" "$ROOT/benchmarks/dp_step.py" --device "$DEVICE" \
+        --seconds $((limit - 15)) --rounds "${ROUNDS:-20}" --json "$RESULT" --models "$models" "$@"
 }
 
 wants() {
@@ -90,20 +105,21 @@ TEST='-P -m pytest --noconftest -W default -q -p no:cacheprovider'
 # Timings run from another folder, so that a script sees its neighbours and not the sources. Ours and
 # the ordinary steps first: a peer that fails takes nothing with it.
 cd "$OUT" || exit 1
-STEP="$ROOT/benchmarks/dp_step.py --device $DEVICE --rounds ${ROUNDS:-20} --json $RESULT --models"
-! wants step8 || part step8 180 "$PYTHON" $STEP cifar10 --draws 8 --among privimage,captured
-! wants step1 || part step1 150 "$PYTHON" $STEP cifar10 --draws 1 --among privimage,captured
+! wants step8 || steps step8 180 cifar10 --draws 8 --among privimage,captured
+! wants step1 || steps step1 150 cifar10 --draws 1 --among privimage,captured
 ! wants kernels || part kernels 40 "$PYTHON" "$ROOT/benchmarks/kernels.py" --device "$DEVICE" \
     --json "$OUT/kernels.json"
 # Few turns: a loop over images takes seconds for each.
-! wants peers || part peers 90 "$PYTHON" $STEP cifar10 --draws 8 --among vmap,loop,hooks,ghost \
-    --rounds 5
-! wants draws || part draws 300 "$PYTHON" $STEP cifar10 --draws 4,32 --among privimage,captured
-! wants wide || part wide 300 "$PYTHON" $STEP wide,wider --draws 8 --among privimage,captured
-! wants batches || part batches 300 "$PYTHON" $STEP cifar10 --draws 8 --examples 16,256 \
-    --among privimage,captured
-! wants compiled || part compiled 200 "$PYTHON" $STEP cifar10 --draws 8 --among torch
-! wants rows || part rows 200 "$PYTHON" $STEP cifar10 --draws 1 --among bfloat16,captured
+! wants peers || steps peers 120 cifar10 --draws 8 --among vmap,loop,hooks,ghost --rounds 5
+! wants draws || steps draws 300 cifar10 --draws 4,32 --among privimage,captured
+! wants wide || steps wide 300 wide,wider --draws 8 --among privimage,captured
+! wants batches || steps batches 300 cifar10 --draws 8 --examples 64,264 --among privimage,captured
+! wants compiled || steps compiled 200 cifar10 --draws 8 --among torch
+! wants rows || steps rows 200 cifar10 --draws 1 --among bfloat16,captured
+# All that a user gets, from nothing to the report.
+! wants train || rm -rf "$OUT/run"
+! wants train || part train 240 "$PYTHON" -P -m privimage train --device "$DEVICE" --preset digits \
+    --out "$OUT/run"
 cd "$ROOT" || exit 1
 
 # The smallest shapes under the sanitizer, which slows kernels down a hundredfold.
@@ -111,7 +127,7 @@ LAYERS='2x20x9 or 1x2x0x1x1x8x20x11 or 3x2x1x1x1x16x64x15 or 5x1x2x1x1x4x6x9'
 SMALL="$DEVICE and (update or sum or embedding or one_call or affine_rows or $LAYERS)"
 if wants sanitizer && command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck initcheck; do
-        part "$tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+        part "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 1 \
             "$PYTHON" $TEST tests/ops/test_devices.py -k "$SMALL"
     done
 elif wants sanitizer; then

@@ -15,6 +15,9 @@ from torch import nn
 Function = Callable[..., torch.Tensor]
 """Of tensors alone."""
 
+_WORTH_COMPILING = 2000
+"""Calls: each is some hundreds of launches, tens of milliseconds that a replay does without."""
+
 
 def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
     """Inside, layers compute in bfloat16 on a GPU."""
@@ -26,11 +29,6 @@ def memory_format(images: torch.Tensor) -> torch.Tensor:
     return images.contiguous(memory_format=torch.channels_last) if images.is_cuda else images
 
 
-def most_examples(device: torch.device, draws: int) -> int:
-    """Of a micro-batch at most: on a GPU 512 rows, four for each multiprocessor of an H200."""
-    return 64 if device.type == "cpu" else max(512 // draws, 64)
-
-
 def accelerated(function: Function, device: torch.device) -> Function:
     """`function` without gradients: on a GPU compiled without a break, and a CUDA graph a shape.
 
@@ -39,13 +37,26 @@ def accelerated(function: Function, device: torch.device) -> Function:
     """
     if device.type != "cuda":
         return function
-    return _Replayed(torch.compile(function, fullgraph=True, dynamic=False))
+    return in_turns(_Replayed(torch.compile(function, fullgraph=True, dynamic=False)), device)
 
 
-def inference(network: nn.Module) -> Function:
+def in_turns(function: Function, device: torch.device) -> Function:
+    """`function`, with one thread at a time inside on a GPU, whose memory is planned for one."""
+    if device.type != "cuda":
+        return function
+    turn = Lock()
+
+    def alone(*given: torch.Tensor) -> torch.Tensor:
+        with turn:
+            return function(*given)
+
+    return alone
+
+
+def inference(network: nn.Module, calls: int) -> Function:
     """The forward pass of `network`, of images and what else it takes, without gradients.
 
-    For many images: on a GPU the first call of a shape takes a minute to compile.
+    Accelerated where there are so many calls that it is worth the first one's minute.
     """
     device = next(network.parameters()).device
 
@@ -54,7 +65,7 @@ def inference(network: nn.Module) -> Function:
             output: torch.Tensor = network(memory_format(images), *others)
             return output
 
-    return accelerated(forward, device)
+    return accelerated(forward, device) if calls >= _WORTH_COMPILING else torch.no_grad()(forward)
 
 
 class _Replayed:
@@ -63,12 +74,11 @@ class _Replayed:
     def __init__(self, function: Function) -> None:
         self._function = function
         self._captured: dict[tuple[torch.Size, ...], _Graph] = {}
-        self._lock = Lock()
 
     @torch.no_grad()
     def __call__(self, *given: torch.Tensor) -> torch.Tensor:
-        """The result, in memory of its own; threads take turns."""
-        with self._lock, torch.cuda.device(given[0].device):
+        """The result, in memory of its own."""
+        with torch.cuda.device(given[0].device):
             shapes = tuple(tensor.shape for tensor in given)
             if shapes not in self._captured:
                 self._captured[shapes] = _Graph(self._function, given)

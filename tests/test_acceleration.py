@@ -1,9 +1,13 @@
 """What a GPU is given: networks that compile as one graph; on a CPU everything as it is written."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from privimage.acceleration import accelerated, inference, mixed_precision, most_examples
+from privimage import acceleration
+from privimage.acceleration import accelerated, in_turns, inference, mixed_precision
 from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.denoiser import Denoiser
 from privimage.diffusion.unet import UNet, UNetShape
@@ -42,15 +46,39 @@ def test_on_a_cpu_nothing_is_exchanged():
     function = torch.sin
     assert accelerated(function, torch.device("cpu")) is function
     with torch.no_grad():
-        assert torch.equal(inference(network)(*batch()), network(*batch()))
+        assert torch.equal(inference(network, 10**4)(*batch()), network(*batch()))
     with mixed_precision(torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
-def test_a_gpu_gets_more_examples_the_fewer_draws_they_have():
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert [most_examples(gpu, draws) for draws in (1, 4, 8, 32)] == [512, 128, 64, 64]
-    assert {most_examples(cpu, draws) for draws in (1, 32)} == {64}
+def test_few_calls_are_not_compiled(monkeypatch):
+    network, asked = UNet(SHAPE).eval(), []
+    monkeypatch.setattr(acceleration, "accelerated", lambda *given: asked.append(given))
+    few = inference(network, 100)
+    assert torch.equal(few(*batch()), network(*batch()))
+    assert not few(*batch()).requires_grad
+    assert not asked
+    inference(network, 10**4)
+    assert len(asked) == 1
+
+
+def test_threads_that_share_a_gpu_take_turns():
+    inside, most = [], []
+
+    def function(x):
+        inside.append(x)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.remove(x)
+        return x
+
+    def at_once(device):
+        most.clear()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(in_turns(function, torch.device(device)), range(8)))
+        return max(most)
+
+    assert at_once("cuda") == 1 < at_once("cpu")
 
 
 @pytest.mark.parametrize("device", [CUDA])

@@ -11,6 +11,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import dp_step
 import records
+from step import models
 from step.methods import CAPTURED, ORDINARY, OURS, Method, methods
 from step.models import MODELS, Setting, settings
 from step.steps import LEARNING_RATE, Step, captured, ordinary
@@ -37,6 +38,14 @@ def test_every_method_that_runs_has_a_row_of_paired_ratios(capsys):
         assert row["reference_ms"] > 0
         assert f"K=2 {row['method']}" in dp_step.line(row)
     assert rows[rows[OURS]["reference"]]["ratio"] == 1.0
+
+
+def test_what_there_is_no_time_for_is_left_out(capsys):
+    (setting,) = settings(["digits"], [2], sweep=[2])
+    chosen = {n: m for n, m in methods(setting).items() if n in (*ORDINARY, OURS, "vmap(grad)")}
+    rows = {row["method"]: row["pairs"] for row in measure(setting, chosen, 9, budget=0)}
+    assert rows == dict.fromkeys((*ORDINARY, OURS), 3)
+    assert "digits K=2 vmap(grad): no time left" in capsys.readouterr().out
 
 
 class OnAGpu(Setting):
@@ -93,10 +102,11 @@ def test_the_captured_ordinary_step_does_what_the_ordinary_one_does(monkeypatch)
     assert (one - before).abs().mean() >= 0.5 * LEARNING_RATE
 
 
-def test_settings_follow_model_draws_device_and_sweep():
+def test_settings_follow_model_draws_device_and_sweep(monkeypatch):
     assert {"cifar10", "wide", "wider"} <= set(MODELS)
     assert [s.examples for s in settings(["cifar10"], [1, 8, 32])] == [16, 4, 2]
-    assert [s.examples for s in settings(["cifar10"], [32], "cuda")] == [32]
+    monkeypatch.setattr(models, "most_examples", lambda device, draws: {"cuda": 132}[device.type])
+    assert [s.examples for s in settings(["cifar10", "wider"], [8], "cuda")] == [132, 33]
     swept = settings(["digits"], [1, 4], sweep=[8, 64])
     assert [(s.draws, s.examples) for s in swept] == [(1, 8), (1, 64), (4, 8), (4, 64)]
     with pytest.raises(SystemExit, match="no model 'other'; there are cifar10, "):

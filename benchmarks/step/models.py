@@ -12,6 +12,7 @@ from privimage.acceleration import mixed_precision
 from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.denoiser import Denoiser, losses
 from privimage.diffusion.unet import UNet, UNetShape
+from privimage.dp import most_examples
 
 Batch = tuple[torch.Tensor, ...]
 
@@ -89,7 +90,9 @@ def settings(
             raise SystemExit(f"no model '{name}'; there are {', '.join(MODELS)}")
         build, image, denoises, rows = MODELS[name]
         for count in draws:
-            usual = (16 if device == "cuda" else 1) * max(min(rows // count, rows // 2), 2)
+            usual = max(min(rows // count, rows // 2), 2)
+            if device == "cuda":
+                usual = most_examples(torch.device(device), count) * min(rows, 32) // 32
             for examples in sweep or [usual]:
                 found.append(Setting(name, build, image, denoises, examples, count, device))
     return found
@@ -170,4 +173,5 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], bool, int
     "vit": (Vit, (3, 32, 32), False, 16),
     "resnet18": (ResNet, (3, 32, 32), False, 16),
 }
-"""Name -> network, image, whether it denoises, rows that make a good micro-batch."""
+"""Name -> network, image, whether it denoises, rows that make a good micro-batch on
+two cores; where they are fewer than 32, the part of a GPU's that does."""

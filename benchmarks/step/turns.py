@@ -25,8 +25,15 @@ from step.steps import Step
 Row = dict[str, Any]
 
 
-def measure(setting: Setting, chosen: Mapping[str, Method], rounds: int) -> list[Row]:
-    """One record for each method that runs; the ordinary ones must be among them."""
+def measure(
+    setting: Setting, chosen: Mapping[str, Method], rounds: int, budget: float = math.inf
+) -> list[Row]:
+    """One record for each method that runs; the ordinary ones must be among them.
+
+    After two thirds of `budget` seconds no further method is built, but for the ordinary ones and
+    ours; after all of them no further turn is taken, but for the first three.
+    """
+    began = time.perf_counter()
     steps: dict[str, Step] = {}
     pieces: dict[str, int] = {}
     peaks: dict[str, dict[str, int]] = {}
@@ -37,6 +44,9 @@ def measure(setting: Setting, chosen: Mapping[str, Method], rounds: int) -> list
         return name in references or name.startswith(OURS)
 
     for name, method in sorted(chosen.items(), key=lambda item: not is_in_every_turn(item[0])):
+        if name not in (*ORDINARY, OURS) and time.perf_counter() > began + budget * 2 / 3:
+            print(f"{setting.name} K={setting.draws} {name}: no time left")
+            continue
         try:
             pieces[name], steps[name], found, peaks[name] = _fastest(method, setting.on_gpu)
         except Exception as problem:
@@ -48,7 +58,7 @@ def measure(setting: Setting, chosen: Mapping[str, Method], rounds: int) -> list
         if method.folds or setting.draws == 1:
             _check(name, found, expected)
     always = [name for name in steps if is_in_every_turn(name)]
-    seconds = _turns(steps, always, rounds, setting.on_gpu)
+    seconds = _turns(steps, always, rounds, setting.on_gpu, began + budget)
     wall = {
         name: {turn: both[0] for turn, both in taken.items()} for name, taken in seconds.items()
     }
@@ -135,11 +145,13 @@ def _check(name: str, found: torch.Tensor | None, expected: torch.Tensor | None)
 
 
 def _turns(
-    steps: Mapping[str, Step], always: Sequence[str], rounds: int, on_gpu: bool
+    steps: Mapping[str, Step], always: Sequence[str], rounds: int, on_gpu: bool, until: float
 ) -> dict[str, dict[int, tuple[float, float]]]:
     """Seconds of the clock and of the cores, by method and turn."""
     taken: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in steps}
     for turn in range(math.ceil(rounds * 4 / 3)):
+        if turn > 2 and time.perf_counter() > until:
+            break
         names = [name for name in steps if turn % 4 != 0 or name in always]
         random.Random(turn).shuffle(names)
         for name in names:

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "cpu/clipped_sum.h"
 #include "cpu/dispatch.h"
@@ -25,12 +26,16 @@ inline void add_scaled(const Scalar* values, int64_t count, double scale, int64_
   tile_sets<Scalar>()->add_scaled(values, count, scale, sums);
 }
 
-// Writes the squared norms of the rows begin … end - 1.
+// Writes the squared norms of the rows begin … end - 1, of some ranges of columns together.
 template <typename Scalar>
-inline void squared_norms(const KeptParts<Scalar>& job, double* squares, int64_t begin,
-                          int64_t end) {
+inline void squared_norms(const KeptParts<Scalar>& job, const std::vector<Columns>& columns,
+                          double* squares, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    squares[i] = sum_of_squares(job.parts + i * job.stride, job.parameters);
+    const Scalar* row = job.parts + i * job.stride;
+    squares[i] = 0.0;
+    for (const Columns& range : columns) {
+      squares[i] += sum_of_squares(row + range.begin, range.end - range.begin);
+    }
   }
 }
 

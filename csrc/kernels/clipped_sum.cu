@@ -15,7 +15,8 @@ __global__ void scales_kernel(ClippedSum<Scalar> job) {
 template <typename Scalar>
 int launch_all(const ClippedSum<Scalar>& job, double* partial, void* stream) {
   const KeptParts<Scalar> kept{job.parts, job.row_stride, job.examples, job.parameters};
-  int error = launch_squared_norms(kept, partial, job.scales, stream);
+  const Columns all{0, job.parameters};
+  int error = launch_squared_norms(kept, &all, 1, partial, job.scales, stream);
   if (error == 0) {
     error = launch(scales_kernel<Scalar>, scales_launch(job.examples), job, stream);
   }

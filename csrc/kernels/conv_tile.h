@@ -54,7 +54,6 @@ struct ConvTile {
   static constexpr int kInPitch = kIn + 8;
   // Of a band.
   static constexpr int kMostPixels = Math::kPixels / kStride;
-  static constexpr int kMostWidth = kSide == 1 ? kMostPixels : 32 / kStride;
   static constexpr int kMostHeight = 8;
   // Warps that multiply the same output gradients.
   static constexpr int kTurns = kSide * (kIn / kWarpIn);
@@ -81,6 +80,7 @@ struct ConvBand {
   int grad_bytes, stage_bytes, shared_bytes;
 };
 
+constexpr int kLeastBandPixels = 16;
 constexpr int kMostBandPixels = 128;
 constexpr int kMostBandInputs = 320;
 constexpr int kInputsAt = kMostBandPixels * sizeof(uint16_t);
@@ -88,12 +88,13 @@ constexpr int kSumsAt = kInputsAt + kMostBandInputs * sizeof(uint16_t);
 constexpr int kStagesAt = kSumsAt + 16 * sizeof(double);
 
 template <typename Tile>
-PRIVIMAGE_HOST_DEVICE ConvBand conv_band(const ConvGeometry& shape) {
+PRIVIMAGE_HOST_DEVICE ConvBand conv_band(const ConvGeometry& shape, int most_pixels) {
   const auto least = [](int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); };
   ConvBand band;
-  band.width = least(Tile::kMostWidth, shape.width.outputs);
+  // Four rows and more of several taps: fewer would bring a halo as large as the band.
+  band.width = least(Tile::kSide == 1 ? most_pixels : most_pixels / 4, shape.width.outputs);
   band.height = band.width == 0 ? 0
-                                : least(least(Tile::kMostHeight, Tile::kMostPixels / band.width),
+                                : least(least(Tile::kMostHeight, most_pixels / band.width),
                                         shape.height.outputs);
   const bool empty = band.height == 0;
   band.columns = empty ? 0 : static_cast<int>((shape.width.outputs + band.width - 1) / band.width);
@@ -115,6 +116,17 @@ PRIVIMAGE_HOST_DEVICE ConvBand conv_band(const ConvGeometry& shape) {
   return band;
 }
 
+// The pixels of the largest bands that this much shared memory has room for.
+template <typename Tile>
+int band_pixels(const ConvGeometry& shape, int64_t most_shared_bytes) {
+  int pixels = Tile::kMostPixels;
+  while (pixels > kLeastBandPixels &&
+         conv_band<Tile>(shape, pixels).shared_bytes > most_shared_bytes) {
+    pixels /= 2;
+  }
+  return pixels;
+}
+
 // Tiles of output and input channels: blocks of an example, and its squares. The first of the
 // inputs have the bias, and are there without any inputs.
 template <typename Tile>
@@ -128,26 +140,28 @@ PRIVIMAGE_HOST_DEVICE int64_t conv_slots(const ConvGeometry& shape) {
 
 // The kernel counts pixels and channels of an image, and bands of an example, in 32 bits.
 template <typename Tile>
-bool conv_counts_fit(const ConvGeometry& shape) {
+bool conv_counts_fit(const ConvWeightGrad<typename Tile::Scalar>& layer) {
   constexpr int64_t kMost = int64_t{1} << 30;
+  const ConvGeometry& shape = layer.geometry;
   for (const ConvAxis& axis : {shape.height, shape.width}) {
     if (axis.inputs >= kMost || axis.outputs >= kMost || axis.padding >= kMost) return false;
     if (axis.stride >= kMost / std::max<int64_t>(axis.outputs, 1)) return false;
   }
-  if (shape.inputs >= kMost || shape.outputs >= kMost || shape.draws >= kMost) return false;
+  if (layer.x.pitch >= kMost || layer.grad.pitch >= kMost || shape.draws >= kMost) return false;
   const int64_t in_pixels = shape.height.inputs * shape.width.inputs;
   const int64_t out_pixels = shape.height.outputs * shape.width.outputs;
   if (in_pixels >= kMost || out_pixels >= kMost) return false;
-  const ConvBand band = conv_band<Tile>(shape);
-  return in_pixels * shape.inputs < kMost && out_pixels * shape.outputs < kMost &&
+  const ConvBand band = conv_band<Tile>(shape, layer.band_pixels);
+  return in_pixels * layer.x.pitch < kMost && out_pixels * layer.grad.pitch < kMost &&
          int64_t{band.rows} * band.columns * shape.draws < kMost;
 }
 
 // Blocks: examples; tiles.
 template <typename Tile>
-LaunchShape conv_launch(const ConvGeometry& shape) {
-  return {shape.examples, conv_slots<Tile>(shape), Tile::kThreads,
-          std::max<int64_t>(conv_band<Tile>(shape).shared_bytes, kStagesAt + Tile::kWriteOutBytes)};
+LaunchShape conv_launch(const ConvWeightGrad<typename Tile::Scalar>& layer) {
+  const ConvBand band = conv_band<Tile>(layer.geometry, layer.band_pixels);
+  return {layer.geometry.examples, conv_slots<Tile>(layer.geometry), Tile::kThreads,
+          std::max(band.shared_bytes, kStagesAt + Tile::kWriteOutBytes)};
 }
 
 // Adds a layer to those of a launch, whose shape grows; false, and nothing done, where it does not
@@ -155,10 +169,10 @@ LaunchShape conv_launch(const ConvGeometry& shape) {
 template <typename Tile>
 bool add_layer(const ConvWeightGrad<typename Tile::Scalar>& layer,
                ConvWeightGrads<typename Tile::Scalar>& together, LaunchShape& shape) {
-  const LaunchShape alone = conv_launch<Tile>(layer.geometry);
+  const LaunchShape alone = conv_launch<Tile>(layer);
   const LaunchShape grown{alone.blocks_x, shape.blocks_y + alone.blocks_y, alone.threads,
                           std::max(shape.shared_bytes, alone.shared_bytes)};
-  const bool fits = conv_counts_fit<Tile>(layer.geometry) && grown.possible();
+  const bool fits = conv_counts_fit<Tile>(layer) && grown.possible();
   if (!fits || together.count == Tile::kMostLayers) return false;
   together.first_block[together.count] = shape.blocks_y;
   together.layers[together.count++] = layer;

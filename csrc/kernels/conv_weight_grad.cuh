@@ -17,20 +17,24 @@
 
 namespace privimage::cuda {
 
-// Brings 16 bytes of a pixel's channels into shared memory, zeros for what does not exist. `offset`
-// is where they start in the image. Where a pixel's channels are no multiple, they come singly.
+// Brings 16 bytes of a pixel's channels into shared memory, zeros for those that do not exist.
+// `offset` is where they start in the image.
 template <typename Scalar>
 PRIVIMAGE_DEVICE void bring_channels(const Block& block, const Shared<Scalar>& to, int index,
-                                     const Scalar* image, int offset, int channels_left,
-                                     bool wide) {
-  if (wide) {
-    const bool exists = channels_left > 0;
-    block.copy16(to, index, image + (exists ? offset : 0), exists ? 16 : 0);
-    return;
-  }
-  for (int i = 0; i < 16 / static_cast<int>(sizeof(Scalar)); ++i) {
-    to.store(index + i, i < channels_left ? image[offset + i] : Scalar{});
-  }
+                                     const Scalar* image, int offset, int channels_left) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(Scalar));
+  const int count = channels_left < 0 ? 0 : channels_left < kVector ? channels_left : kVector;
+  block.copy16(to, index, image + (count > 0 ? offset : 0),
+               count * static_cast<int>(sizeof(Scalar)));
+}
+
+// How many pieces of 16 bytes of a pixel are brought, as a power of two: those with channels that
+// exist are among them.
+template <int kVector, int kChannels>
+PRIVIMAGE_DEVICE int chunk_bits(int channels_left) {
+  int bits = 0;
+  while (kVector << bits < kChannels && kVector << bits < channels_left) ++bits;
+  return bits;
 }
 
 template <typename Tile>
@@ -47,7 +51,7 @@ class ConvWeightGradBlock {
         job_(job),
         tile_(tile),
         shape_(job.geometry),
-        band_(conv_band<Tile>(job.geometry)),
+        band_(conv_band<Tile>(job.geometry, job.band_pixels)),
         inputs_(static_cast<int>(job.geometry.inputs)),
         outputs_(static_cast<int>(job.geometry.outputs)),
         first_out_(static_cast<int>(tile) / in_tiles() * Tile::kOut),
@@ -65,6 +69,7 @@ class ConvWeightGradBlock {
     write_places(x_places(), x_pixels, band_.x_width, x_pixels);
     block_.barrier();
     const int bands = static_cast<int>(shape_.draws) * band_.rows * band_.columns;
+    for (int i = 0; i < Tile::kStages && i < bands; ++i) clear_rest(i);
     for (int i = 0; i < Tile::kStages - 1; ++i) bring(i, bands);
     for (int i = 0; i < bands; ++i) {
       block_.template wait<Tile::kStages - 2>();
@@ -107,6 +112,28 @@ class ConvWeightGradBlock {
                                           band_.slots * Tile::kInPitch);
   }
 
+  // The pieces of a pixel that no band brings are zeros from the start.
+  PRIVIMAGE_DEVICE void clear_rest(int stage) const {
+    clear<Tile::kOut, Tile::kOutPitch>(grad_stage(stage), band_.pixels, grad_bits());
+    clear<Tile::kIn, Tile::kInPitch>(x_stage(stage), band_.slots, x_bits());
+  }
+  template <int kChannels, int kPitch>
+  PRIVIMAGE_DEVICE void clear(const Shared<Scalar>& to, int pixels, int bits) const {
+    constexpr int kChunks = kChannels / Tile::kVector;
+    if (1 << bits == kChunks) return;
+    for (int i = block_.thread(); i < pixels * kChunks; i += Tile::kThreads) {
+      const int pixel = i / kChunks, chunk = i % kChunks;
+      if (chunk >> bits == 0) continue;
+      block_.copy16(to, pixel * kPitch + chunk * Tile::kVector, job_.x.data, 0);
+    }
+  }
+  PRIVIMAGE_DEVICE int grad_bits() const {
+    return chunk_bits<Tile::kVector, Tile::kOut>(outputs_ - first_out_);
+  }
+  PRIVIMAGE_DEVICE int x_bits() const {
+    return chunk_bits<Tile::kVector, Tile::kIn>(inputs_ - first_in_);
+  }
+
   // Starts the copies of band `i` into its stage; none are left after the last band, but the
   // groups are counted on.
   PRIVIMAGE_DEVICE void bring(int i, int bands) const {
@@ -115,36 +142,37 @@ class ConvWeightGradBlock {
       const int top = i / band_.columns % band_.rows * band_.height;
       const int left = i % band_.columns * band_.width;
       const int64_t image = block_.x() * shape_.draws + draw;
-      bring_grads(grad_stage(i % Tile::kStages),
-                  job_.grad + image * shape_.height.outputs * shape_.width.outputs * outputs_, top,
-                  left);
+      bring_grads(
+          grad_stage(i % Tile::kStages),
+          job_.grad.data + image * shape_.height.outputs * shape_.width.outputs * job_.grad.pitch,
+          top, left);
       bring_inputs(x_stage(i % Tile::kStages),
-                   job_.x + image * shape_.height.inputs * shape_.width.inputs * inputs_, top,
-                   left);
+                   job_.x.data + image * shape_.height.inputs * shape_.width.inputs * job_.x.pitch,
+                   top, left);
     }
     block_.commit();
   }
 
   PRIVIMAGE_DEVICE void bring_grads(const Shared<Scalar>& to, const Scalar* image, int top,
                                     int left) const {
-    constexpr int kChunks = Tile::kOut / Tile::kVector;
+    const int bits = grad_bits(), pitch = static_cast<int>(job_.grad.pitch);
     const Shared<uint16_t> places = grad_places();
     const int height = static_cast<int>(shape_.height.outputs);
     const int width = static_cast<int>(shape_.width.outputs);
-    for (int i = block_.thread(); i < band_.pixels * kChunks; i += Tile::kThreads) {
-      const int pixel = i / kChunks, channel = i % kChunks * Tile::kVector;
+    for (int i = block_.thread(); i < band_.pixels << bits; i += Tile::kThreads) {
+      const int pixel = i >> bits, channel = (i - (pixel << bits)) * Tile::kVector;
       const int place = places.load(pixel);
       const int y = top + place / 256, x = left + place % 256;
       const bool inside = pixel < band_.width * band_.height && y < height && x < width;
-      const int offset = (y * width + x) * outputs_ + first_out_ + channel;
+      const int offset = (y * width + x) * pitch + first_out_ + channel;
       bring_channels(block_, to, pixel * Tile::kOutPitch + channel, image, offset,
-                     inside ? outputs_ - first_out_ - channel : 0, outputs_ % Tile::kVector == 0);
+                     inside ? outputs_ - first_out_ - channel : 0);
     }
   }
 
   PRIVIMAGE_DEVICE void bring_inputs(const Shared<Scalar>& to, const Scalar* image, int top,
                                      int left) const {
-    constexpr int kChunks = Tile::kIn / Tile::kVector;
+    const int bits = x_bits(), pitch = static_cast<int>(job_.x.pitch);
     const Shared<uint16_t> places = x_places();
     const int height = static_cast<int>(shape_.height.inputs);
     const int width = static_cast<int>(shape_.width.inputs);
@@ -155,17 +183,16 @@ class ConvWeightGradBlock {
         top * static_cast<int>(shape_.height.stride) - static_cast<int>(shape_.height.padding);
     const int first_x =
         left * static_cast<int>(shape_.width.stride) - static_cast<int>(shape_.width.padding);
-    for (int i = block_.thread(); i < band_.x_width * band_.x_height * kChunks;
-         i += Tile::kThreads) {
-      const int pixel = i / kChunks, channel = i % kChunks * Tile::kVector;
+    for (int i = block_.thread(); i < band_.x_width * band_.x_height << bits; i += Tile::kThreads) {
+      const int pixel = i >> bits, channel = (i - (pixel << bits)) * Tile::kVector;
       const int place = places.load(pixel), row = place / 256, column = place % 256;
       const int y = first_y + row * down, x = first_x + column * right;
       const bool inside = 0 <= y && y < height && 0 <= x && x < width;
-      const int offset = (y * width + x) * inputs_ + first_in_ + channel;
+      const int offset = (y * width + x) * pitch + first_in_ + channel;
       const int slot =
           row * band_.pitch + column % Tile::kStride * band_.phase + column / Tile::kStride;
       bring_channels(block_, to, slot * Tile::kInPitch + channel, image, offset,
-                     inside ? inputs_ - first_in_ - channel : 0, inputs_ % Tile::kVector == 0);
+                     inside ? inputs_ - first_in_ - channel : 0);
     }
   }
 

@@ -10,18 +10,27 @@
 
 namespace privimage {
 
+// Images [examples, draws, height, width, pitch], of which a layer's channels are the first in each
+// pixel; what lies behind them may be anything. Pixels are 16-byte aligned.
+template <typename Scalar>
+struct Pixels {
+  const Scalar* data;
+  int64_t pitch;  // in values
+};
+
 // A convolution of one group with side x side taps (side 1 or 3) and no dilation; a stride of 1 or
 // 2 that is the same along both axes, or any for one tap. Any of the sizes may be 0.
 template <typename Scalar>
 struct ConvWeightGrad {
   ConvGeometry geometry;
-  const Scalar* x;       // [examples, draws, height, width, inputs], 16-byte aligned
-  const Scalar* grad;    // [examples, draws, height', width', outputs], likewise
+  Pixels<Scalar> x;      // [examples, draws, height, width, inputs]
+  Pixels<Scalar> grad;   // [examples, draws, height', width', outputs]
   GradRows<float> rows;  // [examples, outputs, inputs, side, side]; squares and sum are of them
   SquareSlots squares;
   const double* scales;   // [examples], see grid_scale; read where there is a sum
   int64_t* sum;           // [outputs, inputs, side, side] in grid steps, added to; or null
   BiasGrad<Scalar> bias;  // of the same grad, squared in the slots above; no channels for none
+  int band_pixels;        // of the output that a stage in shared memory has room for
 };
 
 namespace cuda {

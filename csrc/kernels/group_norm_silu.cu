@@ -7,12 +7,13 @@ namespace privimage::cuda {
 namespace {
 
 template <typename Scalar, int kValues, bool kLast>
-__global__ void __launch_bounds__(kNormThreads, 3) forward_kernel(GroupNormOnGpu<Scalar> given) {
+__global__ void __launch_bounds__(kMostNormThreads, 2)
+    forward_kernel(GroupNormOnGpu<Scalar> given) {
   group_norm_forward<Scalar, kValues, kLast>(Block{}, given);
 }
 
 template <typename Scalar, int kValues, bool kLast>
-__global__ void __launch_bounds__(kNormThreads, 3)
+__global__ void __launch_bounds__(kMostNormThreads, 2)
     backward_kernel(GroupNormBackwardOnGpu<Scalar> given) {
   group_norm_backward<Scalar, kValues, kLast>(Block{}, given);
 }

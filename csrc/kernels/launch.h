@@ -7,8 +7,7 @@
 namespace privimage::cuda {
 
 // What a block may have, at most: all of sm_80. Elsewhere there is more (sm_90 has 227 KB) or less
-// (sm_86, sm_89 and sm_120 have 99), so launchers ask; what does not fit goes to a kernel that
-// does.
+// (sm_86, sm_89 and sm_120 have 99), so launchers ask, and cut their work accordingly.
 constexpr int64_t kMostSharedBytes = 163 * 1024;
 
 // In place of a CUDA error code: no grid or no shared memory of this GPU is large enough.

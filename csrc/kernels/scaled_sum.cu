@@ -8,7 +8,7 @@ namespace privimage::cuda {
 namespace {
 
 template <typename Scalar>
-__global__ void squares_kernel(SquaredNorms<Scalar> job) {
+__global__ void squares_kernel(const __grid_constant__ SquaredNorms<Scalar> job) {
   write_squares(Block{}, job);
 }
 
@@ -20,12 +20,15 @@ __global__ void sums_kernel(ScaledSum<Scalar> job) {
 }
 
 template <typename Scalar>
-int launch_norms(const KeptParts<Scalar>& kept, double* partial, double* squares, void* stream) {
-  const LaunchShape shape = squares_launch(kept.examples, kept.parameters);
-  const SquaredNorms<Scalar> job{kept, partial};
-  const int error = launch(squares_kernel<Scalar>, shape, job, stream);
-  return error != 0 ? error
-                    : launch_row_sums(partial, kept.examples, shape.blocks_y, squares, stream);
+int launch_norms(const KeptParts<Scalar>& kept, const Columns* columns, int64_t count,
+                 double* partial, double* squares, void* stream) {
+  const int error = for_each_launch(kept, columns, count, partial,
+                                    [&](const auto& job, const LaunchShape& shape) {
+                                      return launch(squares_kernel<Scalar>, shape, job, stream);
+                                    });
+  if (error != 0) return error;
+  const int64_t pieces = squared_norm_pieces(columns, count);
+  return launch_row_sums(partial, kept.examples, pieces, squares, stream);
 }
 
 template <typename Scalar>
@@ -43,17 +46,17 @@ int launch_row_sums(const double* partial, int64_t rows, int64_t count, double* 
   return launch(row_sums_kernel, row_sums_launch(rows), job, stream);
 }
 
-int launch_squared_norms(const KeptParts<Bfloat16>& job, double* partial, double* squares,
-                         void* stream) {
-  return launch_norms(job, partial, squares, stream);
+int launch_squared_norms(const KeptParts<Bfloat16>& job, const Columns* columns, int64_t count,
+                         double* partial, double* squares, void* stream) {
+  return launch_norms(job, columns, count, partial, squares, stream);
 }
-int launch_squared_norms(const KeptParts<float>& job, double* partial, double* squares,
-                         void* stream) {
-  return launch_norms(job, partial, squares, stream);
+int launch_squared_norms(const KeptParts<float>& job, const Columns* columns, int64_t count,
+                         double* partial, double* squares, void* stream) {
+  return launch_norms(job, columns, count, partial, squares, stream);
 }
-int launch_squared_norms(const KeptParts<double>& job, double* partial, double* squares,
-                         void* stream) {
-  return launch_norms(job, partial, squares, stream);
+int launch_squared_norms(const KeptParts<double>& job, const Columns* columns, int64_t count,
+                         double* partial, double* squares, void* stream) {
+  return launch_norms(job, columns, count, partial, squares, stream);
 }
 
 int launch_scaled_sum(const KeptParts<Bfloat16>& job, const double* scales, bool accumulate,

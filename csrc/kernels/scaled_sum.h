@@ -13,21 +13,26 @@ namespace privimage::cuda {
 // Each queues its kernels on `stream` (a cudaStream_t) and returns the CUDA error code, 0 for none.
 // All pointers are device memory. None allocates, synchronises or throws.
 
-// A row's squares are added up in pieces of so many values: a block each.
+// Squares are added up in pieces of so many columns: a block each.
 constexpr int64_t kPiece = 1 << 14;
 
-// At least one, so that every sum is written.
-PRIVIMAGE_HOST_DEVICE int64_t squared_norm_pieces(int64_t parameters) {
-  return parameters <= kPiece ? 1 : (parameters - 1) / kPiece + 1;
+PRIVIMAGE_HOST_DEVICE int64_t squared_norm_pieces(const Columns& columns) {
+  return (columns.end - columns.begin + kPiece - 1) / kPiece;
+}
+inline int64_t squared_norm_pieces(const Columns* columns, int64_t count) {
+  int64_t pieces = 0;
+  for (int64_t i = 0; i < count; ++i) pieces += squared_norm_pieces(columns[i]);
+  return pieces;
 }
 
-// Writes squares [examples]; partial [examples, squared_norm_pieces] is scratch.
-int launch_squared_norms(const KeptParts<Bfloat16>& job, double* partial, double* squares,
-                         void* stream);
-int launch_squared_norms(const KeptParts<float>& job, double* partial, double* squares,
-                         void* stream);
-int launch_squared_norms(const KeptParts<double>& job, double* partial, double* squares,
-                         void* stream);
+// Writes squares [examples], of `count` ranges of columns together, which lie in the memory of the
+// host; partial [examples, squared_norm_pieces] is scratch.
+int launch_squared_norms(const KeptParts<Bfloat16>& job, const Columns* columns, int64_t count,
+                         double* partial, double* squares, void* stream);
+int launch_squared_norms(const KeptParts<float>& job, const Columns* columns, int64_t count,
+                         double* partial, double* squares, void* stream);
+int launch_squared_norms(const KeptParts<double>& job, const Columns* columns, int64_t count,
+                         double* partial, double* squares, void* stream);
 
 // partial [rows, count] -> sums [rows].
 int launch_row_sums(const double* partial, int64_t rows, int64_t count, double* sums, void* stream);

@@ -10,15 +10,25 @@
 
 namespace privimage::cuda {
 
-// Whether rows lie one behind the other, each [height, width, channels].
-inline bool is_channels_last(const ImageStrides& strides, int64_t rows, int64_t channels,
-                             int64_t height, int64_t width) {
+// Values from one pixel to the next, where rows lie one behind the other, each [height, width,
+// pitch], and pixels are 16-byte aligned: as the tiled kernel takes them. 0 where they do not.
+template <typename Scalar>
+int64_t pixel_pitch(const Scalar* data, const ImageStrides& strides, int64_t rows, int64_t channels,
+                    int64_t height, int64_t width) {
+  constexpr int64_t kVector = 16 / sizeof(Scalar);
+  // Strides between less than two mean nothing.
+  const int64_t pitch = width > 1    ? strides.width
+                        : height > 1 ? strides.height
+                        : rows > 1   ? strides.row
+                                     : blocks_for(channels, kVector) * kVector;
   const auto fits = [](int64_t size, int64_t stride, int64_t expected) {
     return size <= 1 || stride == expected;
   };
-  return fits(channels, strides.channel, 1) && fits(width, strides.width, channels) &&
-         fits(height, strides.height, width * channels) &&
-         fits(rows, strides.row, height * width * channels);
+  const bool dense = fits(channels, strides.channel, 1) && fits(width, strides.width, pitch) &&
+                     fits(height, strides.height, width * pitch) &&
+                     fits(rows, strides.row, height * width * pitch);
+  const bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0 && pitch % kVector == 0;
+  return dense && aligned && pitch >= channels ? pitch : 0;
 }
 
 inline bool has_tile(const ConvGeometry& shape) {
@@ -59,7 +69,7 @@ BiasGrad<Scalar> bias_of(const WeightGradOnGpu<Scalar>& all, int64_t weight_slot
           all.bias_sum};
 }
 
-// The job of the tiled kernel, or nothing: other types, strides, taps, groups, and sizes that it
+// The job of the tiled kernel, or nothing: other types, layouts, taps, groups, and sizes that it
 // can't count or whose tiles need more shared memory than a block has here, are for the plain one.
 template <typename Math>
 std::optional<ConvWeightGrad<typename Math::Scalar>> tiled(
@@ -68,22 +78,30 @@ std::optional<ConvWeightGrad<typename Math::Scalar>> tiled(
   const ExampleWeightGrad<typename Math::Scalar>& job = all.layer;
   const ConvGeometry& shape = job.geometry;
   const ConvAxis &height = shape.height, &width = shape.width;
-  const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
-  if (!has_tile(shape) || !aligned(job.x) || !aligned(job.grad)) return {};
+  if (!has_tile(shape)) return {};
   const int64_t rows = product(shape.examples, shape.draws);
-  if (!is_channels_last(job.x_strides, rows, shape.inputs, height.inputs, width.inputs) ||
-      !is_channels_last(job.grad_strides, rows, shape.outputs, height.outputs, width.outputs)) {
-    return {};
-  }
-  const ConvGeometry seen = with_one_row(shape);
-  const bool possible = choose_tile<Math>(seen, [&](auto tile) {
+  const int64_t x_pitch =
+      pixel_pitch(job.x, job.x_strides, rows, shape.inputs, height.inputs, width.inputs);
+  const int64_t grad_pitch =
+      pixel_pitch(job.grad, job.grad_strides, rows, shape.outputs, height.outputs, width.outputs);
+  if (x_pitch == 0 || grad_pitch == 0) return {};
+  ConvWeightGrad<typename Math::Scalar> found{};
+  found.geometry = with_one_row(shape);
+  found.x = {job.x, x_pitch};
+  found.grad = {job.grad, grad_pitch};
+  found.rows = all.weight;
+  found.squares = all.squares;
+  found.scales = all.scales;
+  found.sum = all.weight_sum;
+  found.bias = bias_of(all, 0);
+  const bool possible = choose_tile<Math>(found.geometry, [&](auto tile) {
     using Tile = decltype(tile);
-    if (!conv_counts_fit<Tile>(seen)) return false;
-    return conv_launch<Tile>(seen).possible(most_shared_bytes);
+    found.band_pixels = band_pixels<Tile>(found.geometry, most_shared_bytes);
+    if (!conv_counts_fit<Tile>(found)) return false;
+    return conv_launch<Tile>(found).possible(most_shared_bytes);
   });
   if (!possible) return {};
-  return ConvWeightGrad<typename Math::Scalar>{
-      seen, job.x, job.grad, all.weight, all.squares, all.scales, all.weight_sum, bias_of(all, 0)};
+  return found;
 }
 
 // The plain kernels.

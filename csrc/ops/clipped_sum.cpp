@@ -74,7 +74,7 @@ Tensor clipped_sum_cuda(const Tensor& parts, double max_grad_norm, double share,
   const ClipRule rule = read_rule(max_grad_norm, share, stability);
   const Output output = allocate(parts, rule);
   const Tensor partial = torch::stable::new_empty(
-      parts, {parts.size(0), cuda::squared_norm_pieces(parts.size(1))}, ScalarType::Double);
+      parts, {parts.size(0), cuda::squared_norm_pieces({0, parts.size(1)})}, ScalarType::Double);
   auto* scratch = static_cast<double*>(partial.mutable_data_ptr());
   void* stream = current_cuda_stream(parts.get_device_index());
   in_its_type(parts, "parts", [&](auto zero) {

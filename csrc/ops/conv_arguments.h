@@ -10,6 +10,12 @@
 #include "ops/check.h"
 #include "shared/example_weight_grad.h"
 
+#ifdef PRIVIMAGE_CUDA
+#include <torch/csrc/stable/ops.h>
+
+#include "kernels/weight_grad_route.h"
+#endif
+
 namespace privimage {
 
 // What the schema says of a convolution besides its tensors.
@@ -60,5 +66,28 @@ inline ConvGeometry geometry_of(const torch::stable::Tensor& x, const torch::sta
 inline ImageStrides strides_of(const torch::stable::Tensor& tensor) {
   return {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
 }
+
+#ifdef PRIVIMAGE_CUDA
+// The images as the tiled kernel takes them: themselves, or a copy with channels last and pixels
+// 16-byte aligned. Three channels are copied, and so is what has its channels first; that is far
+// less work than without a tile.
+template <typename Scalar>
+torch::stable::Tensor for_tiles(const torch::stable::Tensor& images, const ConvGeometry& shape) {
+  const int64_t rows = images.size(0), channels = images.size(1);
+  const int64_t height = images.size(2), width = images.size(3);
+  if (sizeof(Scalar) > 4 || images.numel() == 0 || !cuda::has_tile(shape)) return images;
+  const auto* data = static_cast<const Scalar*>(images.const_data_ptr());
+  if (cuda::pixel_pitch(data, strides_of(images), rows, channels, height, width) > 0) return images;
+  constexpr int64_t kVector = 16 / sizeof(Scalar);
+  const int64_t pitch = cuda::blocks_for(channels, kVector) * kVector;
+  using namespace torch::stable;
+  // Zeros behind the channels, which the kernel of the bias loads along with them.
+  Tensor whole = pitch == channels ? new_empty(images, {rows, height, width, pitch})
+                                   : new_zeros(images, {rows, height, width, pitch});
+  Tensor pixels = transpose(transpose(narrow(whole, 3, 0, channels), 1, 3), 2, 3);
+  copy_(pixels, images);
+  return pixels;
+}
+#endif
 
 }  // namespace privimage

@@ -25,8 +25,8 @@ constexpr int64_t kWriting = 32;
 
 // A layer as the schema has it; `geometry` is checked against the tensors.
 struct Arguments {
-  const Tensor& x;
-  const Tensor& grad;
+  Tensor x;
+  Tensor grad;
   const Tensor& weight;
   const Tensor* bias;  // or null
   ConvGeometry geometry;
@@ -181,13 +181,15 @@ Tensor measured_weight_grads_cpu(const Tensors x, const Tensors grad, const Tens
 #ifdef PRIVIMAGE_CUDA
 // Queues the rows of all layers, and their squares [examples] if they are asked for.
 template <typename Scalar>
-void queue(const std::vector<Arguments>& layers, double* squares) {
+void queue(std::vector<Arguments> layers, double* squares) {
   const Tensor& x = layers[0].x;
   const int64_t examples = layers[0].geometry.examples;
   void* stream = current_cuda_stream(x.get_device_index());
   std::vector<WeightGradOnGpu<Scalar>> jobs;
   int64_t slots = 0;
-  for (const Arguments& layer : layers) {
+  for (Arguments& layer : layers) {
+    layer.x = for_tiles<Scalar>(layer.x, layer.geometry);
+    layer.grad = for_tiles<Scalar>(layer.grad, layer.geometry);
     using Rows = GradRows<Wide<Scalar>>;
     jobs.push_back({in_one_row(describe<Scalar>(layer)),
                     grad_rows<Wide<Scalar>>(layer.weight, layer.accumulate),
@@ -199,10 +201,13 @@ void queue(const std::vector<Arguments>& layers, double* squares) {
                     nullptr});
     if (squares != nullptr) slots += cuda::weight_grad_slots(jobs.back());
   }
-  const Tensor partial = torch::stable::new_empty(x, {examples, slots}, ScalarType::Double);
-  auto* values = static_cast<double*>(partial.mutable_data_ptr());
+  // Of a single one each there is nothing to add up.
+  const bool adds_up = squares != nullptr && slots != 1;
+  const Tensor partial =
+      torch::stable::new_empty(x, {adds_up ? examples : 0, slots}, ScalarType::Double);
+  double* values = adds_up ? static_cast<double*>(partial.mutable_data_ptr()) : squares;
   for (WeightGradOnGpu<Scalar>& job : jobs) {
-    job.squares.values = squares != nullptr ? values : nullptr;
+    job.squares.values = values;
     job.squares.count = slots;
   }
   int error = 0;
@@ -210,7 +215,7 @@ void queue(const std::vector<Arguments>& layers, double* squares) {
     const size_t count = std::min<size_t>(cuda::kMostLayers, jobs.size() - first);
     error = cuda::launch_example_weight_grads(&jobs[first], static_cast<int>(count), stream);
   }
-  if (error == 0 && squares != nullptr) {
+  if (error == 0 && adds_up) {
     error = cuda::launch_row_sums(values, examples, slots, squares, stream);
   }
   check_launched(error, "example_weight_grad");

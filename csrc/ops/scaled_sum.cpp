@@ -51,15 +51,31 @@ KeptParts<Scalar> describe(const Tensor& parts) {
           parts.size(1)};
 }
 
-Tensor squared_norms_cpu(const Tensor parts) {
+// Pairs of the first column and the one behind the last.
+std::vector<Columns> ranges_of(const std::vector<int64_t>& columns, const Tensor& parts) {
+  STD_TORCH_CHECK(columns.size() % 2 == 0, "columns: expected pairs, got ", columns.size(),
+                  " numbers");
+  std::vector<Columns> ranges;
+  for (size_t i = 0; i < columns.size(); i += 2) {
+    const Columns range{columns[i], columns[i + 1]};
+    STD_TORCH_CHECK(0 <= range.begin && range.begin <= range.end && range.end <= parts.size(1),
+                    "columns: expected some of ", parts.size(1), ", got ", range.begin, " to ",
+                    range.end);
+    ranges.push_back(range);
+  }
+  return ranges;
+}
+
+Tensor squared_norms_cpu(const Tensor parts, const std::vector<int64_t> columns) {
   check_parts(parts);
+  const std::vector<Columns> ranges = ranges_of(columns, parts);
   Tensor squares = torch::stable::new_empty(parts, {parts.size(0)}, ScalarType::Double);
   auto* out = static_cast<double*>(squares.mutable_data_ptr());
   in_its_type(parts, "parts", [&](auto zero) {
     const auto job = describe<decltype(zero)>(parts);
     const int64_t grain = kGrain / (job.parameters + 1) + 1;
     torch::stable::parallel_for(0, job.examples, grain, [&](int64_t begin, int64_t end) {
-      cpu::squared_norms(job, out, begin, end);
+      cpu::squared_norms(job, ranges, out, begin, end);
     });
   });
   return squares;
@@ -168,16 +184,19 @@ void fill_with_zeros(Tensor tensor) { torch::stable::zero_(tensor); }
 
 double* doubles(const Tensor& tensor) { return static_cast<double*>(tensor.mutable_data_ptr()); }
 
-Tensor squared_norms_cuda(const Tensor parts) {
+Tensor squared_norms_cuda(const Tensor parts, const std::vector<int64_t> columns) {
   const DeviceGuard guard(gpu_of(parts, "parts"));
   check_parts(parts);
+  const std::vector<Columns> ranges = ranges_of(columns, parts);
+  const int64_t count = int64_t(ranges.size());
   const Tensor squares = new_doubles(parts, {parts.size(0)});
   const Tensor partial =
-      new_doubles(parts, {parts.size(0), cuda::squared_norm_pieces(parts.size(1))});
+      new_doubles(parts, {parts.size(0), cuda::squared_norm_pieces(ranges.data(), count)});
   void* stream = current_cuda_stream(parts.get_device_index());
   in_its_type_on_gpu(parts, "parts", [&](auto zero) {
     const auto job = describe<decltype(zero)>(parts);
-    check_launched(cuda::launch_squared_norms(job, doubles(partial), doubles(squares), stream),
+    check_launched(cuda::launch_squared_norms(job, ranges.data(), count, doubles(partial),
+                                              doubles(squares), stream),
                    "squared_norms");
   });
   return squares;
@@ -207,15 +226,18 @@ Tensor example_weight_norms_cuda(const Tensor x, const Tensor grad, int64_t exam
   void* stream = current_cuda_stream(x.get_device_index());
   in_its_type_on_gpu(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
-    const auto layer = describe<Scalar>(x, grad, examples, conv, nullptr);
+    const ConvGeometry shape = geometry_of(x, grad, examples, conv);
+    const Tensor seen = for_tiles<Scalar>(x, shape), given = for_tiles<Scalar>(grad, shape);
+    const auto layer = describe<Scalar>(seen, given, examples, conv, nullptr);
     WeightGradOnGpu<Scalar> job{layer, {}, {}, with_bias, {}, nullptr, nullptr, nullptr};
     const int64_t slots = cuda::weight_grad_slots(job);
-    const Tensor partial = new_doubles(x, {examples, slots});
+    const Tensor partial = slots == 1 ? squares : new_doubles(x, {examples, slots});
     job.squares = {doubles(partial), slots, 0};
-    check_launched(cuda::launch_example_weight_grads(&job, 1, stream), "example_weight_norms");
-    check_launched(
-        cuda::launch_row_sums(doubles(partial), examples, slots, doubles(squares), stream),
-        "example_weight_norms");
+    int error = cuda::launch_example_weight_grads(&job, 1, stream);
+    if (error == 0 && slots != 1) {
+      error = cuda::launch_row_sums(doubles(partial), examples, slots, doubles(squares), stream);
+    }
+    check_launched(error, "example_weight_norms");
   });
   return squares;
 }
@@ -229,7 +251,9 @@ void recomputed_sum_cuda(const Tensor x, const Tensor grad, const Tensor scales,
   void* stream = current_cuda_stream(x.get_device_index());
   in_its_type_on_gpu(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
-    const auto layer = describe<Scalar>(x, grad, scales.size(0), conv, nullptr);
+    const ConvGeometry shape = geometry_of(x, grad, scales.size(0), conv);
+    const Tensor seen = for_tiles<Scalar>(x, shape), given = for_tiles<Scalar>(grad, shape);
+    const auto layer = describe<Scalar>(seen, given, scales.size(0), conv, nullptr);
     const cpu::RecomputedSum sums =
         read_sums(x, grad, scales, weight_sum, bias_sum, layer.geometry, accumulate);
     if (!accumulate) {
@@ -247,7 +271,7 @@ void recomputed_sum_cuda(const Tensor x, const Tensor grad, const Tensor scales,
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(privimage, library) {
-  library.def("squared_norms(Tensor parts) -> Tensor");
+  library.def("squared_norms(Tensor parts, int[] columns) -> Tensor");
   library.def("scaled_sum(Tensor parts, Tensor scales, Tensor(a!) total, bool accumulate) -> ()");
   library.def(
       "example_weight_norms(Tensor x, Tensor grad, int examples, int[] taps, bool with_bias, "

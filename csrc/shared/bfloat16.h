@@ -34,6 +34,17 @@ PRIVIMAGE_HOST_DEVICE Bfloat16 to_bfloat16(float value) {
 #endif
 }
 
+// Two of them side by side, the first in the lower half, as neighbours lie in memory.
+PRIVIMAGE_HOST_DEVICE uint32_t to_bfloat16_pair(float first, float second) {
+#ifdef __CUDA_ARCH__
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+#else
+  return static_cast<uint32_t>(to_bfloat16(second).bits) << 16 | to_bfloat16(first).bits;
+#endif
+}
+
 // The type in which values of another are added up.
 template <typename Scalar>
 struct WideType {

@@ -15,4 +15,9 @@ struct KeptParts {
   int64_t parameters;
 };
 
+// Columns begin … end - 1 of the rows.
+struct Columns {
+  int64_t begin, end;
+};
+
 }  // namespace privimage

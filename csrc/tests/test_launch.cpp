@@ -33,14 +33,17 @@ void slabs_cover_every_group_once(const GroupNormShape& shape, int arrays, bool 
   CHECK((plan.slabs - 1) * plan.slab_groups < shape.groups);
   CHECK(plan.slabs * plan.slab_groups >= shape.groups);
   CHECK(plan.array_bytes * arrays == plan.partials_at);
-  CHECK(plan.partials_at <= plan.totals_at && plan.totals_at <= plan.groups_at);
-  CHECK(plan.groups_at <= plan.shared_bytes && plan.totals_at % 8 == 0);
+  CHECK(plan.partials_at <= plan.totals_at && plan.totals_at <= plan.tables_at);
+  CHECK(plan.tables_at <= plan.shared_bytes && plan.totals_at % sizeof(Wide<Scalar>) == 0);
+  CHECK(plan.threads % plan.across == 0 && plan.threads % 32 == 0);
+  CHECK(plan.threads <= cuda::kMostNormThreads);
   CHECK(cuda::group_norm_launch(shape, plan).possible());
   CHECK(plan.vectors || plan.array_bytes == 0);
   if (!plan.vectors) return;
   CHECK(aligned && sizeof(Scalar) <= 4);
   const int64_t width = shape.channels / shape.groups;
   CHECK((shape.channels_last ? plan.slab_groups * width : shape.pixels) % kVector == 0);
+  CHECK(plan.tables_at % 16 == 0 || !shape.channels_last);  // read as vectors
   // Room for every vector of the slab.
   CHECK(plan.array_bytes >=
         plan.slab_groups * width * shape.pixels * static_cast<int64_t>(sizeof(Scalar)));
@@ -76,11 +79,35 @@ void layers_of_the_paper_come_in_vectors() {
       CHECK(cuda::plan_group_norm<float>(shape, 1, true).vectors);
     }
   }
-  const GroupNormShape common{64, 8, 64, 32 * 32, 16, true, true};
-  const GroupNormPlan plan = cuda::plan_group_norm<Bfloat16>(common, 1, true);
-  CHECK(plan.slab_groups == 8 && plan.slabs == 2 && plan.shared_bytes <= 75 * 1024);
-  // Backwards, narrower slabs keep two blocks on a multiprocessor.
-  CHECK(cuda::plan_group_norm<Bfloat16>(common, 2, true).slab_groups == 4);
+}
+
+// What waits for memory, computes and writes are at least three blocks of a multiprocessor of
+// sm_90, which has 228 KB: each block takes one more than it asks for. No thread is without work.
+void layers_of_the_paper_share_a_multiprocessor() {
+  struct Layer {
+    int64_t side, channels, forward, backward;  // slabs of a row
+  };
+  for (const Layer& layer :
+       {Layer{32, 32, 1, 2}, Layer{32, 64, 2, 4}, Layer{32, 96, 3, 6}, Layer{32, 128, 4, 8},
+        Layer{16, 32, 1, 1}, Layer{16, 64, 1, 2}, Layer{16, 96, 3, 3}, Layer{16, 128, 2, 4},
+        Layer{8, 64, 1, 1}, Layer{8, 96, 3, 3}, Layer{8, 128, 1, 2}}) {
+    const int64_t channels = layer.channels, pixels = layer.side * layer.side;
+    const GroupNormShape shape{64, 8, channels, pixels, channels / 4, true, true};
+    for (int arrays : {1, 2}) {
+      const GroupNormPlan plan = cuda::plan_group_norm<Bfloat16>(shape, arrays, true);
+      CHECK(3 * (plan.shared_bytes + 1024) <= 228 * 1024);
+      CHECK(plan.slabs == (arrays == 1 ? layer.forward : layer.backward));
+      CHECK(plan.slabs * plan.slab_groups == shape.groups);
+      CHECK(plan.slabs * plan.across * 8 == channels);
+      CHECK(plan.steps >= cuda::kWorthwhileSteps && plan.threads <= cuda::kNormThreads);
+      CHECK(plan.slabs * plan.threads * plan.steps * 8 == channels * pixels);
+      CHECK(cuda::group_norm_launch(shape, plan).blocks_x == 512 * plan.slabs);
+    }
+  }
+  // Too large for two blocks: one of twice the threads.
+  const GroupNormShape large{64, 8, 32, 64 * 64, 8, true, true};
+  const GroupNormPlan plan = cuda::plan_group_norm<Bfloat16>(large, 2, true);
+  CHECK(plan.threads == 512 && plan.slabs == 4);
 }
 
 void normalisation_refuses_what_it_cant_count() {
@@ -128,12 +155,15 @@ ConvAxis axis(int64_t inputs, int64_t taps, int64_t stride, int64_t padding) {
   return {inputs, (inputs + 2 * padding - taps) / stride + 1, taps, stride, padding, 1};
 }
 
-ImageStrides channels_last(int64_t channels, const ConvAxis& height, const ConvAxis& width,
+ImageStrides channels_last(int64_t pitch, const ConvAxis& height, const ConvAxis& width,
                            bool outputs) {
   const int64_t rows = outputs ? height.outputs : height.inputs;
   const int64_t columns = outputs ? width.outputs : width.inputs;
-  return {rows * columns * channels, 1, columns * channels, channels};
+  return {rows * columns * pitch, 1, columns * pitch, pitch};
 }
+
+// Values from pixel to pixel where each begins with a vector.
+int64_t whole_pixels(int64_t channels) { return (channels + 7) / 8 * 8; }
 
 template <typename Scalar>
 WeightGradOnGpu<Scalar> layer(const ConvGeometry& shape, bool with_bias = true) {
@@ -142,9 +172,9 @@ WeightGradOnGpu<Scalar> layer(const ConvGeometry& shape, bool with_bias = true) 
   job.layer.geometry = shape;
   job.layer.x = job.layer.grad = data;
   job.layer.x_strides =
-      channels_last(shape.groups * shape.inputs, shape.height, shape.width, false);
+      channels_last(whole_pixels(shape.groups * shape.inputs), shape.height, shape.width, false);
   job.layer.grad_strides =
-      channels_last(shape.groups * shape.outputs, shape.height, shape.width, true);
+      channels_last(whole_pixels(shape.groups * shape.outputs), shape.height, shape.width, true);
   job.with_bias = with_bias;
   return job;
 }
@@ -195,6 +225,15 @@ void only_dense_channels_last_goes_to_tiles() {
   job.layer.geometry.examples = job.layer.geometry.draws = 1;  // of one row, that means nothing
   CHECK(cuda::tiled<Fp32Math>(job).has_value());
   job = layer<float>(kUsual);
+  job.layer.x_strides = channels_last(48, kUsual.height, kUsual.width, false);  // a slice
+  const auto slice = cuda::tiled<Fp32Math>(job);
+  CHECK(slice && slice->x.pitch == 48 && slice->grad.pitch == 64);
+  CHECK(slice->bias.strides.width == 64);
+  for (int64_t pitch : {34, 28}) {  // pixels that are not aligned, or lie on each other
+    job.layer.x_strides = channels_last(pitch, kUsual.height, kUsual.width, false);
+    CHECK(!cuda::tiled<Fp32Math>(job).has_value());
+  }
+  job = layer<float>(kUsual);
   job.layer.x += 1;
   CHECK(!cuda::tiled<Fp32Math>(job).has_value());
   job = layer<float>(kUsual);
@@ -239,11 +278,15 @@ void bands_fit_into_shared_memory() {
         2, 2, 1, 1 + int64_t(random() % 300), 1 + int64_t(random() % 300), draw(), draw()};
     cuda::choose_tile<Math>(shape, [&](auto tile) {
       using Tile = decltype(tile);
-      const cuda::ConvBand band = cuda::conv_band<Tile>(shape);
-      CHECK(cuda::conv_counts_fit<Tile>(shape) && cuda::conv_launch<Tile>(shape).possible());
+      const int64_t most = (trial % 2 == 0 ? 99 : 80) * int64_t{1024};
+      CHECK(cuda::band_pixels<Tile>(shape, cuda::kMostSharedBytes) == Tile::kMostPixels);
+      const int pixels =
+          trial % 5 == 0 ? int{Tile::kMostPixels} : cuda::band_pixels<Tile>(shape, most);
+      const cuda::ConvBand band = cuda::conv_band<Tile>(shape, pixels);
+      CHECK(band.shared_bytes <= (trial % 5 == 0 ? cuda::kMostSharedBytes : most));
       CHECK(band.pixels <= cuda::kMostBandPixels && band.pixels % 16 == 0);
       CHECK(band.x_width * band.x_height <= cuda::kMostBandInputs);
-      CHECK(band.width * band.height <= Tile::kMostPixels);
+      CHECK(band.width * band.height <= pixels && pixels <= Tile::kMostPixels);
       CHECK(band.x_width <= 256 && band.x_height <= 256);  // places have 8 bits each
       CHECK(band.columns * band.width >= shape.width.outputs);
       CHECK(band.rows * band.height >= shape.height.outputs);
@@ -255,29 +298,34 @@ void bands_fit_into_shared_memory() {
   static_assert(cuda::kStagesAt % 16 == 0 && cuda::kSumsAt % 8 == 0);
 }
 
-// On every kind of GPU a layer has tiles that fit, or goes to the plain kernel, which always does.
-void smaller_gpus_get_what_fits() {
-  const auto takes = [](auto math, int64_t channels, int64_t side, int64_t most) {
+// On every kind of GPU a layer has tiles that fit.
+void smaller_gpus_get_smaller_bands() {
+  const auto fits = [](auto math, const ConvGeometry& shape, int64_t most) {
     using Math = decltype(math);
-    const ConvGeometry shape{4, 8, 1, channels, channels, axis(side, 3, 1, 1), axis(side, 3, 1, 1)};
-    const auto job = layer<typename Math::Scalar>(shape);
-    const auto tiles = cuda::tiled<Math>(job, most);
-    if (!tiles) return false;
-    cuda::choose_tile<Math>(shape, [&](auto tile) {
-      CHECK(cuda::conv_launch<decltype(tile)>(tiles->geometry).shared_bytes <= most);
+    const auto tiles = cuda::tiled<Math>(layer<typename Math::Scalar>(shape), most);
+    CHECK(tiles);
+    cuda::choose_tile<Math>(tiles->geometry, [&](auto tile) {
+      CHECK(cuda::conv_launch<decltype(tile)>(*tiles).shared_bytes <= most);
       return 0;
     });
-    return true;
+    return tiles->band_pixels;
   };
   CHECK((cuda::weight_launch(kUsual)).possible(48 * 1024));
   CHECK((cuda::bias_launch<double>(4, 64)).possible(48 * 1024));
-  for (int64_t kilobytes : {48, 99, 163, 227}) {
+  for (int64_t kilobytes : {80, 99, 163, 227}) {
     const int64_t most = std::min(kilobytes * 1024, cuda::kMostSharedBytes);
-    for (int64_t channels : {8, 32, 64, 256}) {
+    for (int64_t channels : {3, 8, 32, 64, 256}) {
       for (int64_t side : {1, 4, 8, 16, 28, 32, 64}) {
-        const bool half = takes(Bf16Math{}, channels, side, most);
-        const bool wide = takes(Fp32Math{}, channels, side, most);
-        CHECK((half && wide) || kilobytes < 163);
+        for (int64_t taps : {1, 3}) {
+          const ConvAxis one = axis(side, taps, 1, taps / 2), two = axis(side, taps, 2, taps / 2);
+          for (const ConvAxis& along : {one, two}) {
+            const ConvGeometry shape{4, 8, 1, channels, channels, along, along};
+            const int half = fits(Bf16Math{}, shape, most), wide = fits(Fp32Math{}, shape, most);
+            CHECK(fits(Tf32Math{}, shape, most) == wide);
+            CHECK(kilobytes < 99 || (half >= 32 && wide >= 16));
+          }
+        }
+        if (channels % 4 != 0) continue;
         for (int arrays : {1, 2}) {
           const GroupNormShape shape{4, 8, channels, side * side, channels / 4, true, true};
           const GroupNormPlan plan = cuda::plan_group_norm<Bfloat16>(shape, arrays, true, most);
@@ -286,9 +334,11 @@ void smaller_gpus_get_what_fits() {
       }
     }
   }
-  const int64_t less = 99 * 1024;
-  CHECK(takes(Bf16Math{}, 32, 32, less) && takes(Bf16Math{}, 64, 8, less));
-  CHECK(!takes(Bf16Math{}, 64, 32, less) && !takes(Fp32Math{}, 64, 32, less));
+  // The paper's largest layer: bands of 16 x 4 pixels instead of 32 x 4.
+  ConvGeometry shape = kUsual;
+  shape.inputs = 64, shape.height = shape.width = axis(32, 3, 1, 1);
+  CHECK(fits(Bf16Math{}, shape, 99 * 1024) == 64 && fits(Bf16Math{}, shape, 163 * 1024) == 128);
+  CHECK(fits(Fp32Math{}, shape, 99 * 1024) == 64);
 }
 
 // The squares of a bias lie behind those of its weight in the plain kernel, and among them in
@@ -338,7 +388,8 @@ void empty_layers_start_nothing_or_write_zeros() {
   shape.examples = 0;
   CHECK(cuda::weight_launch(shape).empty() &&
         cuda::bias_launch<float>(shape.examples, shape.outputs).empty());
-  CHECK((cuda::conv_launch<cuda::ConvTile<Bf16Math, 3, 1, 64, 64>>(shape).empty()));
+  const auto none = cuda::tiled<Bf16Math>(layer<Bfloat16>(shape));
+  CHECK(none && (cuda::conv_launch<cuda::ConvTile<Bf16Math, 3, 1, 64, 64>>(*none).empty()));
   shape = kUsual;
   shape.outputs = 0;
   CHECK(cuda::weight_launch(shape).empty() &&
@@ -359,13 +410,14 @@ int main() {
   bands_fit_into_shared_memory<Bf16Math>();
   bands_fit_into_shared_memory<Tf32Math>();
   bands_fit_into_shared_memory<Fp32Math>();
-  smaller_gpus_get_what_fits();
+  smaller_gpus_get_smaller_bands();
   a_bias_has_its_squares();
   layers_share_a_launch_while_they_fit();
   empty_layers_start_nothing_or_write_zeros();
   grids_are_empty_or_possible();
   normalisation_is_cut_as_its_kernels_need();
   layers_of_the_paper_come_in_vectors();
+  layers_of_the_paper_share_a_multiprocessor();
   normalisation_refuses_what_it_cant_count();
   normalisation_of_nothing_starts_nothing();
 }

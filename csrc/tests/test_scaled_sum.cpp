@@ -52,7 +52,7 @@ void recomputed_is_kept(std::mt19937_64& random) {
 
   const KeptParts<Scalar> parts{kept.data(), whole, shape.examples, whole};
   std::vector<double> squares(shape.examples), scales(shape.examples), partial(blocks);
-  cpu::squared_norms(parts, squares.data(), 0, shape.examples);
+  cpu::squared_norms(parts, {{0, whole}}, squares.data(), 0, shape.examples);
   cpu::example_weight_norms(job, partial.data(), 0, blocks);
   std::vector<double> again_measured(shape.examples), measured(shape.examples);
   cpu::add_blocks(partial.data(), blocks, shape.examples, again_measured.data());

@@ -71,6 +71,11 @@ class SamplerSettings:
                 f"sigma_min must lie below sigma_max, got {self.sigma_min} and {self.sigma_max}"
             )
 
+    def evaluations(self) -> int:
+        """How often the network is called for an image."""
+        calls = 2 * self.steps - 1 if self.name == "heun" else self.steps
+        return calls * (1 if self.guidance == 0 else 2)
+
     def noise_levels(self) -> list[float]:
         """sigma_0 = sigma_max > … > sigma_{steps-1} = sigma_min > sigma_steps = 0 (eq. 5)."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)

@@ -27,7 +27,8 @@ from privimage.dp.clipping import (
 )
 from privimage.dp.gradients.engine import ExampleGradients
 from privimage.dp.gradients.independence import check_independence
-from privimage.dp.gradients.plan import DEFAULT_MEMORY, StepPlan, plan
+from privimage.dp.gradients.micro_batch import most_examples, usual_memory
+from privimage.dp.gradients.plan import StepPlan, plan
 from privimage.dp.gradients.recompute import planned_clipped_sum
 from privimage.dp.gradients.recording import record
 from privimage.dp.ledger.history import History
@@ -51,7 +52,6 @@ from privimage.dp.rules.registry import register_rule, watched
 from privimage.dp.sampling import PoissonLoader, poisson_sample, rate_threshold
 
 __all__ = [
-    "DEFAULT_MEMORY",
     "DELTA_RANGE",
     "DPSGD",
     "GRID_UNITS",
@@ -94,6 +94,7 @@ __all__ = [
     "generators",
     "group_epsilon",
     "layer_clipped_sum",
+    "most_examples",
     "narrate",
     "normalised_sum",
     "plan",
@@ -103,6 +104,7 @@ __all__ = [
     "record",
     "register_rule",
     "replace_one_epsilon",
+    "usual_memory",
     "verify",
     "watched",
 ]

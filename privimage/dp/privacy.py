@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from privimage.dp.accounting import accountant
 from privimage.dp.accounting.accountant import SubsampledGaussian
 from privimage.dp.accounting.calibration import calibrate_noise_multiplier
@@ -39,6 +41,9 @@ class Privacy:
     expected_batch_size: float | None = None
 
     def __post_init__(self) -> None:
+        for name, number in vars(self).items():
+            if isinstance(number, np.generic):  # A ledger takes Python's.
+                object.__setattr__(self, name, number.item())
         self.mechanism(self.steps)
         _ = self.rule  # Making it is the check.
         if self.expected_batch_size is not None:

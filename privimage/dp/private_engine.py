@@ -12,9 +12,10 @@ from torch import nn
 from privimage.dp.accounting import accountant
 from privimage.dp.budget import StepBudget
 from privimage.dp.flat_optimizer import GradientNoise
-from privimage.dp.gradients.engine import ExampleGradients, Losses
+from privimage.dp.gradients.engine import ExampleGradients, Losses, check_mode
 from privimage.dp.gradients.independence import check_independence
-from privimage.dp.gradients.plan import DEFAULT_MEMORY, StepPlan
+from privimage.dp.gradients.micro_batch import most_examples, usual_memory
+from privimage.dp.gradients.plan import StepPlan
 from privimage.dp.gradients.plan import plan as make_plan
 from privimage.dp.gradients.recompute import planned_clipped_sum
 from privimage.dp.gradients.recording import record
@@ -67,7 +68,7 @@ class PrivateEngine:
         privacy: Privacy,
         *,
         draws_per_example: int = 1,
-        micro_batch: int = 64,
+        micro_batch: int | None = None,
         recorded: bool = False,
         ledger: Ledger | None = None,
     ) -> None:
@@ -86,7 +87,8 @@ class PrivateEngine:
             privacy: the public numbers.
             draws_per_example: rows of each example in a batch, one after the other; the gradient of
                 their mean loss is clipped once. For a loss with randomness of its own.
-            micro_batch: examples at a time, at most; fewer where `max_memory` asks for it.
+            micro_batch: examples at a time, at most; fewer where `max_memory` asks for it. By
+                default what suits the device, and no more than a batch has nearly always.
             recorded: watch the losses once, on made-up data, and call their operators alone in all
                 steps (see `record`): faster by what Python takes, most in small models. For losses
                 whose Python depends on shapes alone; what it reads but tensors, such as a model's
@@ -107,8 +109,7 @@ class PrivateEngine:
         self._draws, self._ledger = draws_per_example, ledger
         self._gradients = ExampleGradients(model)
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        check_count("micro_batch", micro_batch)
-        self._micro_batch, self.max_memory = micro_batch, DEFAULT_MEMORY
+        self.max_memory = usual_memory(self._gradients.device)
         self.plan: StepPlan | None = None
         self.rows_dtype: torch.dtype | None = None
         self._to_be_recorded = recorded
@@ -121,6 +122,10 @@ class PrivateEngine:
         self.is_secret = key.is_secret
         self._sampling, self._words = key.stream(Domain.SAMPLING), key.stream(Domain.EXAMPLES)
         expected = privacy.expected_batch_size or privacy.sample_rate * max(len(self._loader), 1)
+        if micro_batch is None:
+            micro_batch = most_examples(self._gradients.device, draws_per_example, expected)
+        check_count("micro_batch", micro_batch)
+        self._micro_batch = micro_batch
         noise = GradientNoise.make(privacy.noise_multiplier, expected, key, privacy.max_grad_norm)
         self._stepper = Stepper(optimizer, self._parameters, noise)
         self._hooks = [
@@ -167,7 +172,8 @@ class PrivateEngine:
 
         Raises:
             UserError: all steps were taken, the ledger's budget is used up, the engine is closed,
-                the model has other trainable parameters than before, or as `check`.
+                the model has other trainable parameters than before, this is in
+                torch.inference_mode, or as `check`.
         """
         self._check_ready()
         if self.plan is None:
@@ -309,6 +315,7 @@ class PrivateEngine:
             )
 
     def _check_ready(self) -> None:
+        check_mode()
         if not self._hooks:
             raise UserError("the engine is closed; make another one")
         if self.steps_spent >= self.privacy.steps:

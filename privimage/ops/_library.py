@@ -43,7 +43,7 @@ _SCHEMAS = {
         "measured_weight_grads(Tensor[] x, Tensor[] grad, Tensor(a!)[] weight, Tensor(b!)[] bias, "
         "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
     ),
-    "squared_norms": "squared_norms(Tensor parts) -> Tensor",
+    "squared_norms": "squared_norms(Tensor parts, int[] columns) -> Tensor",
     "scaled_sum": (
         "scaled_sum(Tensor parts, Tensor scales, Tensor(a!) total, bool accumulate) -> ()"
     ),

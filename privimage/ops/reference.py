@@ -256,9 +256,13 @@ def measured_weight_grads(
     return torch.stack([squared_norms(rows.flatten(1)) for rows in [*weight, *bias]]).sum(0)
 
 
-def squared_norms(parts: torch.Tensor) -> torch.Tensor:
-    """[examples, parameters] → float64 [examples]."""
-    return parts.double().square().sum(dim=1)
+def squared_norms(parts: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
+    """[examples, parameters] → float64 [examples]; `columns` are pairs of ends, None for all."""
+    ends = [0, parts.shape[1]] if columns is None else columns
+    squares = parts.new_zeros(parts.shape[0], dtype=torch.float64)
+    for begin, end in zip(ends[::2], ends[1::2], strict=True):
+        squares = squares + parts[:, begin:end].double().square().sum(dim=1)
+    return squares
 
 
 def scaled_sum(

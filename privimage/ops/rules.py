@@ -54,7 +54,7 @@ def measured_weight_grads(
     return x[0].new_empty(weight[0].shape[0], dtype=torch.float64)
 
 
-def squared_norms(parts: torch.Tensor) -> torch.Tensor:
+def squared_norms(parts: torch.Tensor, columns: list[int]) -> torch.Tensor:
     """[examples, parameters] → float64 [examples], without data."""
     return parts.new_empty(parts.shape[0], dtype=torch.float64)
 

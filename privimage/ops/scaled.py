@@ -3,24 +3,34 @@
 Arguments are checked once, here, before the native code or the reference runs.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from privimage.ops.layers import ConvGeometry, wide_type
 
 
-def squared_norms(parts: torch.Tensor) -> torch.Tensor:
+def squared_norms(parts: torch.Tensor, columns: Sequence[slice] | None = None) -> torch.Tensor:
     """The squared L2 norm of each row, in float64.
 
     Args:
         parts: float32 or float64 [examples, parameters]; on a GPU bfloat16 as well.
+        columns: those that count, each range with both its ends; None for all.
 
     Returns:
         float64 [examples]; infinite or NaN where a row is not finite.
 
     Raises:
-        TypeError, ValueError: `parts` is not as above.
+        TypeError, ValueError: an argument is not as above.
     """
-    result: torch.Tensor = torch.ops.privimage.squared_norms(_checked_parts(parts))
+    parts = _checked_parts(parts)
+    size = parts.shape[1]
+    ranges = [slice(0, size)] if columns is None else columns
+    for each in ranges:
+        if not 0 <= each.start <= each.stop <= size:
+            raise ValueError(f"columns: expected some of {size}, got {each}")
+    ends = [end for each in ranges for end in (each.start, each.stop)]
+    result: torch.Tensor = torch.ops.privimage.squared_norms(parts, ends)
     return result
 
 

@@ -139,7 +139,7 @@ _CALLS: dict[str, Callable[[torch.device], list[Any]]] = {
     "gaussian_integers": lambda device: [_key(_CPU), 1, 2, _WIDE, 1e9],
     "private_update": _update,
     "clipped_sum": lambda device: [_random(device, _EXAMPLES, _WIDE), 1.0],
-    "squared_norms": lambda device: [_random(device, _EXAMPLES, _WIDE)],
+    "squared_norms": lambda device: [_random(device, _EXAMPLES, _WIDE), [0, 5, 7, _WIDE]],
     "scaled_sum": lambda device: [
         *(_random(device, _EXAMPLES, _WIDE), _scales(device), _integers(device, _WIDE)),
         False,

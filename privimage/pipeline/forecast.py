@@ -10,7 +10,7 @@ from privimage import evaluate
 from privimage.data import ImageSet
 from privimage.diffusion.denoiser import Denoiser
 from privimage.diffusion.pretrain import Pretraining
-from privimage.diffusion.samplers import SamplerSettings, sample
+from privimage.diffusion.samplers import sample
 from privimage.pace import Step, Stopwatch
 from privimage.pipeline.measurement import load_features
 from privimage.progress import Reporter
@@ -142,7 +142,7 @@ def _seconds_a_made_image(run: Run, watch: Stopwatch, count: int) -> float:
     """The whole sampling of one of `count` images, on all cores."""
     settings, sampler = run.recipe.synthesis, run.recipe.synthesis.sampler
     short, threads = replace(sampler, steps=2), run.workers.threads
-    share = _evaluations(sampler) / _evaluations(short)
+    share = sampler.evaluations() / short.evaluations()
     denoise = Denoiser(run.network().eval())
 
     def step_of(rows: int) -> Step:
@@ -185,12 +185,6 @@ def _image_shape(run: Run) -> tuple[int, int, int]:
 
 def _random_images(run: Run, count: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, *_image_shape(run)), dtype=torch.uint8)
-
-
-def _evaluations(sampler: SamplerSettings) -> int:
-    """How often the sampler calls the network for an image."""
-    calls = 2 * sampler.steps - 1 if sampler.name == "heun" else sampler.steps
-    return calls * (1 if sampler.guidance == 0 else 2)
 
 
 def _duration(seconds: float) -> str:

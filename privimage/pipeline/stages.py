@@ -209,8 +209,9 @@ def _sample(
         seed=run.recipe.seed,
         device=run.device,
     )
+    calls = -(-len(order.labels) // order.piece) * settings.sampler.evaluations()
     pieces = synthesise(
-        Denoiser(inference(network)),
+        Denoiser(inference(network, calls)),
         order,
         settings.sampler,
         folder,

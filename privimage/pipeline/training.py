@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from privimage import durable
-from privimage.dp import DEFAULT_MEMORY, History, Ledger, Plan
+from privimage.dp import History, Ledger, Plan, usual_memory
 from privimage.errors import UserError, check_choice, check_count, check_positive
 from privimage.pipeline import preflight, summary
 from privimage.pipeline.forecast import Forecast, forecast, in_words
@@ -65,9 +65,7 @@ class Machine:
             UserError: none are.
         """
         if self.max_memory is None:
-            device = self.torch_device()
-            on_cpu = device.type == "cpu"
-            return DEFAULT_MEMORY if on_cpu else torch.cuda.mem_get_info(device)[0] / 2
+            return usual_memory(self.torch_device())
         check_positive("--max-memory", self.max_memory)
         return 1e6 * self.max_memory
 

@@ -13,7 +13,6 @@ from privimage.data.decode import Steps
 from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.pretrain import Network
 from privimage.diffusion.unet import UNet, UNetShape
-from privimage.dp import DEFAULT_MEMORY
 from privimage.progress import Reporter
 from privimage.recipe import Recipe
 from privimage.run.folder import RunFolder
@@ -36,7 +35,7 @@ class Run:
     reporter: Reporter
     workers: Workers
     device: torch.device
-    max_memory: float = DEFAULT_MEMORY
+    max_memory: float | None = None
 
     @cached_property
     def shape(self) -> ImageShape:

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from privimage.acceleration import accelerated, mixed_precision, most_examples
+from privimage.acceleration import accelerated, in_turns, mixed_precision
 from privimage.checkpoint import Checkpoints
 from privimage.data import ImageSet, to_unit_range
 from privimage.diffusion.denoiser import Denoiser, Network, draw_noise_levels, drop_labels, losses
 from privimage.diffusion.ema import ema_decay
 from privimage.dp import (
-    DEFAULT_MEMORY,
     ClipRule,
     Domain,
     DPAdam,
@@ -28,11 +27,13 @@ from privimage.dp import (
     Ledger,
     SecretKey,
     generators,
+    most_examples,
     plan,
     planned_clipped_sum,
     poisson_sample,
     rate_threshold,
     record,
+    usual_memory,
 )
 from privimage.errors import UserError, check_count, check_positive, check_probability
 from privimage.progress import Reporter, Stopped
@@ -92,7 +93,7 @@ class Finetuner:
         noise_multiplier: float,
         public_size: int,
         workers: Workers,
-        max_memory: float = DEFAULT_MEMORY,
+        max_memory: float | None = None,
     ) -> None:
         self._sensitive = sensitive
         self._units = sensitive.by_unit()
@@ -105,33 +106,38 @@ class Finetuner:
         self._gradients = ExampleGradients(network, torch.channels_last)
         self._device = self._gradients.device
         self._images = sensitive.images.to(self._device)
+        expected = settings.sample_rate * public_size
         self._optimizer = DPAdam(
             [parameter for parameter in network.parameters() if parameter.requires_grad],
             settings.learning_rate,
             noise_multiplier,
-            settings.sample_rate * public_size,
+            expected,
             key=key,
             ema_decay=partial(ema_decay, limit=settings.ema_decay),
         )
         self._rule = ClipRule(settings.max_grad_norm)
+        if max_memory is None:
+            max_memory = usual_memory(self._device)
         (self._plan,) = workers.map(  # On a worker's one thread, for which it is to be right.
             lambda batch: plan(
                 network,
                 batch,
                 draws=settings.draws,
                 max_memory=max_memory,
-                examples=most_examples(self._device, settings.draws),
+                examples=most_examples(self._device, settings.draws, expected),
                 losses=_losses,
                 memory_format=torch.channels_last,
             ),
             [self._filler(settings.draws)],
         )
-        self._sum = self._summed
-        micro_batches = max(settings.sample_rate * public_size / self._plan.examples, 1)
+        self._sum = in_turns(self._summed, self._device)
+        micro_batches = max(expected / self._plan.examples, 1)
         if settings.steps * micro_batches >= _WORTH_RECORDING:
             filler = self._filler(self._plan.examples * settings.draws)
             recorded = record(self._summed, *filler, self._counted(1))
             self._sum = accelerated(recorded, self._device)
+            if self._device.type != "cpu":  # Compiles here, and not in the first step.
+                self._sum(*filler, self._counted(1))
 
     def step(self) -> None:
         """Samples a batch, sums its clipped gradients, adds noise and updates weights and EMA."""
@@ -250,7 +256,7 @@ def finetune(
     folder: Path,
     workers: Workers,
     reporter: Reporter,
-    max_memory: float = DEFAULT_MEMORY,
+    max_memory: float | None = None,
 ) -> tuple[torch.Tensor, int]:
     """Fine-tunes `network` on the sensitive images, as far as the ledger's budget goes.
 
@@ -271,7 +277,8 @@ def finetune(
         folder: for checkpoints.
         workers: cores for the micro-batches.
         reporter: for progress; asks the loop to stop.
-        max_memory: bytes by which a worker's micro-batch may grow the process.
+        max_memory: bytes by which a worker's micro-batch may grow the process; by default half
+            of what a GPU has free, 1 GiB on a CPU.
 
     Returns:
         The averaged weights [parameters] in the order of `network.parameters()`, and the number of
@@ -284,6 +291,8 @@ def finetune(
     """
     ledger.check_unit(sensitive.unit)
     noise_multiplier = ledger.plan_in_force().finetune.noise_multiplier
+    if next(network.parameters()).is_cuda:
+        reporter.say("  on a GPU the step is measured and compiled first, for a minute or so")
     tuner = Finetuner(
         sensitive, network, settings, noise_multiplier, public_size, workers, max_memory
     )

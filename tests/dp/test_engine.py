@@ -431,7 +431,7 @@ def test_a_refused_call_leaves_nothing_behind():
     model, x = nn.Linear(3, 3), torch.randn(2, 3)
     engine = ExampleGradients(model)
     with pytest.raises(UserError, match="parameter 'weight' in torch"):
-        engine(lambda m, x: torch.cdist(x, m.weight).sum(1), x)
+        engine(lambda m, x: torch.kron(x, m.weight).sum(1), x)
     assert torch.equal(x @ model.weight, x.matmul(model.weight))
     assert engine(row_sums, x).shape == (2, 12)
 
@@ -458,6 +458,15 @@ def test_models_that_cannot_be_trained_are_refused():
         ExampleGradients(nn.Linear(3, 3).requires_grad_(False))
     with pytest.raises(UserError, match=r"parameter '0\.weight' has no shape yet"):
         ExampleGradients(nn.Sequential(nn.LazyLinear(3)))
+    with pytest.raises(UserError, match="parameter 'weight' is complex; keep real numbers"):
+        ExampleGradients(nn.Linear(3, 3, dtype=torch.cfloat))
+    born = ExampleGradients(nn.Linear(3, 3))
+    with torch.inference_mode():
+        unborn = nn.Linear(3, 3)
+        with pytest.raises(UserError, match=r"inference_mode rules gradients out; call"):
+            born(row_sums, torch.ones(2, 3))
+    with pytest.raises(UserError, match="parameter 'weight' was made in"):
+        ExampleGradients(unborn)
 
 
 def test_a_frozen_backbone_may_normalise_by_what_it_has_learned():

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -448,6 +449,18 @@ def test_a_step_is_in_the_ledger_before_data_is_touched(tmp_path):
         other = engine(sample_rate=0.5, steps=3, options={"ledger": ledger})
         with pytest.raises(UserError, match="is older than the state"):
             other.load_state_dict(state)
+
+
+def test_a_step_that_cannot_be_taken_is_not_paid_for(tmp_path):
+    chosen = privacy(steps=np.int64(3), noise_multiplier=np.float32(1.5))  # A ledger takes these.
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        ledger.set_plan(chosen.plan(1e-5))
+        made = engine(options={"ledger": ledger}, steps=np.int64(3), noise_multiplier=1.5)
+        made.step()
+        spent = ledger.epsilon(1e-5).upper
+        with torch.inference_mode(), pytest.raises(UserError, match="rules gradients out"):
+            made.step()
+        assert (made.steps_spent, ledger.epsilon(1e-5).upper) == (1, spent)
 
 
 def test_a_ledger_by_person_is_refused(tmp_path):

@@ -172,6 +172,9 @@ def test_norms_and_scaled_sums_of_rows(device, dtype, shape):
     parts[:1, :1] = torch.inf  # of scale 0
     there = torch.cat([parts, beside], dim=1).to(device)[:, :-1]
     assert torch.equal(ops.squared_norms(there).cpu(), parts.double().square().sum(1))
+    some = [slice(0, shape[1] // 3), slice(shape[1] // 2, shape[1])]
+    expected = sum(parts[:, each].double().square().sum(1) for each in some)
+    assert torch.equal(ops.squared_norms(there, some).cpu(), expected)
     found = ops.scaled_sum(there, scales.to(device))
     assert torch.equal(found.cpu(), _scaled_sum(parts, scales))
     twice = ops.scaled_sum(there, scales.to(device), found.clone(), accumulate=True)

@@ -132,7 +132,11 @@ SAMPLES = {
         (_random(5, 37), _random(5, dtype=torch.float64) * 1e5, torch.ones(37).long(), True),
         (_random(0, 7), _random(0, dtype=torch.float64), torch.ones(7).long(), False),
     ],
-    "squared_norms": [(_random(5, 37),), (_random(3, 0, dtype=torch.float64),)],
+    "squared_norms": [
+        (_random(5, 37), [0, 37]),
+        (_random(5, 37), [2, 3, 7, 7, 11, 37]),
+        (_random(3, 0, dtype=torch.float64), []),
+    ],
 }
 
 STEMS = {

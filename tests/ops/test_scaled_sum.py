@@ -113,6 +113,11 @@ GEOMETRY = ((1, 1), (1, 1), (1, 1), 2)
     [
         (lambda: ops.squared_norms(torch.ones(3)), ValueError, "parts: expected .*shape .3."),
         (lambda: ops.squared_norms(torch.ones(3, 2, dtype=torch.int32)), TypeError, "int32"),
+        (
+            lambda: ops.squared_norms(torch.ones(3, 2), [slice(0, 1), slice(2, 3)]),
+            ValueError,
+            r"columns: expected some of 2, got slice\(2, 3",
+        ),
         (lambda: ops.scaled_sum(torch.ones(3, 2), SCALES), ValueError, "scales: .*of 3, got .2."),
         (lambda: ops.scaled_sum(torch.ones(2, 2), SCALES.float()), TypeError, "torch.float32"),
         (lambda: ops.scaled_sum(torch.ones(2, 2), SCALES, SCALES), TypeError, "total: .*float64"),
@@ -142,7 +147,11 @@ def test_bad_arguments_are_refused_in_a_sentence(call, error, problem):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda ops: ops.squared_norms(torch.ones(3, 4).T),
+        lambda ops: ops.squared_norms(torch.ones(3, 4).T, [0, 3]),
+        lambda ops: ops.squared_norms(torch.ones(3, 4), [0, 5]),
+        lambda ops: ops.squared_norms(torch.ones(3, 4), [-1, 3]),
+        lambda ops: ops.squared_norms(torch.ones(3, 4), [3, 2]),
+        lambda ops: ops.squared_norms(torch.ones(3, 4), [0, 2, 3]),
         lambda ops: ops.scaled_sum(torch.ones(3, 4), SCALES, torch.ones(4).long(), False),
         lambda ops: ops.scaled_sum(torch.ones(2, 4), SCALES, torch.ones(3).long(), False),
         lambda ops: ops.example_weight_norms(X, GRAD, 3, [3, 3], True, *map(list, GEOMETRY[:3]), 2),

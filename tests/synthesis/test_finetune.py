@@ -8,7 +8,7 @@ from truth import one_at_a_time
 
 from privimage.data import ImageSet
 from privimage.diffusion.unet import UNet, UNetShape
-from privimage.dp import DEFAULT_MEMORY, GRID_UNITS, Ledger, Plan, SubsampledGaussian, record
+from privimage.dp import GRID_UNITS, Ledger, Plan, SubsampledGaussian, record, usual_memory
 from privimage.dp.noise import TEST_KEY
 from privimage.errors import UserError
 from privimage.ops._library import is_native
@@ -222,11 +222,11 @@ def test_what_is_computed_again_is_what_was_kept(workers, monkeypatch):
 
 def test_less_memory_means_smaller_micro_batches(workers):
     def micro_batch(**options):
-        return Finetuner(_images(3), _network(), _settings(), 0.0, 10, workers, **options)._plan
+        return Finetuner(_images(3), _network(), _settings(), 0.0, 500, workers, **options)._plan
 
     free = micro_batch()
     assert free.examples == 64
-    assert free.bytes <= DEFAULT_MEMORY
+    assert free.bytes <= usual_memory(torch.device("cpu"))
     tight = micro_batch(max_memory=free.bytes / 8)
     assert tight.examples < 16
     assert tight.bytes <= free.bytes / 8

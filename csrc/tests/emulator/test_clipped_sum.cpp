@@ -44,7 +44,8 @@ void equals_the_cpu(int64_t examples, int64_t parameters, const ClipRule& rule, 
   cpu::clipped_sum_sums(cpu, 0, own);
 
   Guarded<Scalar> device_parts(parts);
-  const int64_t pieces = cuda::squared_norm_pieces(own);
+  const Columns all{0, own};
+  const int64_t pieces = cuda::squared_norm_pieces(all);
   Guarded<double> partial(examples * pieces), device_scales(examples);
   Guarded<int64_t> device_sum(own);
   const ClippedSum<Scalar> job{
@@ -53,10 +54,11 @@ void equals_the_cpu(int64_t examples, int64_t parameters, const ClipRule& rule, 
   const auto emulate = [&](const cuda::LaunchShape& shape, auto kernel) {
     emulator::run({shape.blocks_x, shape.blocks_y, shape.threads, shape.shared_bytes, seed},
                   [&](const Block& block) { kernel(block); });
+    return 0;
   };
   // What the launcher queues, one after another.
-  emulate(cuda::squares_launch(examples, own), [&](const Block& block) {
-    cuda::write_squares(block, cuda::SquaredNorms<Scalar>{kept, partial.data()});
+  cuda::for_each_launch(kept, &all, 1, partial.data(), [&](const auto& squares, auto shape) {
+    return emulate(shape, [&](const Block& block) { cuda::write_squares(block, squares); });
   });
   emulate(cuda::row_sums_launch(examples), [&](const Block& block) {
     cuda::add_row(block, {partial.data(), examples, pieces, device_scales.data()});

@@ -43,6 +43,7 @@ struct Layer {
   std::vector<Scalar> x;     // [examples, draws, height, width, inputs]
   std::vector<Scalar> grad;  // [examples, draws, height', width', outputs]
   bool with_bias = true;
+  int64_t most_shared_bytes = cuda::kMostSharedBytes;  // of a block
 
   int64_t weights() const {
     return shape.outputs * shape.inputs * shape.height.taps * shape.width.taps;
@@ -120,6 +121,25 @@ std::vector<double> define_bias(const Layer<Scalar>& layer, bool magnitudes = fa
   return sums;
 }
 
+// Images as the kernel takes them: NaN lies behind a pixel's channels, at times a whole vector.
+template <typename Scalar>
+class LaidOut {
+ public:
+  LaidOut(const std::vector<Scalar>& values, int64_t channels, uint64_t seed)
+      : pitch_(kVector * (cuda::blocks_for(channels, kVector) + int64_t(seed % 2))),
+        memory_(channels == 0 ? 0 : int64_t(values.size()) / channels * pitch_) {
+    for (int64_t i = 0; i < int64_t(values.size()); ++i) {
+      memory_.data()[i / channels * pitch_ + i % channels] = values[i];
+    }
+  }
+  Pixels<Scalar> pixels() { return {memory_.data(), pitch_}; }
+
+ private:
+  static constexpr int64_t kVector = 16 / sizeof(Scalar);
+  const int64_t pitch_;
+  Guarded<Scalar> memory_;
+};
+
 constexpr double kClip = 5.0;
 constexpr int64_t kBeside = 3;  // floats between the parts, that nobody may touch
 
@@ -181,27 +201,30 @@ template <typename Tile, typename Scalar = typename Tile::Scalar>
 Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
                const std::vector<double>& measured = {}) {
   const ConvGeometry& shape = layer.shape;
-  Guarded<Scalar> x(layer.x), grad(layer.grad);
+  LaidOut<Scalar> x(layer.x, shape.inputs, seed), grad(layer.grad, shape.outputs, seed / 2);
+  const Pixels<Scalar> grads = grad.pixels();
   std::vector<double> factors;
   for (double squares : measured) factors.push_back(grid_scale(squares, {kClip}));
   Guarded<double> scales(factors);
   const int64_t channels = layer.with_bias ? shape.outputs : 0;
   const int64_t slots = cuda::conv_slots<Tile>(shape);
+  const int pixels = cuda::band_pixels<Tile>(shape, layer.most_shared_bytes);
   Rows parts(shape.examples, layer.weights(), asked), bias(shape.examples, channels, asked);
   Guarded<double> squares(asked.squares ? shape.examples * slots : 0);
   Guarded<int64_t> sum(std::vector<int64_t>(asked.sum ? layer.weights() : 0, 7));
   Guarded<int64_t> bias_sum(std::vector<int64_t>(asked.sum ? channels : 0, 7));
   const SquareSlots all{asked.squares ? squares.data() : nullptr, slots, 0};
-  const BiasGrad<Scalar> of_bias{grad.data(),          {},
+  const BiasGrad<Scalar> of_bias{grads.data,           {0, 0, 0, grads.pitch},
                                  shape.draws,          channels,
                                  shape.height.outputs, shape.width.outputs,
                                  bias.job(),           {},
                                  scales.data(),        asked.sum ? bias_sum.data() : nullptr};
   ConvWeightGrads<Scalar> jobs{};
   LaunchShape whole{};
-  CHECK(cuda::add_layer<Tile>({shape, x.data(), grad.data(), parts.job(), all, scales.data(),
-                               asked.sum ? sum.data() : nullptr, of_bias},
+  CHECK(cuda::add_layer<Tile>({shape, x.pixels(), grads, parts.job(), all, scales.data(),
+                               asked.sum ? sum.data() : nullptr, of_bias, pixels},
                               jobs, whole));
+  CHECK(whole.blocks_y == slots && whole.possible(layer.most_shared_bytes));
   Result result;
   result.counters = launch<Tile>(jobs, whole, seed);
   result.parts = parts.values();
@@ -254,6 +277,7 @@ std::vector<int64_t> scaled(const std::vector<float>& rows, int64_t count,
 template <typename Tile, typename Scalar = typename Tile::Scalar>
 void matches(Layer<Scalar> layer, double tolerance, uint64_t seed) {
   layer.with_bias = seed % 4 != 0;
+  if (seed % 3 != 0) layer.most_shared_bytes = (seed % 2 == 0 ? 99 : 80) * 1024;
   const bool accumulate = seed % 3 == 0;
   const int64_t weights = layer.weights(), channels = layer.with_bias ? layer.shape.outputs : 0;
   const Result stored = emulate<Tile>(layer, {true, true, false, accumulate}, seed);
@@ -303,8 +327,11 @@ void whole_numbers_are_exact() {
            Shape{2, 2, 5, 3, 8, 16},    // smaller than a warp's tile
            Shape{2, 3, 11, 1, 8, 8},    // halo wider than the image
            Shape{1, 1, 1, 40, 16, 8},   // two bands side by side, the second narrow
-           Shape{1, 4, 9, 13, 3, 32},   // channels that copies of 16 bytes can't bring
-           Shape{2, 1, 14, 14, 32, 3},  // likewise for the gradient
+           Shape{1, 4, 9, 13, 3, 32},   // pieces of a tile that no pixel has
+           Shape{2, 1, 14, 14, 32, 3},  // likewise of the gradient
+           Shape{1, 2, 5, 9, 1, 12},    // a piece that is not full, and two
+           Shape{2, 1, 6, 5, 9, 2},
+           Shape{1, 3, 4, 4, 17, 5},  // three, of which a power of two is brought
            Shape{1, 1, 28, 28, 27, 20},
            Shape{1, 2, 9, 9, 8, 8, 1, 0},  // no padding
            Shape{1, 1, 6, 7, 8, 8, 1, 3},  // more than the taps reach
@@ -331,6 +358,7 @@ template <typename Math>
 void whole_numbers_are_exact_in_float32() {
   is_exact<Narrow<Math>>({1, 2, 7, 7, 32, 24});
   is_exact<Narrow<Math>>({1, 1, 9, 13, 3, 5});
+  is_exact<Narrow<Math>>({1, 2, 4, 5, 12, 2});
   is_exact<Wide<Math>>({1, 1, 5, 6, 72, 40});
   is_exact<Strided<Math>>({1, 1, 11, 18, 8, 12, 2});
   is_exact<Single<Math>>({2, 2, 5, 9, 20, 64});
@@ -442,7 +470,7 @@ void layers_of_one_launch_are_those_alone() {
     slots += cuda::conv_slots<Tile>(layers.back().shape);
   }
   Guarded<double> squares(3 * slots);
-  std::vector<std::unique_ptr<Guarded<Scalar>>> inputs;
+  std::vector<std::unique_ptr<LaidOut<Scalar>>> inputs;
   std::vector<std::unique_ptr<Guarded<float>>> rows;
   ConvWeightGrads<Scalar> jobs{};
   LaunchShape whole{};
@@ -450,13 +478,15 @@ void layers_of_one_launch_are_those_alone() {
   for (const Layer<Scalar>& layer : layers) {
     const ConvGeometry& shape = layer.shape;
     const int64_t channels = layer.with_bias ? shape.outputs : 0, before = whole.blocks_y;
-    inputs.push_back(std::make_unique<Guarded<Scalar>>(layer.x));
-    inputs.push_back(std::make_unique<Guarded<Scalar>>(layer.grad));
+    inputs.push_back(std::make_unique<LaidOut<Scalar>>(layer.x, shape.inputs, inputs.size()));
+    const Pixels<Scalar> x = inputs.back()->pixels();
+    inputs.push_back(
+        std::make_unique<LaidOut<Scalar>>(layer.grad, shape.outputs, inputs.size() / 2));
+    const Pixels<Scalar> grad = inputs.back()->pixels();
     rows.push_back(std::make_unique<Guarded<float>>(3 * (layer.weights() + kBeside)));
     rows.push_back(std::make_unique<Guarded<float>>(3 * (channels + kBeside)));
-    const Scalar *const x = inputs[inputs.size() - 2]->data(), *const grad = inputs.back()->data();
-    const BiasGrad<Scalar> of_bias{grad,
-                                   {},
+    const BiasGrad<Scalar> of_bias{grad.data,
+                                   {0, 0, 0, grad.pitch},
                                    shape.draws,
                                    channels,
                                    shape.height.outputs,
@@ -467,8 +497,9 @@ void layers_of_one_launch_are_those_alone() {
                                    nullptr};
     const GradRows<float> of_weight{rows[rows.size() - 2]->data(), nullptr,
                                     layer.weights() + kBeside, false};
-    CHECK(cuda::add_layer<Tile>({shape, x, grad, of_weight, mine, nullptr, nullptr, of_bias}, jobs,
-                                whole));
+    CHECK(cuda::add_layer<Tile>(
+        {shape, x, grad, of_weight, mine, nullptr, nullptr, of_bias, Tile::kMostPixels}, jobs,
+        whole));
     mine = mine.behind(whole.blocks_y - before);
   }
   CHECK(mine.first == slots && whole.blocks_y == slots);
@@ -496,15 +527,18 @@ void layers_of_one_launch_are_those_alone() {
 }
 
 template <typename Tile>
-Counters measure(int64_t height, int64_t width, int64_t stride = 1) {
-  const auto layer = draw_whole_numbers<Bfloat16>(
+Counters measure(int64_t height, int64_t width, int64_t stride = 1,
+                 int64_t most_shared_bytes = cuda::kMostSharedBytes) {
+  auto layer = draw_whole_numbers<Bfloat16>(
       geometry_of(Tile::kSide, {1, 1, height, width, 32, 32, stride}), {1});
+  layer.most_shared_bytes = most_shared_bytes;
   return emulate<Tile>(layer, {false, true, false, false}, 1).counters;
 }
 
 template <typename Tile>
-double wavefronts(int64_t height, int64_t width, int64_t stride = 1) {
-  const Counters counters = measure<Tile>(height, width, stride);
+double wavefronts(int64_t height, int64_t width, int64_t stride = 1,
+                  int64_t most_shared_bytes = cuda::kMostSharedBytes) {
+  const Counters counters = measure<Tile>(height, width, stride, most_shared_bytes);
   return double(counters.wavefronts) / double(counters.matrices);
 }
 
@@ -513,6 +547,9 @@ void fragments_are_read_without_bank_conflicts() {
   CHECK(wavefronts<Wide<Bf16Math>>(8, 16) == 1.0);
   CHECK(wavefronts<Strided<Bf16Math>>(16, 32, 2) == 1.0);
   CHECK(wavefronts<Single<Bf16Math>>(7, 28) == 1.0);
+  for (int64_t width : {32, 28, 14, 8}) {  // where a block has less
+    CHECK(wavefronts<Wide<Bf16Math>>(8, width, 1, 99 * 1024) == 1.0);
+  }
   // 49 pixels are no multiple of 16: those that fill up all look at the first.
   CHECK(wavefronts<Narrow<Bf16Math>>(7, 7) <= 1.1);
   // 24 products of 16 pixels take 64 outputs once and 16 inputs for each of three taps.

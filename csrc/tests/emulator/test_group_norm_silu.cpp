@@ -99,11 +99,15 @@ Truth define(const Layer<Scalar>& layer) {
   return truth;
 }
 
+// What the kernel forwards and the one backwards asked of memory.
+using Traffic = std::vector<emulator::TrafficCounter>;
+
 template <typename Scalar>
 struct Result {
   std::vector<Scalar> y, grad_x;
   std::vector<Wide<Scalar>> mean, rstd, grad_weight, grad_bias;
   GroupNormPlan plan;
+  Traffic traffic;
 };
 
 template <typename T>
@@ -114,27 +118,29 @@ std::vector<T> copy(const Guarded<T>& from) {
 }
 
 template <typename Job, typename Kernel>
-void emulate(const cuda::LaunchShape& shape, const Job& job, uint64_t seed, Kernel kernel) {
+emulator::Counters emulate(const cuda::LaunchShape& shape, const Job& job, uint64_t seed,
+                           Kernel kernel) {
   CHECK(shape.empty() || shape.possible());
-  emulator::run({shape.blocks_x, shape.blocks_y, shape.threads, shape.shared_bytes, seed},
-                [&](const Block& block) { kernel(block, job); });
+  return emulator::run({shape.blocks_x, shape.blocks_y, shape.threads, shape.shared_bytes, seed},
+                       [&](const Block& block) { kernel(block, job); });
 }
 
 // Runs what the launcher would: the kernel that the plan asks for.
 template <typename Scalar, int kValues, bool kLast>
-void emulate_all(const cuda::GroupNormOnGpu<Scalar>& there,
-                 cuda::GroupNormBackwardOnGpu<Scalar> back, uint64_t seed) {
+Traffic emulate_all(const cuda::GroupNormOnGpu<Scalar>& there,
+                    cuda::GroupNormBackwardOnGpu<Scalar> back, uint64_t seed) {
   const GroupNormShape& shape = there.job.shape;
-  emulate(cuda::group_norm_launch(shape, there.plan), there, seed,
-          [](const Block& block, const auto& job) {
-            cuda::group_norm_forward<Scalar, kValues, kLast>(block, job);
-          });
-  emulate(cuda::group_norm_launch(shape, back.plan), back, seed,
-          [](const Block& block, const auto& job) {
-            cuda::group_norm_backward<Scalar, kValues, kLast>(block, job);
-          });
+  const auto forward = emulate(cuda::group_norm_launch(shape, there.plan), there, seed,
+                               [](const Block& block, const auto& job) {
+                                 cuda::group_norm_forward<Scalar, kValues, kLast>(block, job);
+                               });
+  const auto backward = emulate(cuda::group_norm_launch(shape, back.plan), back, seed,
+                                [](const Block& block, const auto& job) {
+                                  cuda::group_norm_backward<Scalar, kValues, kLast>(block, job);
+                                });
   emulate(cuda::affine_launch(shape), back, seed,
           [](const Block& block, const auto& job) { cuda::group_norm_affine(block, job); });
+  return {forward.traffic, backward.traffic};
 }
 
 template <typename Scalar>
@@ -169,12 +175,13 @@ Result<Scalar> run(const Layer<Scalar>& layer, uint64_t seed, bool aligned, bool
                                                   row_sums.data()};
   CHECK(there.plan.vectors == back.plan.vectors);
   constexpr int kValues = cuda::kVectorBytes / sizeof(Scalar);
+  Traffic traffic;
   if (!there.plan.vectors) {
-    emulate_all<Scalar, 1, false>(there, back, seed);
+    traffic = emulate_all<Scalar, 1, false>(there, back, seed);
   } else if (shape.channels_last) {
-    emulate_all<Scalar, kValues, true>(there, back, seed);
+    traffic = emulate_all<Scalar, kValues, true>(there, back, seed);
   } else {
-    emulate_all<Scalar, kValues, false>(there, back, seed);
+    traffic = emulate_all<Scalar, kValues, false>(there, back, seed);
   }
   // Rows in bfloat16 are the same rounded.
   Guarded<Bfloat16> half(std::vector<Bfloat16>(ones.size(), to_bfloat16(1.0f)));
@@ -191,7 +198,7 @@ Result<Scalar> run(const Layer<Scalar>& layer, uint64_t seed, bool aligned, bool
     }
   }
   return {copy(y),          copy(grad_x),   copy(mean), copy(rstd),
-          copy(for_weight), copy(for_bias), there.plan};
+          copy(for_weight), copy(for_bias), there.plan, traffic};
 }
 
 template <typename T>
@@ -242,10 +249,11 @@ void matches_the_definition() {
   for (bool silu : {true, false}) {
     // examples, draws, channels, pixels, groups, channels last
     matches<Bfloat16>({2, 2, 32, 49, 8, true, silu}, true, ++seed);
-    matches<Bfloat16>({1, 1, 96, 30, 24, true, silu}, true, ++seed);  // three slabs
-    matches<Bfloat16>({1, 2, 48, 17, 16, true, silu}, true, ++seed);  // groups of 3: slabs of 24
-    matches<Bfloat16>({1, 1, 80, 21, 5, true, silu}, true, ++seed);   // the last slab is narrower
-    matches<Bfloat16>({1, 3, 8, 400, 2, true, silu}, true, ++seed);   // more pixels than threads
+    matches<Bfloat16>({1, 1, 96, 30, 24, true, silu}, true, ++seed);   // three slabs
+    matches<Bfloat16>({1, 2, 48, 17, 16, true, silu}, true, ++seed);   // threads without a column
+    matches<Bfloat16>({1, 1, 312, 5, 104, true, silu}, true, ++seed);  // the last slab is narrower
+    matches<Bfloat16>({1, 2, 384, 7, 1, true, silu}, true, ++seed);  // more columns than a warp has
+    matches<Bfloat16>({1, 3, 8, 400, 2, true, silu}, true, ++seed);  // more pixels than threads
     matches<Bfloat16>({2, 2, 6, 48, 3, false, silu}, true, ++seed);
     matches<Bfloat16>({1, 2, 10, 15, 5, true, silu}, false, ++seed);  // channels no multiple of 8
     matches<Bfloat16>({1, 2, 6, 35, 2, false, silu}, false, ++seed);  // nor pixels
@@ -254,6 +262,7 @@ void matches_the_definition() {
     matches<float>({1, 2, 36, 10, 3, true, silu}, true, ++seed);
     matches<float>({2, 1, 6, 28, 3, false, silu}, true, ++seed);
     matches<float>({1, 2, 5, 1100, 1, false, silu}, true, ++seed);
+    matches<float>({1, 2, 40, 24, 2, false, silu}, true, ++seed);  // a warp has several columns
     matches<float>({2, 3, 7, 9, 7, true, silu}, false, ++seed);
     matches<double>({1, 2, 12, 13, 4, true, silu}, false, ++seed);
     matches<double>({2, 2, 9, 20, 3, false, silu}, false, ++seed);
@@ -264,6 +273,29 @@ void matches_the_definition() {
   matches<float>({2, 0, 8, 4, 2, true, true}, true, ++seed);
   matches<float>({2, 2, 8, 0, 2, true, true}, true, ++seed);
   matches<double>({2, 2, 0, 5, 2, false, true}, false, ++seed);
+}
+
+// Activations are read once and written once, in whole sectors; and the unit that loads and stores,
+// a pass for each 128 bytes of shared memory or line of global memory, is done before the bus is,
+// which brings a multiprocessor of an H100 15 bytes a clock.
+void memory_is_read_once_and_bounds() {
+  using emulator::Access;
+  for (const GroupNormShape& shape : {GroupNormShape{1, 1, 64, 1024, 16, true, true},
+                                      GroupNormShape{1, 1, 128, 64, 32, true, true}}) {
+    const Result<Bfloat16> found = run(draw<Bfloat16>(shape, {1}), 1, true, false);
+    const int64_t sectors = shape.channels * shape.pixels * int64_t{sizeof(Bfloat16)} / 32;
+    for (int arrays : {1, 2}) {
+      const emulator::TrafficCounter& traffic = found.traffic[arrays - 1];
+      const emulator::Traffic &from = traffic.of(Access::kGlobalLoad),
+                              &to = traffic.of(Access::kGlobalStore);
+      CHECK(from.taken == arrays * sectors && to.taken == sectors);
+      const emulator::Traffic &loads = traffic.of(Access::kSharedLoad),
+                              &stores = traffic.of(Access::kSharedStore);
+      CHECK(loads.ratio() <= 1.6 && stores.ratio() <= 1.6);
+      const int64_t passes = loads.taken + stores.taken + from.lines + to.lines;
+      CHECK(passes <= (arrays + 1) * sectors * 32 / 15);
+    }
+  }
 }
 
 // What is not finite stays in its example.
@@ -292,5 +324,6 @@ void examples_do_not_touch_each_other() {
 
 int main() {
   privimage::matches_the_definition();
+  privimage::memory_is_read_once_and_bounds();
   privimage::examples_do_not_touch_each_other();
 }

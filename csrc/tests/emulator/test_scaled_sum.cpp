@@ -1,5 +1,6 @@
 // The CUDA kernels of kept gradients' norms and scaled sum, emulated, against the definition.
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -30,20 +31,26 @@ std::vector<Scalar> draw_parts(int64_t examples, int64_t parameters, uint64_t se
 }
 
 template <typename Kernel>
-void emulate(const cuda::LaunchShape& shape, uint64_t seed, Kernel kernel) {
+int emulate(const cuda::LaunchShape& shape, uint64_t seed, Kernel kernel) {
   CHECK(shape.empty() || shape.possible());
-  if (shape.empty()) return;
+  if (shape.empty()) return 0;
   emulator::run({shape.blocks_x, shape.blocks_y, shape.threads, shape.shared_bytes, seed},
                 [&](const Block& block) { kernel(block); });
+  return 0;
 }
 
+// Of some ranges of columns together.
 template <typename Scalar>
-std::vector<double> norms_of(const KeptParts<Scalar>& kept, uint64_t seed) {
-  const int64_t pieces = cuda::squared_norm_pieces(kept.parameters);
+std::vector<double> norms_of(const KeptParts<Scalar>& kept, const std::vector<Columns>& columns,
+                             uint64_t seed) {
+  const int64_t count = int64_t(columns.size());
+  const int64_t pieces = cuda::squared_norm_pieces(columns.data(), count);
   Guarded<double> partial(kept.examples * pieces), squares(kept.examples);
-  emulate(cuda::squares_launch(kept.examples, kept.parameters), seed, [&](const Block& block) {
-    cuda::write_squares(block, cuda::SquaredNorms<Scalar>{kept, partial.data()});
-  });
+  cuda::for_each_launch(
+      kept, columns.data(), count, partial.data(),
+      [&](const auto& job, const cuda::LaunchShape& shape) {
+        return emulate(shape, seed, [&](const Block& block) { cuda::write_squares(block, job); });
+      });
   emulate(cuda::row_sums_launch(kept.examples), seed, [&](const Block& block) {
     cuda::add_row(block, {partial.data(), kept.examples, pieces, squares.data()});
   });
@@ -57,7 +64,8 @@ void norms_and_sums_are_exact(int64_t examples, int64_t parameters, uint64_t see
   const int64_t stride = parameters + 1;
   Guarded<Scalar> parts(draw_parts<Scalar>(examples, parameters, seed));
   const KeptParts<Scalar> kept{parts.data(), stride, examples, parameters};
-  const std::vector<double> squares = norms_of(kept, seed);
+  const std::vector<Columns> all{{0, parameters}};
+  const std::vector<double> squares = norms_of(kept, all, seed);
   std::vector<double> factors;
   std::vector<int64_t> expected(parameters);
   for (int64_t example = 0; example < examples; ++example) {
@@ -81,20 +89,67 @@ void norms_and_sums_are_exact(int64_t examples, int64_t parameters, uint64_t see
     });
     for (int64_t i = 0; i < parameters; ++i) CHECK(sum[i] == times * expected[i]);
   }
-  if (examples > 1 && parameters > 0) CHECK(!std::isfinite(norms_of(kept, seed)[1]));
+  if (examples > 1 && parameters > 0) CHECK(!std::isfinite(norms_of(kept, all, seed)[1]));
 }
 
 template <typename Scalar>
 void everywhere() {
   uint64_t seed = 0;
   for (int64_t examples : {0, 1, 5, 8, 17}) {
-    for (int64_t parameters : {0, 1, 30, 256, 257, 2049}) {
+    for (int64_t parameters : {0, 1, 30, 256, 257, 1024, 2049}) {
       norms_and_sums_are_exact<Scalar>(examples, parameters, ++seed);
     }
   }
   for (int64_t parameters : {cuda::kPiece, cuda::kPiece + 1, 2 * cuda::kPiece + 777}) {
     norms_and_sums_are_exact<Scalar>(2, parameters, ++seed);
   }
+}
+
+// As of layers that lie between others: empty ranges, such of two pieces, more than a launch takes.
+void ranges_of_columns_are_added() {
+  constexpr int64_t kExamples = 3, kParameters = 2 * cuda::kPiece;
+  Guarded<float> parts(draw_parts<float>(kExamples, kParameters, 5));
+  const KeptParts<float> kept{parts.data(), kParameters + 1, kExamples, kParameters};
+  std::vector<Columns> columns{{0, 1}, {7, 7}, {9, cuda::kPiece + 40}};
+  for (int64_t i = 0; i < 100; ++i) {
+    const int64_t begin = cuda::kPiece + 50 + 9 * i;
+    columns.push_back({begin, begin + i % 7});
+  }
+  CHECK(int64_t(columns.size()) > cuda::kMostRanges);
+  const std::vector<double> squares = norms_of(kept, columns, 6);
+  for (int64_t example = 0; example < kExamples; ++example) {
+    double sum = 0.0;
+    for (const Columns& range : columns) {
+      for (int64_t i = range.begin; i < range.end; ++i) {
+        const double value = parts[example * kept.stride + i];
+        sum += value * value;
+      }
+    }
+    CHECK(squares[example] == sum);
+  }
+  CHECK(norms_of(kept, {}, 7) == std::vector<double>(kExamples));
+}
+
+// Bits moved instead of converted: subnormal values, and scales as large as a clipping norm of
+// 1e-30 makes them.
+void coordinates_are_those_of_the_grid() {
+  const auto check = [](float value, double scale) {
+    if (!std::isfinite(value) || std::abs(double(value) * scale) >= 0x1p31) return;
+    CHECK(cuda::coordinate(value, scale) == grid_coordinate(value, scale));
+  };
+  Random random{3};
+  for (double scale : {0.0, 1.0, -2.5, 0x1.fffffffffffffp29, 0x1p30 / 3, 0x1p100 / 7, 0x1p130}) {
+    for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+      const Bfloat16 value{static_cast<uint16_t>(bits)};
+      check(to_float(value), scale);
+      const uint32_t all = bits << 16 | random.next() % 0x10000;
+      float full;
+      std::memcpy(&full, &all, sizeof full);
+      check(full, scale);
+    }
+  }
+  CHECK(cuda::coordinate(std::numeric_limits<float>::infinity(), 0.0) == 0);
+  CHECK(cuda::coordinate(std::nanf(""), 0.0) == 0 && cuda::coordinate(std::nan(""), 0.0) == 0);
 }
 
 // More pieces than a block has threads: as of four million parameters.
@@ -116,5 +171,7 @@ int main() {
   privimage::everywhere<privimage::Bfloat16>();
   privimage::everywhere<float>();
   privimage::everywhere<double>();
+  privimage::ranges_of_columns_are_added();
+  privimage::coordinates_are_those_of_the_grid();
   privimage::many_pieces_are_added();
 }

@@ -67,8 +67,7 @@ class ExampleGradients:
         if not trainable:
             raise UserError("the model has no trainable parameter; call requires_grad_(True)")
         for name, parameter in trainable.items():
-            if nn.parameter.is_lazy(parameter):
-                raise UserError(f"parameter '{name}' has no shape yet; run the model once first")
+            _check_parameter(name, parameter)
         self.model = model
         self._has_modes = any(isinstance(module, KEEPS_STATISTICS) for module in model.modules())
         self._memory_format = memory_format
@@ -130,6 +129,7 @@ class ExampleGradients:
 
         Formal guarantee: as `ExampleGradients`.
         """
+        check_mode()
         count = count_examples(batch, draws)
         if count == 0:
             return
@@ -207,12 +207,34 @@ def _gradients(
         ) from error
 
 
+def _check_parameter(name: str, parameter: nn.Parameter) -> None:
+    """Raises UserError if it can't have gradients of examples."""
+    if nn.parameter.is_lazy(parameter):
+        raise UserError(f"parameter '{name}' has no shape yet; run the model once first")
+    if parameter.is_complex():
+        raise UserError(
+            f"parameter '{name}' is complex; keep real numbers [..., 2] and use "
+            "torch.view_as_complex of them"
+        )
+    if parameter.is_inference():
+        raise UserError(
+            f"parameter '{name}' was made in torch.inference_mode, which rules gradients out; "
+            "make the model outside of it"
+        )
+
+
 def _described(model: nn.Module, name: str) -> str:
     """A parameter in words, with the module that owns it."""
     path, _, _ = name.rpartition(".")
     kind = type(model.get_submodule(path)).__name__
     module = f"module '{path}' ({kind})" if path else f"the model ({kind})"
     return f"{module}: parameter '{name}'"
+
+
+def check_mode() -> None:
+    """Raises UserError in `torch.inference_mode`, where there are no gradients."""
+    if torch.is_inference_mode_enabled():
+        raise UserError("torch.inference_mode rules gradients out; call this outside of it")
 
 
 def count_examples(batch: Sequence[torch.Tensor], draws: int) -> int:

@@ -24,6 +24,11 @@ class _Layer:
     names: tuple[str, ...]
     geometry: ops.ConvGeometry
 
+    @property
+    def is_small(self) -> bool:
+        """Whether it has a pixel alone: such may wait for others until the end."""
+        return self.x.shape[2:].numel() == 1
+
     def fits(self, other: "_Layer") -> bool:
         """Whether one call can do both."""
         return self.geometry == other.geometry and len(self.names) == len(other.names)
@@ -32,8 +37,8 @@ class _Layer:
 class Arena:
     """The kept gradients of parameters that follow each other in the flat sum.
 
-    Small layers wait for each other, so that one call does several; whoever wants to see what was
-    written gets all of it.
+    Small layers wait for each other, so that one call does several, those of a pixel whatever comes
+    in between; whoever wants to see what was written finds it written.
 
     Attributes:
         module: the row of the squared norms that they count in.
@@ -49,7 +54,7 @@ class Arena:
         self._parts: torch.Tensor | None = None
         self._rows: dict[str, torch.Tensor] = {}
         self._measured: dict[tuple[str, ...], torch.Tensor] = {}
-        self._waiting: list[_Layer] = []
+        self._waiting: tuple[list[_Layer], list[_Layer]] = [], []  # Images, and vectors.
 
     def hold(self, name: str, shape: torch.Size) -> None:
         """Plans room for another parameter, which comes next in the flat sum."""
@@ -59,25 +64,30 @@ class Arena:
     def rows(self, name: str) -> torch.Tensor:
         """[examples, *shape] of a parameter, to be written into: what was measured is no more."""
         self._written()
-        self._compute()
+        for waiting in self._waiting:
+            if any(name in layer.names for layer in waiting):
+                self._compute(waiting)
         if self._measured:
             self._measured = {k: v for k, v in self._measured.items() if name not in k}
         return self._rows[name]
 
     def add(self, layer: _Layer) -> None:
         """Has a layer's gradients written and measured, the first ones of its parameters."""
-        if self._waiting and not layer.fits(self._waiting[-1]):
-            self._compute()
-        self._waiting.append(layer)
-        if len(self._waiting) == _TOGETHER or self._shapes[layer.names[0]][2:].numel() > 1:
-            self._compute()
+        waiting = self._waiting[layer.is_small]
+        if waiting and not layer.fits(waiting[-1]):
+            self._compute(waiting)
+        waiting.append(layer)
+        if len(waiting) == _TOGETHER or self._shapes[layer.names[0]][2:].numel() > 1:
+            self._compute(waiting)
 
     def squares(self) -> torch.Tensor:
         """The squared norm of each example's values, float64 [examples]."""
-        self._compute()
+        for waiting in self._waiting:
+            self._compute(waiting)
         found = list(self._measured.values())
-        found += [ops.squared_norms(self._written()[:, each]) for each in self._unmeasured()]
-        return torch.stack(found).sum(0)
+        if columns := self._unmeasured():
+            found.append(ops.squared_norms(self._written(), columns))
+        return _added(found)
 
     def add_to(self, total: torch.Tensor, scales: torch.Tensor, *, accumulate: bool) -> None:
         """Writes the scaled values into the flat sum, or adds them."""
@@ -98,11 +108,12 @@ class Arena:
             found.append(slice(start, stop))
         return found
 
-    def _compute(self) -> None:
-        """What layers wait for."""
-        if not self._waiting:
+    def _compute(self, waiting: list[_Layer]) -> None:
+        """What these layers wait for, who do no longer."""
+        if not waiting:
             return
-        layers, self._waiting = self._waiting, []
+        layers = waiting[:]
+        waiting.clear()
         dtype = torch.promote_types(self._written().dtype, torch.float32)
         names = tuple(name for layer in layers for name in layer.names)
         rows = [as_convolution(self._rows[layer.names[0]]) for layer in layers]
@@ -121,6 +132,14 @@ class Arena:
             for (each, shape), part in zip(self._shapes.items(), parts, strict=True):
                 self._rows[each] = part.view(self._count, *shape)
         return self._parts
+
+
+def _added(found: list[torch.Tensor]) -> torch.Tensor:
+    """Their sum, by pairs: torch.compile makes one kernel of it, and of a stack a copy of each."""
+    while len(found) > 1:
+        pairs = [one + other for one, other in zip(found[::2], found[1::2], strict=False)]
+        found = pairs + found[2 * len(pairs) :]
+    return found[0]
 
 
 class Kept(Slot):

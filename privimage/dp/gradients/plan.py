@@ -22,12 +22,10 @@ from privimage import ops
 from privimage.dp.gradients.choices import Choice, LayerPlan, kept_layer
 from privimage.dp.gradients.costs import Costs, machine_costs
 from privimage.dp.gradients.engine import ExampleGradients, Losses
+from privimage.dp.gradients.micro_batch import most_examples
 from privimage.dp.gradients.observation import Pass, Use, observe
 from privimage.errors import UserError, check_count
 from privimage.ops._library import has_kernels
-
-DEFAULT_MEMORY = 2.0**30
-"""Bytes that a micro-batch of fine-tuning or of a `PrivateEngine` may take, if nobody says more."""
 
 _ALLOCATED = 1.8
 """Bytes that a process grows by, at most, for each one in tensors that operators return: what they
@@ -130,7 +128,7 @@ def plan(
     *,
     draws: int = 1,
     max_memory: float | None = None,
-    examples: int = 64,
+    examples: int | None = None,
     losses: Losses | None = None,
     costs: Costs | None = None,
     memory_format: torch.memory_format = torch.preserve_format,
@@ -145,7 +143,7 @@ def plan(
         draws: rows an example.
         max_memory: bytes by which the process may grow during a micro-batch, beside what the
             libraries take once; None for no limit.
-        examples: the largest micro-batch.
+        examples: the largest micro-batch; None for what suits the device.
         losses: as for `ExampleGradients`; by default the sum of what the model returns.
         costs: default those of this machine, which `privimage doctor` shows, or of its GPU.
         memory_format: as for `ExampleGradients`.
@@ -158,8 +156,9 @@ def plan(
             can't be kept in `rows_dtype` here.
     """
     check_count("draws", draws)
-    check_count("examples", examples)
     device = next(model.parameters()).device
+    examples = most_examples(device, draws) if examples is None else examples
+    check_count("examples", examples)
     tensors = [each for each in example if isinstance(each, torch.Tensor)]
     if not tensors:
         tensors = [torch.zeros(draws, *(int(size) for size in example), device=device)]

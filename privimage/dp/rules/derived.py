@@ -16,6 +16,15 @@ _REPEATING = (torch.Tensor.expand, torch.Tensor.repeat)
 _CUTTING = (torch.Tensor.detach, torch.detach, getattr(torch.Tensor, "data").__get__)  # noqa: B009
 """What hands out the values of a parameter without its gradient, to be changed in place perhaps."""
 
+_ALIKE: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.Tensor.expand_as: torch.Tensor.expand,
+    torch.Tensor.view_as: torch.Tensor.view,
+    torch.Tensor.reshape_as: torch.Tensor.reshape,
+    torch.Tensor.type_as: torch.Tensor.to,
+    torch.Tensor.to: torch.Tensor.to,
+}
+"""What takes another tensor for its form alone, and what takes the form instead."""
+
 _UNSEEN = "its values would be used where its gradient is not seen; use a frozen copy"
 _CHANGED = "it is changed in place; write to a new tensor"
 
@@ -52,6 +61,16 @@ def derive(
         if len(sizes) > tensor.dim() or (sizes and len(tensor) == 1):
             examples.repeated[id(output)] = examples.derive(func(tensor, 1, *sizes[1:]))
     return output
+
+
+def by_form(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """A call that takes another tensor for its shape or type alone, as one without that tensor."""
+    if func not in _ALIKE or not all(isinstance(value, torch.Tensor) for value in args[:2]):
+        return func, args
+    tensor, like, *others = args
+    instead = _ALIKE[func]
+    form = (like.device, like.dtype) if instead is torch.Tensor.to else (like.shape,)
+    return instead, (tensor, *form, *others)
 
 
 def hand_back(examples: Examples, parameters: Sequence[torch.Tensor]) -> None:

@@ -108,6 +108,19 @@ def biased_product(
     return output + beta * scaled
 
 
+def distances(
+    examples: Examples, x: torch.Tensor, y: torch.Tensor, p: float = 2, **options: Any
+) -> torch.Tensor:
+    """`torch.cdist`, where data [rows, features] has one point a row."""
+    if examples.owns(y) and x.dim() == 2:
+        examples.check_rows(x)
+        return torch.cdist(x[:, None], examples.by_row(y, len(x), 3), p, **options).squeeze(1)
+    if y.dim() < 3 and not examples.owns(y):
+        raise UserError("its second input has no dimension for the examples; exchange the two")
+    output: torch.Tensor = aligned(torch.cdist)(examples, x, y, p, **options)
+    return output
+
+
 def einsum(examples: Examples, equation: str, *operands: Any) -> torch.Tensor:
     """`torch.einsum` with one letter more, for the examples."""
     tensors = operands[0] if len(operands) == 1 and not torch.is_tensor(operands[0]) else operands
@@ -174,6 +187,7 @@ OPERATIONS: dict[Operation, Operation] = {
     **{operation: joined(operation, 1) for operation in _named("stack")},
     **dict.fromkeys(_named("matmul mm __matmul__"), product),
     **dict.fromkeys(_named("addmm"), biased_product),
+    torch.cdist: distances,
     torch.einsum: einsum,
     torch.Tensor.__getitem__: look_up,
 }

@@ -1,0 +1,30 @@
+"""How many examples a micro-batch has, and how much memory it may take, if nobody says more."""
+
+import math
+
+import torch
+
+_USUAL = 64
+_USUAL_MEMORY = 2.0**30
+_ROWS_THAT_FILL_A_GPU = 512
+
+
+def most_examples(device: torch.device, draws: int, expected: float = math.inf) -> int:
+    """Of a micro-batch; `draws` rows each.
+
+    A layer's weight gradient is at least one block of threads an example, and one is all that a
+    multiprocessor takes at a time: so on a GPU it is the smallest multiple of its multiprocessors
+    that has 512 rows. Batches of `expected` examples seldom exceed that by two standard deviations,
+    and what is missing in a micro-batch is computed for nothing.
+    """
+    if device.type == "cpu":
+        most = _USUAL
+    else:
+        wave = torch.cuda.get_device_properties(device).multi_processor_count
+        most = wave * math.ceil(_ROWS_THAT_FILL_A_GPU / (draws * wave))
+    return math.ceil(min(most, max(expected + 2 * math.sqrt(expected), 1)))
+
+
+def usual_memory(device: torch.device) -> float:
+    """Bytes: half of what a GPU has free, 1 GiB elsewhere."""
+    return _USUAL_MEMORY if device.type == "cpu" else torch.cuda.mem_get_info(device)[0] / 2

@@ -1,0 +1,42 @@
+"""Micro-batches nobody chose: whole waves on a GPU, no rows for nobody, memory that is there."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from privimage.dp import most_examples, usual_memory
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Makes a GPU of so many multiprocessors."""
+
+    def made(multiprocessors):
+        found = SimpleNamespace(multi_processor_count=multiprocessors)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+
+    return made
+
+
+def test_a_gpu_gets_whole_waves_of_512_rows_or_more(gpu):
+    gpu(132)
+    assert [most_examples(GPU, draws) for draws in (1, 4, 8, 32)] == [528, 132, 132, 132]
+    gpu(28)
+    assert [most_examples(GPU, draws) for draws in (1, 8)] == [532, 84]
+    assert {most_examples(CPU, draws) for draws in (1, 32)} == {64}
+
+
+@pytest.mark.parametrize(("expected", "examples"), [(1000, 132), (36, 48), (0.01, 1)])
+def test_a_small_batch_is_not_padded_to_a_large_micro_batch(gpu, expected, examples):
+    gpu(132)
+    assert most_examples(GPU, 8, expected) == examples
+    assert most_examples(CPU, 8, expected) == min(examples, 64)
+
+
+def test_a_gpu_gives_half_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8e9, 24e9))
+    assert usual_memory(GPU) == 4e9
+    assert usual_memory(CPU) == 2**30
