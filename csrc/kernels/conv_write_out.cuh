@@ -50,7 +50,7 @@ class ConvWriteOut {
     if (job_.rows.asked() || scale != 0.0) {
       for (int piece = 0; piece < kPieces; ++piece) write(sums, piece, scale);
     } else {
-      block_.barrier();
+      block_.barrier();  // before the shares of the bias are read
     }
     if (mine_.has_bias) squares += use_bias(scale);
     if (job_.squares.values != nullptr) write_squares(squares, slot);

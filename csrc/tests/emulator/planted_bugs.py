@@ -153,7 +153,7 @@ BUGS = [
     write_out("all pieces in one room", "piece % 2 * Tile::kPieceBytes", "0"),
     write_out(
         "no barrier before the bias is read",
-        "    } else {\n      block_.barrier();\n    }",
+        "    } else {\n      block_.barrier();  // before the shares of the bias are read\n    }",
         "    }",
     ),
     tree("no barrier inside the tree", "    block.barrier();\n", ""),
