@@ -8,18 +8,30 @@
 
 namespace privimage::cuda {
 
+// Keeps a channel's value, adds it to the sum of a job that has one, and returns what is kept.
+template <typename Scalar>
+PRIVIMAGE_DEVICE Wide<Scalar> keep_bias(const Block& block, const BiasGrad<Scalar>& job,
+                                        int64_t example, int64_t channel, Wide<Scalar> value,
+                                        double scale) {
+  value = job.rows.keep(block, example, channel, value);
+  if (job.sum != nullptr && scale != 0.0) {
+    block.add(job.sum + channel, int64_t{grid_coordinate(value, scale)});
+  }
+  return value;
+}
+
 // The first threads have a channel each, from kBiasChannels * group on; all of their warp call it.
 template <typename Scalar>
 PRIVIMAGE_DEVICE void use_bias(const Block& block, const BiasGrad<Scalar>& job, int64_t example,
                                int64_t group, Wide<Scalar> value) {
   const int64_t channel = group * kBiasChannels + block.thread();
-  const bool exists = channel < job.channels;
-  if (exists) value = job.rows.keep(block, example, channel, value);
-  if (exists && job.sum != nullptr && job.scales[example] != 0.0) {
-    block.add(job.sum + channel, int64_t{grid_coordinate(value, job.scales[example])});
+  const double scale = job.sum != nullptr ? job.scales[example] : 0.0;
+  double squares = 0.0;
+  if (channel < job.channels) {
+    const double kept = keep_bias(block, job, example, channel, value, scale);
+    squares = kept * kept;
   }
   if (job.squares.values == nullptr) return;
-  double squares = exists ? double(value) * double(value) : 0.0;
   for (int mask = 16; mask > 0; mask /= 2) squares += block.shuffle_xor(squares, mask);
   if (block.thread() == 0) job.squares.at(example, group) = squares;
 }
@@ -59,50 +71,6 @@ PRIVIMAGE_DEVICE void bias_grad(const Block& block, const BiasGrad<Scalar>& job)
     block.barrier();
   }
   if (block.warp() == 0) use_bias(block, job, example, group, partials.load(block.thread()));
-}
-
-// For a block of kWarps warps of the weight gradient's own launch, which has few pixels in flight
-// otherwise: pixels lie one behind the other, 16-byte aligned, strides.width apart. A thread has
-// neighbouring channels by one load, and asks for some pixels ahead.
-template <int kWarps, typename Scalar>
-PRIVIMAGE_DEVICE void dense_bias_grad(const Block& block, const BiasGrad<Scalar>& job,
-                                      int64_t example, int64_t group) {
-  using Real = Wide<Scalar>;
-  constexpr int kVector = 16 / static_cast<int>(sizeof(Scalar)), kAhead = 4;
-  constexpr int kColumns = kBiasChannels / kVector, kPixels = 32 * kWarps / kColumns;
-  const int first = block.thread() % kColumns * kVector;
-  const int64_t channel = group * kBiasChannels + first;
-  const int64_t pixels = job.draws * job.height * job.width, pitch = job.strides.width;
-  const Scalar* grad = job.grad + example * pixels * pitch + channel;
-  Real sums[kVector] = {};
-  for (int64_t pixel = block.thread() / kColumns; pixel < pixels; pixel += kAhead * kPixels) {
-    Vector<Scalar, kVector> values[kAhead] = {};
-#pragma unroll
-    for (int ahead = 0; ahead < kAhead; ++ahead) {
-      const int64_t at = pixel + ahead * kPixels;
-      if (at >= pixels || channel >= job.channels) continue;
-      // What lies behind the channels is added to sums that nobody asks for.
-      values[ahead] = *reinterpret_cast<const Vector<Scalar, kVector>*>(grad + at * pitch);
-    }
-#pragma unroll
-    for (int ahead = 0; ahead < kAhead; ++ahead) {
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) sums[i] += widen(values[ahead].at[i]);
-    }
-  }
-  const Shared<Real> partials = block.template shared<Real>(0, kWarps * kBiasChannels);
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    for (int mask = 16; mask >= kColumns; mask /= 2) sums[i] += block.shuffle_xor(sums[i], mask);
-    if (block.lane() < kColumns) partials.store(block.warp() * kBiasChannels + first + i, sums[i]);
-  }
-  block.barrier();
-  if (block.warp() != 0) return;
-  Real total = 0;
-  for (int warp = 0; warp < kWarps; ++warp) {
-    total += partials.load(warp * kBiasChannels + block.thread());
-  }
-  use_bias(block, job, example, group, total);
 }
 
 }  // namespace privimage::cuda

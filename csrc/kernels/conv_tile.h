@@ -30,7 +30,9 @@ struct Fp32Math {
   static constexpr int kPixels = 64;
 };
 
-// A warp has one row of taps and 32 x 32 channels of each: 96 sums a thread for three taps.
+// A warp has one row of taps and 64 x 16 or 32 x 32 channels of each: 96 sums a thread for three
+// taps. It reads its inputs for each of them, its output gradients once, so that of several taps
+// few inputs and many outputs take least.
 template <typename MathOf, int kSideTaps, int kStrideOf, int kTileOut, int kTileIn>
 struct ConvTile {
   using Math = MathOf;
@@ -40,7 +42,9 @@ struct ConvTile {
   static constexpr int kStride = kStrideOf;
   static constexpr int kOut = kTileOut;
   static constexpr int kIn = kTileIn;
-  static constexpr int kWarps = kSide * (kOut / 32) * (kIn / 32);
+  static constexpr int kWarpOut = kSide == 3 && kOut == 64 ? 64 : 32;
+  static constexpr int kWarpIn = kWarpOut == 64 ? 16 : 32;
+  static constexpr int kWarps = kSide * (kOut / kWarpOut) * (kIn / kWarpIn);
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kStages = Math::kStages;
   static constexpr int kVector = 16 / static_cast<int>(sizeof(Scalar));
@@ -51,6 +55,14 @@ struct ConvTile {
   // Of a band.
   static constexpr int kMostPixels = Math::kPixels / kStride;
   static constexpr int kMostHeight = 8;
+  // Warps that multiply the same output gradients.
+  static constexpr int kTurns = kSide * (kIn / kWarpIn);
+  // The sums leave through shared memory in pieces of 8 outputs a warp, [outputs, inputs, taps].
+  static constexpr int kPiecePitch = kIn * kSide * kSide + 4;
+  static constexpr int kPieceBytes =
+      kOut / kWarpOut * 8 * kPiecePitch * static_cast<int>(sizeof(float));
+  static constexpr int kWriteOutBytes =
+      2 * kPieceBytes + kTurns * kOut * static_cast<int>(sizeof(float));
   // Of one launch. Layers of several taps fill a GPU alone, and their tiles leave no register for
   // the choice between layers.
   static constexpr int kMostLayers = kSide == 1 ? cuda::kMostLayers : 1;
@@ -115,11 +127,15 @@ int band_pixels(const ConvGeometry& shape, int64_t most_shared_bytes) {
   return pixels;
 }
 
-// Tiles of output and input channels: blocks of an example, and its squares.
+// Tiles of output and input channels: blocks of an example, and its squares. The first of the
+// inputs have the bias, and are there without any inputs.
+template <typename Tile>
+PRIVIMAGE_HOST_DEVICE int64_t conv_in_tiles(const ConvGeometry& shape) {
+  return shape.inputs > Tile::kIn ? (shape.inputs + Tile::kIn - 1) / Tile::kIn : 1;
+}
 template <typename Tile>
 PRIVIMAGE_HOST_DEVICE int64_t conv_slots(const ConvGeometry& shape) {
-  const int64_t out_tiles = (shape.outputs + Tile::kOut - 1) / Tile::kOut;
-  return out_tiles * ((shape.inputs + Tile::kIn - 1) / Tile::kIn);
+  return (shape.outputs + Tile::kOut - 1) / Tile::kOut * conv_in_tiles<Tile>(shape);
 }
 
 // The kernel counts pixels and channels of an image, and bands of an example, in 32 bits.
@@ -140,14 +156,12 @@ bool conv_counts_fit(const ConvWeightGrad<typename Tile::Scalar>& layer) {
          int64_t{band.rows} * band.columns * shape.draws < kMost;
 }
 
-// Blocks: examples; tiles, and then groups of the bias's channels.
+// Blocks: examples; tiles.
 template <typename Tile>
 LaunchShape conv_launch(const ConvWeightGrad<typename Tile::Scalar>& layer) {
-  const ConvGeometry& shape = layer.geometry;
-  const int64_t bias_bytes = Tile::kWarps * kBiasChannels * int64_t{sizeof(float)};
-  const int64_t bytes = conv_band<Tile>(shape, layer.band_pixels).shared_bytes;
-  return {shape.examples, conv_slots<Tile>(shape) + bias_blocks(layer.bias.channels),
-          Tile::kThreads, std::max(bytes, bias_bytes)};
+  const ConvBand band = conv_band<Tile>(layer.geometry, layer.band_pixels);
+  return {layer.geometry.examples, conv_slots<Tile>(layer.geometry), Tile::kThreads,
+          std::max(band.shared_bytes, kStagesAt + Tile::kWriteOutBytes)};
 }
 
 // Adds a layer to those of a launch, whose shape grows; false, and nothing done, where it does not

@@ -5,15 +5,15 @@
 // output gradients [pixels, kOut] and, for each tap, shifted inputs [pixels, kIn], summed over all
 // pixels of all draws. Both come through shared memory, pixel by pixel: a band of the image at a
 // time, with the halo that the taps reach, in stages that copies fill ahead of the product. A tap
-// is a shift of the row address and costs no copy. All taps of the tile stay in registers.
+// is a shift of the row address and costs no copy. All taps of the tile stay in registers. The
+// tiles of the first inputs add up the bias's gradient from the same output gradients.
 #pragma once
 
 #include <cmath>
 
-#include "kernels/bias_grad.cuh"
 #include "kernels/block.h"
 #include "kernels/conv_tile.h"
-#include "shared/grid.h"
+#include "kernels/conv_write_out.cuh"
 
 namespace privimage::cuda {
 
@@ -42,7 +42,8 @@ class ConvWeightGradBlock {
  public:
   using Math = typename Tile::Math;
   using Scalar = typename Tile::Scalar;
-  using Sums = float[Tile::kSide][2][4][4];  // [taps, 16 outputs, 8 inputs, fragment]
+  using Sums = typename ConvWriteOut<Tile>::Sums;
+  using BiasSums = typename ConvWriteOut<Tile>::BiasSums;
 
   PRIVIMAGE_DEVICE ConvWeightGradBlock(const Block& block, const ConvWeightGrad<Scalar>& job,
                                        int64_t tile)
@@ -56,11 +57,13 @@ class ConvWeightGradBlock {
         first_out_(static_cast<int>(tile) / in_tiles() * Tile::kOut),
         first_in_(static_cast<int>(tile) % in_tiles() * Tile::kIn),
         tap_row_(block.warp() % Tile::kSide),
-        warp_out_(block.warp() / Tile::kSide % (Tile::kOut / 32) * 32),
-        warp_in_(block.warp() / Tile::kSide / (Tile::kOut / 32) * 32) {}
+        warp_out_(block.warp() / Tile::kSide % (Tile::kOut / Tile::kWarpOut) * Tile::kWarpOut),
+        warp_in_(block.warp() / Tile::kSide / (Tile::kOut / Tile::kWarpOut) * Tile::kWarpIn),
+        has_bias_(job.bias.channels > 0 && first_in_ == 0) {}
 
   PRIVIMAGE_DEVICE void run() {
     Sums sums = {};
+    BiasSums bias = {};
     write_places(grad_places(), band_.pixels, band_.width, band_.width * band_.height);
     const int x_pixels = band_.x_width * band_.x_height;
     write_places(x_places(), x_pixels, band_.x_width, x_pixels);
@@ -75,14 +78,14 @@ class ConvWeightGradBlock {
       block_.barrier();
       bring(i + Tile::kStages - 1, bands);
       multiply(i % Tile::kStages, sums);
+      if (has_bias_) add_bias(i % Tile::kStages, bias);
     }
-    if (job_.rows.asked()) store(sums);
-    if (job_.squares.values != nullptr) write_squares(add_squares(sums));
-    if (job_.sum != nullptr) add_to_grid(sums);
+    const ConvShare mine{first_out_, first_in_, warp_out_, warp_in_, tap_row_, has_bias_};
+    ConvWriteOut<Tile>(block_, job_, mine).run(sums, bias, tile_);
   }
 
  private:
-  PRIVIMAGE_DEVICE int in_tiles() const { return (inputs_ + Tile::kIn - 1) / Tile::kIn; }
+  PRIVIMAGE_DEVICE int in_tiles() const { return static_cast<int>(conv_in_tiles<Tile>(shape_)); }
 
   // Row and column of each pixel of a band, 8 bits each: a look-up instead of a division. Pixels
   // that only fill up the last 16 have a gradient of zero, and may look anywhere.
@@ -210,6 +213,25 @@ class ConvWeightGradBlock {
     }
   }
 
+  // The warps of the same outputs have 8 pixels in turns. Where half of the lanes do for a pixel,
+  // the others take the one four further on, which lies in the other banks.
+  PRIVIMAGE_DEVICE void add_bias(int stage, BiasSums& bias) const {
+    constexpr int kLanes = Tile::kWarpOut / 2;
+    const Shared<Scalar> grads = grad_stage(stage);
+    const int first = block_.lane() / kLanes * 4;
+    const int channel = warp_out_ + block_.lane() % kLanes * 2;
+    const int turn = tap_row_ + warp_in_ / Tile::kWarpIn * Tile::kSide;
+    for (int pixel = turn * 8; pixel < band_.pixels; pixel += Tile::kTurns * 8) {
+#pragma unroll
+      for (int i = 0; i < kLanes / 4; ++i) {
+        const auto pair =
+            grads.template load_vector<2>((pixel + first + i) * Tile::kOutPitch + channel);
+        bias[0] += widen(pair.at[0]);
+        bias[1] += widen(pair.at[1]);
+      }
+    }
+  }
+
   PRIVIMAGE_DEVICE void step(Bf16Math, const Shared<Bfloat16>& grads,
                              const Shared<Bfloat16>& inputs, const Shared<uint16_t>& places,
                              int pixel, Sums& sums) const {
@@ -219,8 +241,9 @@ class ConvWeightGradBlock {
     const int grad_channel = warp_out_ + lane / 8 % 2 * 8;
     const int input_pixel = lane / 8 % 2 * 8 + lane % 8;
     const int input_channel = warp_in_ + lane / 16 * 8;
-    uint32_t grad[2][4];
-    for (int out = 0; out < 2; ++out) {
+    uint32_t grad[Tile::kWarpOut / 16][4];
+#pragma unroll
+    for (int out = 0; out < Tile::kWarpOut / 16; ++out) {
       block_.load_transposed(grad[out], grads,
                              (pixel + grad_pixel) * Tile::kOutPitch + grad_channel + 16 * out);
     }
@@ -228,12 +251,12 @@ class ConvWeightGradBlock {
 #pragma unroll
     for (int tap = 0; tap < Tile::kSide; ++tap) {
 #pragma unroll
-      for (int in = 0; in < 2; ++in) {
+      for (int in = 0; in < Tile::kWarpIn / 16; ++in) {
         uint32_t input[4];
         block_.load_transposed(input, inputs,
                                (slot + tap_shift(tap)) * Tile::kInPitch + input_channel + 16 * in);
 #pragma unroll
-        for (int out = 0; out < 2; ++out) {
+        for (int out = 0; out < Tile::kWarpOut / 16; ++out) {
           block_.multiply_add(sums[tap][out][2 * in], grad[out], input[0], input[1]);
           block_.multiply_add(sums[tap][out][2 * in + 1], grad[out], input[2], input[3]);
         }
@@ -246,9 +269,9 @@ class ConvWeightGradBlock {
   PRIVIMAGE_DEVICE void step(Tf32Math, const Shared<float>& grads, const Shared<float>& inputs,
                              const Shared<uint16_t>& places, int pixel, Sums& sums) const {
     const int member = block_.lane() % 4, group = block_.lane() / 4;
-    uint32_t grad[2][4];
+    uint32_t grad[Tile::kWarpOut / 16][4];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < Tile::kWarpOut / 4; ++i) {
       const int at = (pixel + member + i / 2 % 2 * 4) * Tile::kOutPitch + warp_out_ + group +
                      i / 4 * 16 + i % 2 * 8;
       grad[i / 4][i % 4] = block_.to_tf32(grads.load(at));
@@ -258,15 +281,17 @@ class ConvWeightGradBlock {
 #pragma unroll
     for (int tap = 0; tap < Tile::kSide; ++tap) {
 #pragma unroll
-      for (int in = 0; in < 4; ++in) {
+      for (int in = 0; in < Tile::kWarpIn / 8; ++in) {
         uint32_t input[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           input[i] = block_.to_tf32(inputs.load((slots[i] + tap_shift(tap)) * Tile::kInPitch +
                                                 warp_in_ + group + 8 * in));
         }
-        block_.multiply_add_tf32(sums[tap][0][in], grad[0], input[0], input[1]);
-        block_.multiply_add_tf32(sums[tap][1][in], grad[1], input[0], input[1]);
+#pragma unroll
+        for (int out = 0; out < Tile::kWarpOut / 16; ++out) {
+          block_.multiply_add_tf32(sums[tap][out][in], grad[out], input[0], input[1]);
+        }
       }
     }
   }
@@ -274,92 +299,25 @@ class ConvWeightGradBlock {
   // The same places of the tile as tensor cores give a thread, so that one epilogue does for all.
   PRIVIMAGE_DEVICE void step(Fp32Math, const Shared<float>& grads, const Shared<float>& inputs,
                              const Shared<uint16_t>& places, int pixel, Sums& sums) const {
-    float grad[4];
+    float grad[Tile::kWarpOut / 8];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < Tile::kWarpOut / 8; ++i) {
       grad[i] = grads.load(pixel * Tile::kOutPitch + warp_out_ + block_.lane() / 4 + 8 * i);
     }
     const int slot = first_slot(places.load(pixel));
 #pragma unroll
     for (int tap = 0; tap < Tile::kSide; ++tap) {
 #pragma unroll
-      for (int in = 0; in < 4; ++in) {
+      for (int in = 0; in < Tile::kWarpIn / 8; ++in) {
         const auto input = inputs.template load_vector<2>(
             (slot + tap_shift(tap)) * Tile::kInPitch + warp_in_ + 8 * in + block_.lane() % 4 * 2);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < Tile::kWarpOut / 4; ++i) {
           float& sum = sums[tap][i / 4][in][i % 4];
           sum = std::fmaf(grad[i / 2], input.at[i % 2], sum);
         }
       }
     }
-  }
-
-  // Calls body(place in the part, sum) for what this thread has of the tile, the taps of a pair of
-  // channels one after another.
-  template <typename Body>
-  PRIVIMAGE_DEVICE void for_each_sum(Sums& sums, Body body) const {
-    const int lane = block_.lane();
-#pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      const int out = first_out_ + warp_out_ + i / 16 * 16 + i / 2 % 2 * 8 + lane / 4;
-      const int in = first_in_ + warp_in_ + i / 4 % 4 * 8 + lane % 4 * 2 + i % 2;
-      if (out >= outputs_ || in >= inputs_) continue;
-      const int64_t place =
-          ((static_cast<int64_t>(out) * inputs_ + in) * Tile::kSide + tap_row_) * Tile::kSide;
-#pragma unroll
-      for (int tap = 0; tap < Tile::kSide; ++tap) {
-        body(place + tap, sums[tap][i / 16][i / 4 % 4][i % 4]);
-      }
-    }
-  }
-
-  // Rounds the sums to what the rows hold, before anything is made of them.
-  PRIVIMAGE_DEVICE void store(Sums& sums) const {
-    const GradRows<float>& rows = job_.rows;
-    if (rows.half != nullptr) {
-      for_each_sum(
-          sums, [&](int64_t place, float& sum) { sum = rows.keep_half(block_, block_.x(), place, sum); });
-    } else {
-      for_each_sum(
-          sums, [&](int64_t place, float& sum) { sum = rows.keep_wide(block_, block_.x(), place, sum); });
-    }
-  }
-
-  // Each coordinate is rounded towards zero before it is added; integers have no order to keep.
-  PRIVIMAGE_DEVICE void add_to_grid(Sums& sums) const {
-    const double scale = job_.scales[block_.x()];
-    if (scale == 0.0) return;
-    for_each_sum(sums, [&](int64_t place, float& sum) {
-      block_.add(job_.sum + place, int64_t{grid_coordinate(sum, scale)});
-    });
-  }
-
-  // The squares of the very values that are stored, in double precision. Channels that don't exist
-  // were brought as zeros and add none, unless a value is infinite, and then so is the norm.
-  PRIVIMAGE_DEVICE double add_squares(const Sums& sums) const {
-    double squares = 0.0;
-#pragma unroll
-    for (int tap = 0; tap < Tile::kSide; ++tap) {
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        const double value = sums[tap][i / 16][i / 4 % 4][i % 4];
-        squares += value * value;
-      }
-    }
-    return squares;
-  }
-
-  // Adds the squares of the lanes of a warp, then of the warps, in a fixed order.
-  PRIVIMAGE_DEVICE void write_squares(double squares) const {
-    const Shared<double> partial = block_.template shared<double>(kSumsAt, Tile::kWarps);
-    for (int mask = 16; mask > 0; mask /= 2) squares += block_.shuffle_xor(squares, mask);
-    if (block_.lane() == 0) partial.store(block_.warp(), squares);
-    block_.barrier();
-    if (block_.thread() != 0) return;
-    double total = 0.0;
-    for (int warp = 0; warp < Tile::kWarps; ++warp) total += partial.load(warp);
-    job_.squares.at(block_.x(), tile_) = total;
   }
 
   const Block block_;
@@ -370,6 +328,7 @@ class ConvWeightGradBlock {
   const int inputs_, outputs_;      // channels
   const int first_out_, first_in_;  // channels of the tile
   const int tap_row_, warp_out_, warp_in_;
+  const bool has_bias_;  // to add up: the tiles of the first inputs do
 };
 
 // What the launcher runs: blocks [examples, blocks of all layers] of Tile::kThreads threads.
@@ -380,14 +339,7 @@ PRIVIMAGE_DEVICE void conv_weight_grads(const Block& block,
   if constexpr (Tile::kMostLayers > 1) {
     while (layer + 1 < jobs.count && block.y() >= jobs.first_block[layer + 1]) ++layer;
   }
-  const ConvWeightGrad<typename Tile::Scalar>& job = jobs.layers[layer];
-  const int64_t slot = block.y() - jobs.first_block[layer];
-  const int64_t tiles = conv_slots<Tile>(job.geometry);
-  if (slot < tiles) {
-    ConvWeightGradBlock<Tile>(block, job, slot).run();
-  } else {
-    dense_bias_grad<Tile::kWarps>(block, job.bias, block.x(), slot - tiles);
-  }
+  ConvWeightGradBlock<Tile>(block, jobs.layers[layer], block.y() - jobs.first_block[layer]).run();
 }
 
 }  // namespace privimage::cuda

@@ -27,11 +27,10 @@ struct ConvWeightGrad {
   Pixels<Scalar> grad;   // [examples, draws, height', width', outputs]
   GradRows<float> rows;  // [examples, outputs, inputs, side, side]; squares and sum are of them
   SquareSlots squares;
-  const double* scales;  // [examples], see grid_scale; read where there is a sum
-  int64_t* sum;          // [outputs, inputs, side, side] in grid steps, added to; or null
-  BiasGrad<Scalar>
-      bias;         // of the same grad, its slots behind those of the tiles; no channels for none
-  int band_pixels;  // of the output that a stage in shared memory has room for
+  const double* scales;   // [examples], see grid_scale; read where there is a sum
+  int64_t* sum;           // [outputs, inputs, side, side] in grid steps, added to; or null
+  BiasGrad<Scalar> bias;  // of the same grad, squared in the slots above; no channels for none
+  int band_pixels;        // of the output that a stage in shared memory has room for
 };
 
 namespace cuda {
@@ -50,8 +49,8 @@ enum class Precision {
   kTf32,   // on tensor cores, after rounding to 11 bits
 };
 
-// The squares an example that a layer has: one a tile of output and input channels, and one
-// for each block of the bias.
+// The squares an example that a layer has: one a tile of output and input channels, the bias's
+// among them.
 int64_t conv_weight_grad_slots(const ConvWeightGrad<Bfloat16>& job);
 int64_t conv_weight_grad_slots(const ConvWeightGrad<float>& job, Precision precision);
 

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 template <typename Math>
 int64_t conv_slots_of(const ConvWeightGrad<typename Math::Scalar>& job) {
   return choose_tile<Math>(job.geometry,
-                           [&](auto tile) { return conv_launch<decltype(tile)>(job).blocks_y; });
+                           [&](auto tile) { return conv_slots<decltype(tile)>(job.geometry); });
 }
 
 template <typename Math>

@@ -19,29 +19,36 @@ struct GradRows {
 
   PRIVIMAGE_HOST_DEVICE bool asked() const { return wide != nullptr || half != nullptr; }
 
-  // Stores a value, and returns what is stored: norms and sums are of that.
+  PRIVIMAGE_HOST_DEVICE Real* wide_at(int64_t example, int64_t place) const {
+    return wide + example * stride + place;
+  }
+  PRIVIMAGE_HOST_DEVICE Bfloat16* half_at(int64_t example, int64_t place) const {
+    return half + example * stride + place;
+  }
+
+  // What a place will hold of a value: what is there is added, the result rounded. Norms and sums
+  // are of that.
+  template <typename Block>
+  PRIVIMAGE_HOST_DEVICE Real settled(const Block& block, int64_t example, int64_t place,
+                                     Real value) const {
+    if (half != nullptr) {
+      if (accumulate) value += to_float(block.load(half_at(example, place)));
+      return to_float(to_bfloat16(static_cast<float>(value)));
+    }
+    if (wide != nullptr && accumulate) value += block.load(wide_at(example, place));
+    return value;
+  }
+  // Stores a value, and returns what is stored.
   template <typename Block>
   PRIVIMAGE_HOST_DEVICE Real keep(const Block& block, int64_t example, int64_t place,
                                   Real value) const {
-    if (half != nullptr) return keep_half(block, example, place, value);
-    return wide != nullptr ? keep_wide(block, example, place, value) : value;
-  }
-  template <typename Block>
-  PRIVIMAGE_HOST_DEVICE Real keep_wide(const Block& block, int64_t example, int64_t place,
-                                       Real value) const {
-    Real* to = wide + example * stride + place;
-    if (accumulate) value += block.load(to);
-    block.store(to, value);
+    value = settled(block, example, place, value);
+    if (half != nullptr) {
+      block.store(half_at(example, place), to_bfloat16(static_cast<float>(value)));
+    } else if (wide != nullptr) {
+      block.store(wide_at(example, place), value);
+    }
     return value;
-  }
-  template <typename Block>
-  PRIVIMAGE_HOST_DEVICE Real keep_half(const Block& block, int64_t example, int64_t place,
-                                       Real value) const {
-    Bfloat16* to = half + example * stride + place;
-    if (accumulate) value += to_float(block.load(to));
-    const Bfloat16 rounded = to_bfloat16(static_cast<float>(value));
-    block.store(to, rounded);
-    return to_float(rounded);
   }
 };
 

@@ -93,12 +93,11 @@ std::optional<ConvWeightGrad<typename Math::Scalar>> tiled(
   found.squares = all.squares;
   found.scales = all.scales;
   found.sum = all.weight_sum;
+  found.bias = bias_of(all, 0);
   const bool possible = choose_tile<Math>(found.geometry, [&](auto tile) {
     using Tile = decltype(tile);
     found.band_pixels = band_pixels<Tile>(found.geometry, most_shared_bytes);
     if (!conv_counts_fit<Tile>(found)) return false;
-    found.bias = bias_of(all, conv_slots<Tile>(found.geometry));
-    found.bias.strides.width = grad_pitch;
     return conv_launch<Tile>(found).possible(most_shared_bytes);
   });
   if (!possible) return {};

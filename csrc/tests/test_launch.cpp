@@ -341,14 +341,20 @@ void smaller_gpus_get_smaller_bands() {
   CHECK(fits(Fp32Math{}, shape, 99 * 1024) == 64);
 }
 
-// The squares of a bias lie behind those of its weight, in either kernel.
-void a_bias_has_slots_of_its_own() {
+// The squares of a bias lie behind those of its weight in the plain kernel, and among them in
+// tiles, of which a layer without inputs has some for its bias.
+void a_bias_has_its_squares() {
   ConvGeometry shape = kUsual;
   shape.outputs = 70;
   const auto tiles = cuda::tiled<Bf16Math>(layer<Bfloat16>(shape));
-  CHECK(tiles && tiles->bias.channels == 70 && tiles->bias.squares.first == 2);
+  CHECK(tiles && tiles->bias.channels == 70);
   const auto alone = cuda::tiled<Bf16Math>(layer<Bfloat16>(shape, false));
   CHECK(alone && alone->bias.channels == 0);
+  using Tile = cuda::ConvTile<Bf16Math, 3, 1, 64, 64>;
+  CHECK(cuda::conv_slots<Tile>(shape) == 2);
+  shape.inputs = 0;
+  CHECK(cuda::conv_slots<Tile>(shape) == 2);
+  shape.inputs = 32;
   shape.groups = 2;
   const int64_t weights = 140 * 32 * 9;
   CHECK(cuda::weight_blocks(shape) == (weights + 127) / 128);
@@ -366,15 +372,15 @@ void layers_share_a_launch_while_they_fit() {
   for (int64_t i = 0; i < 4; ++i) {
     const auto job = cuda::tiled<Bf16Math>(layer<Bfloat16>(shape));
     CHECK(job && cuda::add_layer<Tile>(*job, together, whole));
-    CHECK(together.first_block[i] == i * (6 + 3));  // tiles, and groups of the bias's channels
+    CHECK(together.first_block[i] == i * 6);
   }
-  CHECK(whole.blocks_x == 3 && whole.blocks_y == 36 && whole.possible());
+  CHECK(whole.blocks_x == 3 && whole.blocks_y == 24 && whole.possible());
   CHECK(!cuda::add_layer<Tile>(together.layers[0], together, whole) && together.count == 4);
-  shape.inputs = shape.outputs = 8192;  // 128 x 128 tiles, and 256 groups
+  shape.inputs = shape.outputs = 8192;  // 128 x 128 tiles
   const auto large = cuda::tiled<Bf16Math>(layer<Bfloat16>(shape));
   together = {}, whole = {};
   for (int64_t i = 0; i < 3; ++i) CHECK(cuda::add_layer<Tile>(*large, together, whole));
-  CHECK(!cuda::add_layer<Tile>(*large, together, whole) && whole.blocks_y == 3 * 16640);
+  CHECK(!cuda::add_layer<Tile>(*large, together, whole) && whole.blocks_y == 3 * 128 * 128);
 }
 
 void empty_layers_start_nothing_or_write_zeros() {
@@ -405,7 +411,7 @@ int main() {
   bands_fit_into_shared_memory<Tf32Math>();
   bands_fit_into_shared_memory<Fp32Math>();
   smaller_gpus_get_smaller_bands();
-  a_bias_has_slots_of_its_own();
+  a_bias_has_its_squares();
   layers_share_a_launch_while_they_fit();
   empty_layers_start_nothing_or_write_zeros();
   grids_are_empty_or_possible();

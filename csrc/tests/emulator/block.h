@@ -10,9 +10,9 @@
 
 #define PRIVIMAGE_DEVICE inline
 
-// The line of the kernel that calls a function with this default argument.
-#define PRIVIMAGE_HERE \
-  emulator::Line { __builtin_FILE(), __builtin_LINE() }
+// The line of the kernel that calls a function with this default argument. In braces it would be
+// the function's own.
+#define PRIVIMAGE_HERE emulator::Line(__builtin_FILE(), __builtin_LINE())
 
 namespace privimage::emulator {
 

@@ -43,6 +43,11 @@ def tile(name: str, before: str, after: str) -> Bug:
     return Bug(name, "conv_weight_grad", before, after, "kernels/conv_tile.h")
 
 
+def write_out(name: str, before: str, after: str) -> Bug:
+    """A bug in what becomes of a tile's sums."""
+    return Bug(name, "conv_weight_grad", before, after, "kernels/conv_write_out.cuh")
+
+
 def plain(name: str, before: str, after: str) -> Bug:
     """A bug in the per-example weight gradient of other layers."""
     return Bug(name, "example_weight_grad", before, after)
@@ -54,7 +59,7 @@ def slots(name: str, before: str, after: str) -> Bug:
 
 
 def bias(name: str, before: str, after: str) -> Bug:
-    """A bug in the gradient of a bias as a part of a convolution's launch."""
+    """A bug in what becomes of a bias's gradient, seen by a convolution."""
     return Bug(name, "conv_weight_grad", before, after, "kernels/bias_grad.cuh")
 
 
@@ -125,22 +130,33 @@ BUGS = [
     conv(
         "no group after the last band", "    }\n    block_.commit();", "    block_.commit();\n    }"
     ),
-    conv(
+    write_out(
         "no barrier before the warps are added",
         "    block_.barrier();\n    if (block_",
         "    if (block_",
     ),
-    conv(
+    write_out(
         "threads leave before the barrier",
         "    block_.barrier();\n    if (block_.thread() != 0) return;",
         "    if (block_.thread() != 0) return;\n    block_.barrier();",
     ),
-    tree("no barrier inside the tree", "    block.barrier();\n", ""),
-    bias(
-        "no barrier before the warps are added",
-        "  block.barrier();\n  if (block.warp() != 0)",
-        "  if (block.warp() != 0)",
+    write_out(
+        "no barrier before stages become rooms",
+        "    block_.barrier();\n    if (mine_.has_bias) share",
+        "    if (mine_.has_bias) share",
     ),
+    write_out(
+        "no barrier before a piece is read",
+        "    block_.barrier();\n    const GradRows",
+        "    const GradRows",
+    ),
+    write_out("all pieces in one room", "piece % 2 * Tile::kPieceBytes", "0"),
+    write_out(
+        "no barrier before the bias is read",
+        "    } else {\n      block_.barrier();  // before the shares of the bias are read\n    }",
+        "    }",
+    ),
+    tree("no barrier inside the tree", "    block.barrier();\n", ""),
     slab(
         "no barrier before the parts are added",
         "    block_.barrier();\n    for_each_channel",
@@ -181,6 +197,11 @@ BUGS = [
         "inside = 0 <= y && y < height && ",
         "inside = 0 <= y && ",
     ),
+    write_out("inputs that don't exist written", "if (start + 32 * j < width) body", "body"),
+    write_out("outputs that don't exist written", "i < 8 && out + i < outputs_", "i < 8"),
+    write_out("inputs that don't exist looked at", " || in >= inputs_)", ")"),
+    write_out("rows shorter than what is ahead", "ahead < width ? ahead : 0", "ahead"),
+    write_out("bias of outputs that don't exist", " || channel >= outputs_)", ")"),
     conv(
         "channels that don't exist not zeroed",
         "channels_left < kVector ? channels_left : kVector",
@@ -209,7 +230,6 @@ BUGS = [
         "shape_.height.inputs * shape_.width.inputs * job_.x.pitch",
         "shape_.height.inputs * shape_.width.inputs * inputs_",
     ),
-    conv("channels that don't exist stored", " || in >= inputs_)", ")"),
     conv(
         "tap shift of the wrong pitch",
         "kStride + tap_row_) * band_.pitch",
@@ -228,8 +248,6 @@ BUGS = [
     ),
     scaled("values beyond the row", "place < end ? row[place] : Scalar{}", "row[place]"),
     scaled("rows beyond the last", "example + kRows <= kept", "example < kept"),
-    bias("pixels of the next example", "at >= pixels || channel", "channel"),
-    bias("pixels as near as their channels", "pitch = job.strides.width", "pitch = job.channels"),
     # Fragments and taps
     conv(
         "gradient's fragments swapped",
@@ -238,18 +256,33 @@ BUGS = [
     ),
     conv(
         "input's fragments swapped",
-        "grad[out], input[0], input[1]",
-        "grad[out], input[0], input[2]",
+        "2 * in], grad[out], input[0], input[1]",
+        "2 * in], grad[out], input[0], input[2]",
     ),
     conv(
         "taps in reverse",
         "(slot + tap_shift(tap)) * Tile::kInPitch + input_channel",
         "(slot + tap_shift(Tile::kSide - 1 - tap)) * Tile::kInPitch + input_channel",
     ),
-    conv(
-        "taps stored transposed", "body(place + tap,", "body(place + tap * Tile::kSide - tap_row_,"
+    write_out("channels looked up transposed", "(out) * inputs_ + in)", "(in) * outputs_ + out)"),
+    write_out("taps of all rows in the first", "+ mine_.tap_row * Tile::kSide;", ";"),
+    write_out("neighbouring inputs swapped", "odd ? odd_input : even_input", "even_input"),
+    write_out("neighbouring inputs in the same banks", "odd = lane / 4 % 2 != 0", "odd = false"),
+    write_out("one half of the outputs for both", "[piece / 2][in][piece % 2 * 2];", "[0][in][0];"),
+    write_out("outputs of a piece where the first one's are", "+ piece * 8;", ";"),
+    write_out("tiles of inputs over each other", "+ mine_.first_in * kTaps;", ";"),
+    write_out("rows from the first place on", "ahead < width ? ahead : 0", "0"),
+    write_out("what lies ahead after the row", "column : column - width", "column : column"),
+    write_out(
+        "read at the wrong pitch",
+        "* 8 + i) * Tile::kPiecePitch",
+        "* 8 + i) * (Tile::kPiecePitch - 4)",
     ),
-    conv("channels stored transposed", "(out) * inputs_ + in)", "(in) * outputs_ + out)"),
+    write_out(
+        "warps write each other's outputs", "kStep = Tile::kIn / Tile::kWarpIn;", "kStep = 1;"
+    ),
+    tile("outputs of a piece in the same banks", "kIn * kSide * kSide + 4", "kIn * kSide * kSide"),
+    tile("no room for the last piece", "2 * kPieceBytes + kTurns", "kPieceBytes + kTurns"),
     conv(
         "strided columns not kept apart",
         "return tap % Tile::kStride * band_.phase + tap / Tile::kStride;",
@@ -290,38 +323,36 @@ BUGS = [
         "bands = static_cast<int>(shape_.draws)",
         "bands = static_cast<int>(shape_.draws > 1 ? shape_.draws - 1 : shape_.draws)",
     ),
-    conv("first warp counted twice", "double total = 0.0;", "double total = squares;"),
-    conv("half of the lanes not counted", "mask = 16;", "mask = 8;"),
-    conv("squares rounded to fp32", "const double value = sums", "const float value = sums"),
-    conv(
-        "squares in a neighbour's slot",
-        "squares.at(block_.x(), tile_)",
-        "squares.at(block_.x(), 0)",
-    ),
+    write_out("first warp counted twice", "double total = 0.0;", "double total = squares;"),
+    write_out("half of the lanes not counted", "mask = 16;", "mask = 8;"),
+    write_out("squares rounded to fp32", "const double value = sums", "const float value = sums"),
+    write_out("squares in a neighbour's slot", "at(block_.x(), slot)", "at(block_.x(), 0)"),
     conv(
         "draws of different examples mixed",
         "block_.x() * shape_.draws + draw",
         "draw * shape_.examples + block_.x()",
     ),
-    conv(
+    write_out(
         "squares before what was there is added",
-        "    if (job_.rows.asked()) store(sums);\n"
-        "    if (job_.squares.values != nullptr) write_squares(add_squares(sums));",
-        "    if (job_.squares.values != nullptr) write_squares(add_squares(sums));\n"
-        "    if (job_.rows.asked()) store(sums);",
+        "    settle(sums);\n    double squares = "
+        "job_.squares.values != nullptr ? add_squares(sums) : 0.0;\n",
+        "    double squares = job_.squares.values != nullptr ? add_squares(sums) : 0.0;\n"
+        "    settle(sums);\n",
     ),
-    conv("rounded for the rows alone", "sum = rows.keep_half(", "rows.keep_half("),
-    conv("sum of examples unscaled", "grid_coordinate(sum, scale)", "grid_coordinate(sum, 1.0)"),
-    conv(
+    write_out("rounded for the rows alone", "sum = rows.settled(", "rows.settled("),
+    write_out("sum unscaled", "grid_coordinate(value, scale)", "grid_coordinate(value, 1.0)"),
+    write_out(
         "added to nearest",
-        "grid_coordinate(sum, scale)",
-        "static_cast<int64_t>(std::nearbyint(sum * scale))",
+        "int64_t{grid_coordinate(value, scale)}",
+        "static_cast<int64_t>(std::nearbyint(value * scale))",
     ),
-    conv("examples that are not finite added to the grid", "if (scale == 0.0) return;", ""),
-    conv(
+    write_out(
+        "examples that are not finite added", "    if (scale != 0.0) {", "    if (job_.sum) {"
+    ),
+    write_out(
         "sum written instead of added",
-        "block_.add(job_.sum + place, int64_t{grid_coordinate(sum, scale)})",
-        "job_.sum[place] = grid_coordinate(sum, scale)",
+        "block_.add(to, int64_t{grid_coordinate(value, scale)})",
+        "*to = grid_coordinate(value, scale)",
     ),
     update("noise of one step for ever", "static_cast<uint64_t>(*job.step)", "uint64_t{77}"),
     update(
@@ -357,41 +388,32 @@ BUGS = [
         "  for (int half",
     ),
     plain_bias("half of the lanes forgotten", "half = kLanes / 2;", "half = kLanes / 4;"),
-    plain_bias(
-        "bias of channels that don't exist",
-        "exists = channel < job.channels;",
-        "exists = true;",
-    ),
+    plain_bias("bias of channels that don't exist", "if (channel < job.channels) {", "if (true) {"),
     plain_bias("groups of channels share a slot", "at(example, group)", "at(example, 0)"),
     plain_bias("rounded for the rows alone", "value = job.rows.keep(", "job.rows.keep("),
-    rows("what was there not added", "if (accumulate) value += block.load(to);", ""),
-    rows(
-        "what was there in bfloat16 not added", "value += to_float(block.load(to));", "value += 0;"
-    ),
-    rows("norms before rounding", "return to_float(rounded);", "return value;"),
+    rows("what was there not added", "if (wide != nullptr && accumulate) ", "if (false) "),
+    rows("what was there in bfloat16 not added", "if (accumulate) ", "if (false) "),
+    rows("norms before rounding", "return to_float(to_bfloat16", "return float("),
     rows("rows in bfloat16 over each other", "half + example * stride + place", "half + place"),
     bias(
-        "half of the lanes not added", "mask = 16; mask >= kColumns", "mask = 8; mask >= kColumns"
-    ),
-    bias("columns of a warp added together", "mask >= kColumns", "mask >= 1"),
-    bias(
-        "pixels ahead overwritten",
-        "const int64_t at = pixel + ahead * kPixels;",
-        "const int64_t at = pixel;",
-    ),
-    bias("one example's pixels for all", "job.grad + example * pixels", "job.grad + 0 * pixels"),
-    bias(
         "sum written instead of added",
-        "block.add(job.sum + channel, int64_t{grid_coordinate(value, job.scales[example])})",
-        "job.sum[channel] = grid_coordinate(value, job.scales[example])",
+        "block.add(job.sum + channel, int64_t{grid_coordinate(value, scale)})",
+        "job.sum[channel] = grid_coordinate(value, scale)",
     ),
-    bias("examples that are not finite added", " && job.scales[example] != 0.0", ""),
+    conv("bias of half of the pixels", "lane() / kLanes * 4;", "lane() * 0;"),
+    conv("every warp has the first turn at the bias", "pixel = turn * 8;", "pixel = 0;"),
+    conv("bias in every tile of inputs", "channels > 0 && first_in_ == 0", "channels > 0"),
+    write_out("bias of half of the lanes", "bias[i] += block_.shuffle_xor", "block_.shuffle_xor"),
+    write_out("turns at the bias over each other", "store(turn * Tile::kOut + out", "store(out"),
+    write_out(
+        "the last turn at the bias left out", "turn < Tile::kTurns;", "turn + 1 < Tile::kTurns;"
+    ),
+    write_out("bias not squared", "squares += use_bias(scale)", "use_bias(scale)"),
+    bias("examples that are not finite added", " && scale != 0.0", ""),
     bias("rounded for the rows alone", "value = job.rows.keep(", "job.rows.keep("),
-    bias("half of the channels squared", "mask = 16; mask > 0", "mask = 8; mask > 0"),
-    conv("a bias's blocks as tiles", "if (slot < tiles)", "if (slot <= tiles)"),
     # Several layers in one launch
-    conv("the first layer's tensors for all", "jobs.layers[layer];", "jobs.layers[0];"),
-    conv("blocks counted from the first layer on", "- jobs.first_block[layer];", "- 0;"),
+    conv("the first layer's tensors for all", "jobs.layers[layer],", "jobs.layers[0],"),
+    conv("blocks counted from the first layer on", "- jobs.first_block[layer])", "- 0)"),
     conv(
         "the last layer's blocks as its neighbour's",
         "layer + 1 < jobs.count",

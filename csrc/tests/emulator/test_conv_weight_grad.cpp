@@ -197,12 +197,6 @@ Counters launch(const ConvWeightGrads<typename Tile::Scalar>& jobs, const Launch
 }
 
 // What `scales` holds for an example comes from the squares that an earlier run measured.
-template <typename Tile, typename Scalar>
-int64_t slots_of(const Layer<Scalar>& layer) {
-  const int64_t channels = layer.with_bias ? layer.shape.outputs : 0;
-  return cuda::conv_slots<Tile>(layer.shape) + cuda::bias_blocks(channels);
-}
-
 template <typename Tile, typename Scalar = typename Tile::Scalar>
 Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
                const std::vector<double>& measured = {}) {
@@ -213,7 +207,7 @@ Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
   for (double squares : measured) factors.push_back(grid_scale(squares, {kClip}));
   Guarded<double> scales(factors);
   const int64_t channels = layer.with_bias ? shape.outputs : 0;
-  const int64_t slots = slots_of<Tile>(layer);
+  const int64_t slots = cuda::conv_slots<Tile>(shape);
   const int pixels = cuda::band_pixels<Tile>(shape, layer.most_shared_bytes);
   Rows parts(shape.examples, layer.weights(), asked), bias(shape.examples, channels, asked);
   Guarded<double> squares(asked.squares ? shape.examples * slots : 0);
@@ -223,7 +217,7 @@ Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
   const BiasGrad<Scalar> of_bias{grads.data,           {0, 0, 0, grads.pitch},
                                  shape.draws,          channels,
                                  shape.height.outputs, shape.width.outputs,
-                                 bias.job(),           all.behind(cuda::conv_slots<Tile>(shape)),
+                                 bias.job(),           {},
                                  scales.data(),        asked.sum ? bias_sum.data() : nullptr};
   ConvWeightGrads<Scalar> jobs{};
   LaunchShape whole{};
@@ -454,7 +448,7 @@ void examples_do_not_touch_each_other() {
     same(mixed.bias, clean.bias, layer.shape.outputs);
   }
   CHECK(!std::isfinite(mixed.squares[1]));
-  const Result added = emulate<Tile>(layer, {false, false, true, false}, 3, mixed.squares);
+  const Result added = emulate<Tile>(layer, {true, false, true, false}, 3, mixed.squares);
   const std::vector<double> others = {clean.squares[0], mixed.squares[1], clean.squares[2]};
   CHECK(added.sum == scaled(clean.parts, layer.weights(), others));
   CHECK(added.bias_sum == scaled(clean.bias, layer.shape.outputs, others));
@@ -473,7 +467,7 @@ void layers_of_one_launch_are_those_alone() {
   for (const Shape& shape : shapes) {
     layers.push_back(draw_fractions<Scalar>(geometry_of(1, shape), {++seed}));
     layers.back().with_bias = layers.size() != 2;
-    slots += slots_of<Tile>(layers.back());
+    slots += cuda::conv_slots<Tile>(layers.back().shape);
   }
   Guarded<double> squares(3 * slots);
   std::vector<std::unique_ptr<LaidOut<Scalar>>> inputs;
@@ -498,7 +492,7 @@ void layers_of_one_launch_are_those_alone() {
                                    shape.height.outputs,
                                    shape.width.outputs,
                                    {rows.back()->data(), nullptr, channels + kBeside, false},
-                                   mine.behind(cuda::conv_slots<Tile>(shape)),
+                                   {},
                                    nullptr,
                                    nullptr};
     const GradRows<float> of_weight{rows[rows.size() - 2]->data(), nullptr,
@@ -522,7 +516,7 @@ void layers_of_one_launch_are_those_alone() {
     };
     same(*rows[2 * i], alone.parts);
     same(*rows[2 * i + 1], alone.bias);
-    const int64_t own = slots_of<Tile>(layers[i]);
+    const int64_t own = cuda::conv_slots<Tile>(layers[i].shape);
     for (int64_t example = 0; example < 3; ++example) {
       double total = 0.0;
       for (int64_t slot = 0; slot < own; ++slot) total += squares[example * slots + first + slot];
@@ -533,12 +527,18 @@ void layers_of_one_launch_are_those_alone() {
 }
 
 template <typename Tile>
-double wavefronts(int64_t height, int64_t width, int64_t stride = 1,
-                  int64_t most_shared_bytes = cuda::kMostSharedBytes) {
+Counters measure(int64_t height, int64_t width, int64_t stride = 1,
+                 int64_t most_shared_bytes = cuda::kMostSharedBytes) {
   auto layer = draw_whole_numbers<Bfloat16>(
       geometry_of(Tile::kSide, {1, 1, height, width, 32, 32, stride}), {1});
   layer.most_shared_bytes = most_shared_bytes;
-  const Counters counters = emulate<Tile>(layer, {false, true, false, false}, 1).counters;
+  return emulate<Tile>(layer, {false, true, false, false}, 1).counters;
+}
+
+template <typename Tile>
+double wavefronts(int64_t height, int64_t width, int64_t stride = 1,
+                  int64_t most_shared_bytes = cuda::kMostSharedBytes) {
+  const Counters counters = measure<Tile>(height, width, stride, most_shared_bytes);
   return double(counters.wavefronts) / double(counters.matrices);
 }
 
@@ -552,6 +552,38 @@ void fragments_are_read_without_bank_conflicts() {
   }
   // 49 pixels are no multiple of 16: those that fill up all look at the first.
   CHECK(wavefronts<Narrow<Bf16Math>>(7, 7) <= 1.1);
+  // 24 products of 16 pixels take 64 outputs once and 16 inputs for each of three taps.
+  const Counters wide = measure<Wide<Bf16Math>>(8, 16);
+  CHECK(24 * wide.matrices == (16 + 3 * 4) * wide.products);
+}
+
+// A full tile's rows, which start anywhere in memory, go out in whole sectors, and its share of the
+// sum too; shared memory is passed over as often as its bytes ask for.
+template <typename Tile>
+void whole_sectors_are_written(double most) {
+  using emulator::Access;
+  const Shape shape{2, 1, 4, 8, Tile::kIn, Tile::kOut};
+  const auto layer =
+      draw_whole_numbers<typename Tile::Scalar>(geometry_of(Tile::kSide, shape), {1});
+  for (bool half : {false, true}) {
+    const auto traffic =
+        emulate<Tile>(layer, {true, true, true, false, half}, 1, {1.0, 1.0}).counters.traffic;
+    const int64_t values = shape.examples * (layer.weights() + shape.outputs);
+    const auto &stores = traffic.of(Access::kGlobalStore), &adds = traffic.of(Access::kGlobalAdd);
+    CHECK(stores.least >= values * (half ? 2 : 4) / 32 && stores.ratio() <= most);
+    CHECK(adds.least >= values * 8 / 32 && adds.ratio() <= 1.2);
+    CHECK(traffic.of(Access::kSharedLoad).ratio() == 1.0);
+    // Copies into narrow stages take two passes for one: a pixel's channels fill half of the banks.
+    const bool narrow = Tile::kIn * sizeof(typename Tile::Scalar) < 128;
+    CHECK(narrow || traffic.of(Access::kSharedStore).ratio() <= 1.02);
+  }
+}
+
+void rows_are_written_in_whole_sectors() {
+  whole_sectors_are_written<Wide<Bf16Math>>(1.05);
+  whole_sectors_are_written<Narrow<Bf16Math>>(1.1);
+  // An output's 64 values in bfloat16 fill four sectors, and touch five.
+  whole_sectors_are_written<Single<Bf16Math>>(1.3);
 }
 
 }  // namespace
@@ -570,4 +602,5 @@ int main() {
   privimage::layers_of_one_launch_are_those_alone<privimage::cuda::Bf16Math>();
   privimage::layers_of_one_launch_are_those_alone<privimage::cuda::Fp32Math>();
   privimage::fragments_are_read_without_bank_conflicts();
+  privimage::rows_are_written_in_whole_sectors();
 }

@@ -339,10 +339,10 @@ void lanes_are_put_together_to_instructions() {
   is_traffic(traffic_of(Access::kGlobalStore,
                         [](const Block& block, int lane, float* memory) {
                           for (int i = 0; i < 3; ++i) block.store(memory + 32 * i + lane, 1.0f);
-                          if (lane < 8) block.store(memory + lane, 2.0f);
+                          if (lane < 8) block.store(memory + 8 * lane, 2.0f);
                           block.store(memory + lane, 3.0f);
                         }),
-             5, 17, 17, 5);
+             5, 24, 17, 6);
   is_traffic(traffic_of(Access::kGlobalStore,
                         [](const Block& block, int lane, float* memory) {
                           for (int i = 0; i < 2; ++i) {

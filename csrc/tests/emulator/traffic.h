@@ -33,6 +33,8 @@ struct Traffic {
 
 // A line of a kernel; as a default argument, the caller's.
 struct Line {
+  Line(const char* file, int number) : file(file), number(number) {}
+
   const char* file;
   int number;
 };
