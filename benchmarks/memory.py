@@ -1,14 +1,16 @@
 """What a step of one method takes in memory, stage by stage, in a process of its own.
 
 A process that has run a tiny network before, so that what the libraries take once does not count,
-builds network and optimiser and takes three steps. That is done twice: with the allocator that
-timings have, which keeps what is freed, for the peak; and with one that returns every large block
-at once, for the stages of the third step.
+builds network and optimiser and takes three steps. That is done with the allocator that timings
+have, which keeps what is freed, for the peak, the median of some processes: what lies where is
+partly chance; and with one that returns every large block at once, for the stages of the third
+step.
 """
 
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from step.models import Setting, settings
 # Otherwise glibc returns large blocks at each free and gets them again, at a tenth of every step.
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+_PROCESSES = 5  # of which a peak is the median
 
 
 def peak(setting: Setting, method: str, limits: list[int], threads: int) -> dict[str, float]:
@@ -32,16 +35,19 @@ def peak(setting: Setting, method: str, limits: list[int], threads: int) -> dict
     """
     arguments = [setting.name, str(setting.draws), method, json.dumps(limits), str(threads)]
     found = {}
-    for allocator in (KEEPING, RETURNING):
+    for allocator, processes in ((KEEPING, _PROCESSES), (RETURNING, 1)):
         command = [sys.executable, __file__, *arguments]
         environment = os.environ | allocator
-        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
-        found |= json.loads(done.stdout.splitlines()[-1])
+        seen = []
+        for _ in range(processes):
+            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+            seen.append(json.loads(done.stdout.splitlines()[-1]))
+        found |= {key: statistics.median(each[key] for each in seen) for key in seen[0]}
     return found
 
 
 def main() -> None:
-    """What `peak` starts, twice."""
+    """What `peak` starts."""
     name, draws, method, limits, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     (setting,) = settings([name], [int(draws)])
