@@ -22,7 +22,7 @@ from step.models import Setting, settings
 # Otherwise glibc returns large blocks at each free and gets them again, at a tenth of every step.
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-_PROCESSES = 5  # of which a peak is the median
+_PROCESSES = 3  # of which a peak is the median
 
 
 def peak(setting: Setting, method: str, limits: list[int], threads: int) -> dict[str, float]:
