@@ -138,6 +138,7 @@ USES = {
     "a condition": (lambda m, x: x * m.w if m.w.sum() > 0 else x, (3,)),
     "made by a parameter": (lambda m, x: F.linear(x, F.linear(m.w, m.v)), (5, 2), (3, 2)),
     "in a format": (lambda m, x: x * m.w.to(x.dtype).contiguous().view(1, 1, 3), (3,)),
+    "in a type by name": (lambda m, x: x * m.w.to(dtype=x.dtype), (3,)),
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from privimage.dp.rules.derived import by_form, derive, tensors_in
+from privimage.dp.rules.derived import BY_FORM, by_form, derive, tensors_in
 from privimage.dp.rules.pending import Pending, StandIns
 from privimage.dp.rules.registry import REGISTERED, Rule
 from privimage.dp.rules.slots import Examples
@@ -130,11 +130,12 @@ class Exchange(TorchFunctionMode):
             )
         if isinstance(func, torch._ops.OpOverload):
             raise UserError("torch.compile hides calls; give the engine what is not compiled")
-        func, args = by_form(func, args)
-        if not any(map(self._examples.owns, tensors_in((args, kwargs)))):
-            output = func(*args, **kwargs)
-            self._follow(func, (args, kwargs), output)
-            return output
+        if func in BY_FORM:
+            func, args = by_form(func, args)
+            if not any(map(self._examples.owns, tensors_in((args, kwargs)))):
+                output = func(*args, **kwargs)
+                self._follow(func, (args, kwargs), output)
+                return output
         rule = REGISTERED.get(func)
         takes_rows = rule is not None and rule.rows_dimension is not None
         arguments = args, kwargs

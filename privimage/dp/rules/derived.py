@@ -16,7 +16,7 @@ _REPEATING = (torch.Tensor.expand, torch.Tensor.repeat)
 _CUTTING = (torch.Tensor.detach, torch.detach, getattr(torch.Tensor, "data").__get__)  # noqa: B009
 """What hands out the values of a parameter without its gradient, to be changed in place perhaps."""
 
-_ALIKE: dict[Callable[..., Any], Callable[..., Any]] = {
+BY_FORM: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.Tensor.expand_as: torch.Tensor.expand,
     torch.Tensor.view_as: torch.Tensor.view,
     torch.Tensor.reshape_as: torch.Tensor.reshape,
@@ -64,11 +64,11 @@ def derive(
 
 
 def by_form(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-    """A call that takes another tensor for its shape or type alone, as one without that tensor."""
-    if func not in _ALIKE or not all(isinstance(value, torch.Tensor) for value in args[:2]):
+    """A call of one of `BY_FORM`, without the tensor that it takes for its form alone."""
+    if len(args) < 2 or not all(isinstance(value, torch.Tensor) for value in args[:2]):
         return func, args
     tensor, like, *others = args
-    instead = _ALIKE[func]
+    instead = BY_FORM[func]
     form = (like.device, like.dtype) if instead is torch.Tensor.to else (like.shape,)
     return instead, (tensor, *form, *others)
 
