@@ -168,7 +168,7 @@ def test_micro_batches_of_any_size_give_the_same_step(known_key, micro_batch):
 
 def test_a_step_takes_one_poisson_sample_whole():
     # The "gradient" of example i is the unit vector i, so that a step shows who was in it.
-    count, steps, rate = 40, 300, 0.1
+    count, steps, rate = 40, 800, 0.1
     model = nn.Linear(count, 1, bias=False)
     made = PrivateEngine(
         model,
