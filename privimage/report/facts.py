@@ -97,7 +97,7 @@ def synthetic_rows(folder: RunFolder, shape: ImageShape, names: tuple[str, ...])
 
 
 def query_rows(folder: RunFolder, names: tuple[str, ...]) -> list[Row]:
-    """For each label the highest noisy counts, and public images of the classes chosen by them."""
+    """For each label the highest noisy counts, those of its classes, and public images of these."""
     path = folder.stage("query") / "histogram.safetensors"
     if not path.exists():
         return []
@@ -108,14 +108,16 @@ def query_rows(folder: RunFolder, names: tuple[str, ...]) -> list[Row]:
     examples = _examples(folder)
     rows = []
     for label in range(min(max(len(names), 1), _ROWS)):
-        order = torch.sort(counts[label], descending=True).indices[:_BARS].tolist()
+        order = torch.sort(counts[label], descending=True).indices.tolist()
+        # Other labels may have got all classes that have most votes of this one.
+        mine = [index for index in order if label_of.get(index) == label][:_BARS]
         largest = max(int(counts[label].max()), 1)
         bars = []
-        for index in order:
-            count = int(counts[label, index])
-            chosen = label_of.get(index) == label and not selection["fell_back"]
-            bars.append(Bar(public[index], count, chosen, max(count, 0) / largest))
-        mine = [index for index in order if label_of.get(index) == label]
+        for rank, index in enumerate(order):
+            if rank < _BARS or index in mine:
+                count = int(counts[label, index])
+                chosen = label_of.get(index) == label and not selection["fell_back"]
+                bars.append(Bar(public[index], count, chosen, max(count, 0) / largest))
         shown = [examples[index] for index in mine if index in examples]
         picture = strip(torch.cat(shown)) if shown else ""
         rows.append(Row(names[label] if names else "all images", picture, tuple(bars)))

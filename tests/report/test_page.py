@@ -6,12 +6,14 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
-from privimage import audit
+from privimage import audit, durable
 from privimage.dp import History, Ledger
 from privimage.errors import UserError
 from privimage.evaluate.result import Accuracy, Estimate, Evaluation, Floor, Score, SetScores
 from privimage.report import facts, write_report
+from privimage.run.folder import RunFolder
 
 _VOID = {"meta", "img", "br", "link", "input"}
 
@@ -115,6 +117,22 @@ def test_a_changed_file_is_a_problem_that_shows(copied):
     text = _written(copied).text
     assert "It does not hold" in text
     assert "selection.json is not what its stage wrote" in text
+
+
+def test_a_label_shows_its_classes_even_if_others_have_all_that_it_voted_for(copied):
+    run = RunFolder(copied)
+    counts = durable.read_tensors(run.stage("query") / "histogram.safetensors")["histogram"]
+    path = run.stage("selection") / "selection.json"
+    selection = durable.read_json(path)
+    last = torch.sort(counts[0]).indices[:3].tolist()
+    others = {index: label for index, label in selection["label_of"].items() if label}
+    durable.write_json(path, selection | {"label_of": others | dict.fromkeys(map(str, last), 0)})
+    examples = run.stage("pretrain") / "examples.safetensors"
+    durable.write_tensors(examples, {str(index): torch.zeros(2, 1, 8, 8) for index in last})
+    row = facts.query_rows(run, tuple("0123456789"))[0]
+    assert [bar.chosen for bar in row.bars] == 6 * [False] + 3 * [True]
+    assert [bar.count for bar in row.bars] == sorted(bar.count for bar in row.bars)[::-1]
+    assert row.picture
 
 
 def test_names_are_text(copied):
