@@ -19,6 +19,8 @@ from tiny import TINY
 from privimage import cli
 from privimage.cli import options
 
+# One process runs all of them: what they share takes half a minute to make.
+pytestmark = pytest.mark.xdist_group("cli")
 PRIVIMAGE = [str(Path(sys.executable).with_name("privimage"))]
 CUT = [f"--set={name}={value}" for name, value in TINY.items()]
 

@@ -15,6 +15,8 @@ from privimage.pipeline import schedule
 from privimage.pipeline.training import Machine
 from privimage.progress import Reporter
 
+# One process runs all of them: what they share takes two minutes to make.
+pytestmark = pytest.mark.xdist_group("crash")
 SERVER = Path(__file__).with_name("crash_server.py")
 STAGES = [stage.name for stage in schedule.STAGES]
 
