@@ -57,7 +57,7 @@ def test_known_noise_multipliers_in_few_calls(
     assert upper(rate, noise - 1e-4, steps, spent, delta) > target
 
 
-@settings(max_examples=3, deadline=None, derandomize=True)
+@settings(max_examples=3)
 @given(
     target=st.floats(0.3, 8.0),
     delta=st.sampled_from([1e-9, 1e-6, 1e-3]),

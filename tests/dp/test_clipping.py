@@ -45,7 +45,7 @@ SUMS = [
     place=st.integers(0, 6),
     sum_=st.sampled_from(SUMS),
 )
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_one_row_moves_the_sum_by_at_most_the_clip(row, double, max_grad_norm, place, sum_):
     row = row.double() if double else row
     others = (torch.randn(6, len(row)) * max_grad_norm).to(row.dtype)
@@ -113,7 +113,7 @@ def test_a_row_whose_squares_underflow_is_kept_as_it_is():
     max_grad_norm=st.sampled_from([1e-3, 1.0]),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_order_micro_batches_and_shards_change_no_bit(scale, max_grad_norm, seed):
     random = torch.Generator().manual_seed(seed)
     parts = scale * torch.randn(23, 137, generator=random)

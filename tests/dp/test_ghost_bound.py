@@ -106,7 +106,7 @@ def hold(x, grad, examples, taps, geometry, *, with_bias, is_plain=False):
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_the_bound_is_never_below_what_is_added(
     kind, shape, examples, draws, inputs, outputs, with_bias, dtype, seed
 ):
@@ -125,7 +125,7 @@ def test_the_bound_is_never_below_what_is_added(
     with_bias=st.booleans(),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_bound_holds_where_products_cancel(positions, inputs, outputs, with_bias, seed):
     torch.manual_seed(seed)
     x, grad = torch.randn(2, 3 * positions, inputs), torch.randn(2, 3 * positions, outputs)

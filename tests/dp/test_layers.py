@@ -36,7 +36,7 @@ def assert_exact(model, x, draws, losses=squares):
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @given(data=st.data(), draws=st.sampled_from([1, 3]), examples=st.sampled_from([1, 3]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_conv2d(data, draws, examples):
     groups = data.draw(st.integers(1, 2), "groups")
     kernel, dilation = data.draw(pairs, "kernel"), data.draw(pairs, "dilation")
@@ -90,7 +90,7 @@ def test_layers_that_share_weight_or_bias(layer, x, tied):
     between=st.lists(small, max_size=2),
     bias=st.booleans(),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_linear(draws, examples, between, bias):
     x = torch.randn(examples * draws, *between, 4, dtype=torch.float64)
     assert_exact(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5, bias)), x, draws)

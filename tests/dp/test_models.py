@@ -281,7 +281,7 @@ def test_a_model_passes_the_check(name):
     examples=st.integers(1, 3),
     draws=st.integers(1, 3),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_vit_of_any_shape(width, patch, side, examples, draws):
     model = ViT(width, patch, (side // patch) ** 2).double()
     batch = (

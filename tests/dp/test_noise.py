@@ -203,7 +203,7 @@ def _updates(*calls):
 
 
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 150)), min_size=2, max_size=8))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_two_updates_draw_the_same_noise(calls):
     drawn = torch.cat(_updates(*calls))
     assert len(drawn.unique()) >= len(drawn) - 1

@@ -48,7 +48,7 @@ def assert_exact(model, x, draws, losses=losses):
     bidirectional=st.booleans(),
     batch_first=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_layers(kind, sizes, draws, layers, bias, bidirectional, batch_first):
     examples, steps, inputs, width = sizes
     options = {"bias": bias, "bidirectional": bidirectional, "batch_first": batch_first}

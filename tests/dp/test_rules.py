@@ -69,7 +69,7 @@ def test_two_inputs():
     mask=st.sampled_from([None, "float", "bool", "causal", "padding", "heads"]),
     bias=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_multi_head_attention(
     examples, draws, heads, tokens, need_weights, batch_first, kind, mask, bias
 ):

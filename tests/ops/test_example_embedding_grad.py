@@ -19,7 +19,7 @@ from privimage.ops import reference
     accumulate=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_is_autograds_table_by_table(
     examples, positions, entries, width, padded, accumulate, dtype
 ):
@@ -51,7 +51,7 @@ def test_it_is_autograds_table_by_table(
     padded=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_norms_and_sums_without_tables_are_those_of_tables(
     examples, positions, entries, width, padded, dtype
 ):

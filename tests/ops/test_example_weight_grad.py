@@ -70,7 +70,7 @@ def plain(geometry):
     size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_kernel_reference_and_autograd_agree(data, examples, draws, groups, channels, size, dtype):
     inputs, outputs = channels
     geometry = (data.draw(pair), data.draw(padding), data.draw(pair), groups)

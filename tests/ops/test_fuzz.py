@@ -104,7 +104,7 @@ def _same(one, other):
 
 @pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_wrong_argument_gives_a_sentence_or_a_result(name, data):
     overload = getattr(torch.ops.privimage, name).default
     arguments = list(data.draw(st.sampled_from(SAMPLES[name])))

@@ -48,7 +48,7 @@ def lengths(x, grad, examples, taps, with_bias, geometry):
     last=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_they_are_those_of_the_gradient(
     height, width, examples, draws, channels, with_bias, last, dtype
 ):

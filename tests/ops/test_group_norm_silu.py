@@ -57,7 +57,7 @@ def run(room, x, grad, weight, bias, groups, silu, examples, accumulate=False):
     silu=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_kernel_reference_and_autograd_agree(
     data, examples, draws, groups, width, size, silu, dtype
 ):

@@ -76,7 +76,7 @@ def test_reference_blocks_are_those_of_the_rfc(key, counter, nonce, block):
     first=st.one_of(st.integers(0, 300), st.integers(0, 2**50)),
     count=st.integers(0, 700),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_words_and_integers_are_the_references(step, first, count):
     words = ops.random_words(KEY, step, first, count)
     assert torch.equal(words, reference.random_words(KEY, step, first, count))

@@ -67,7 +67,7 @@ def _by_reference(total, step, state, first_index):
     adam=st.booleans(),
     averaged=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_is_the_reference_to_the_last_bit(count, first_index, adam, averaged):
     total, step, state = _case(count, adam, averaged)
     _, reference_step, expected = _case(count, adam, averaged)

@@ -32,7 +32,7 @@ def _by_reference(parts, scales):
     dtype=st.sampled_from([torch.float32, torch.float64]),
     layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_recomputed_is_what_was_kept(
     examples, draws, groups, channels, taps, stride, padding, with_bias, dtype, layout
 ):

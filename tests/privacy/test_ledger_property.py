@@ -85,7 +85,7 @@ class Run:
 
 
 @given(actions=ACTIONS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_interleaving_understates_or_exceeds_the_budget(actions):
     with adding_up(_cost), tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "ledger.jsonl")

@@ -35,7 +35,7 @@ def _images(count):
 
 
 @given(row=logits, label=st.integers(0, 2), votes=st.integers(1, 6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_one_image_adds_its_votes_to_one_row(row, label, votes):
     neighbours = torch.randn(5, 6)
     labels = torch.tensor([0, 1, 2, 0, 1])
@@ -62,7 +62,7 @@ def crowds(draw):
 
 
 @given(crowd=crowds())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_one_person_moves_the_counts_by_at_most_its_sensitivity(crowd):
     votes, labels, units, k1 = crowd
     stays = units < units.max()
