@@ -45,6 +45,8 @@ def assert_exact(model, x, draws):
         check_independence(ExampleGradients(model), losses, x, draws=draws)
 
 
+PAIRS = (torch.arange(4)[:, None] - torch.arange(4)).abs()
+
 # x has 6 rows [4, 3] each.
 USES = {
     "scale": (lambda m, x: x * m.w, (3,)),
@@ -117,6 +119,40 @@ USES = {
     ),
     "positions": (lambda m, x: x + m.w[: x.shape[1]], (9, 3)),
     "position look-up": (lambda m, x: x + m.w[torch.arange(4)], (9, 3)),
+    "positions of an embedding": (lambda m, x: x + F.embedding(torch.arange(4), m.w), (9, 3)),
+    "positions in a row": (lambda m, x: x + F.embedding(torch.arange(4)[None], m.w), (9, 3)),
+    "positions for each row": (
+        lambda m, x: x + F.embedding(torch.arange(4).expand(len(x), 4), m.w),
+        (9, 3),
+    ),
+    "distances of positions": (
+        lambda m, x: F.embedding(PAIRS, m.w).permute(2, 0, 1) @ x[:, None],
+        (7, 2),
+    ),
+    "a network of positions": (
+        lambda m, x: x + F.linear(F.layer_norm(F.linear(PAIRS.to(x), m.w), (3,)), m.v),
+        (3, 4),
+        (3, 3),
+    ),
+    "convolved constants": (
+        lambda m, x: x + F.conv2d(m.mask.expand(1, 1, 4, 3), m.w, padding="same")[0],
+        (1, 1, 3, 3),
+    ),
+    "tokens of all rows": (
+        lambda m, x: torch.addmm(m.v, x.view(-1, 3), m.w).view(-1, 4, 5),
+        (3, 5),
+        (5,),
+    ),
+    "windows": (
+        lambda m, x: F.layer_norm(x.reshape(-1, 2, 3) + m.v, (3,), m.w).view_as(x),
+        (3,),
+        (2, 3),
+    ),
+    "windows of windows": (
+        lambda m, x: F.linear(torch.flatten(x.reshape(-1, 2, 3), 0, 1), m.w).reshape(x.shape),
+        (3, 3),
+    ),
+    "a scale without gradient": (lambda m, x: x * m.w / m.w.norm().detach(), (3,)),
     "look-up": (lambda m, x: m.w[(x[:, :, 0] > 0).long()], (2, 5)),
     "look-up of numbers": (lambda m, x: x[:, 0] * m.w[(x[:, 0] > 0).long()], (2,)),
     "look-up from behind": (lambda m, x: m.w[-1 - (x[:, 0] > 0).long()], (2, 5, 2)),
@@ -151,13 +187,23 @@ def test_a_parameter_without_a_layer(name, examples, draws):
 
 def test_where_the_sizes_coincide():
     # As many rows as tokens, as inputs and as entries of a parameter.
-    for name in ("scale", "matrix", "masked", "einsum", "positions", "class token"):
+    names = ["scale", "matrix", "masked", "einsum", "class token"]
+    for name in names + [name for name in USES if "positions" in name or "windows" in name]:
         use, *shapes = USES[name]
         for rows in (3, 4, 5):
             assert_exact(Own(use, *shapes), torch.randn(rows, 4, 3), 1)
     tall = lambda m, x: F.linear(x, m.w.expand(4, 3))  # noqa: E731
     for rows in (2, 3, 4):
         assert_exact(Own(tall, (3,)), torch.randn(rows, 4, 3), 1)
+
+
+def test_a_layer_reads_a_table_of_positions_as_long_as_the_batch():
+    """Row t of its input is position t, not example t."""
+    table = torch.arange(12.0).view(4, 3).sin().double()
+    model = Own(lambda m, x: x * m.layer(table.to(x.dtype)), (1,))
+    model.layer = nn.Linear(3, 3)
+    for rows in (3, 4, 5):
+        assert_exact(model, torch.randn(rows, 4, 3), 1)
 
 
 @pytest.mark.parametrize("draws", [1, 3])
@@ -191,8 +237,17 @@ def test_a_learned_first_state():
         (lambda m, x: x * m.w.item(), (), "item: its values would be used"),
         (lambda m, x: x * (2 * m.w).mul_(3), (3,), "mul_: it is changed in place"),
         (lambda m, x: x * m.w.exp_(), (3,), "exp_: it is changed in place"),
+        (lambda m, x: x * m.w[:1].detach(), (3,), "detach: its values would be used where"),
         (lambda m, x: F.linear(m.w, x[0]), (4, 3), "can't be the input.*new_zeros"),
         (lambda m, x: m.w @ x[:, 0].mT, (4, 3), "no dimension for the examples"),
+        (
+            lambda m, x: x.mT.reshape(3, 8) @ m.w.mT,
+            (3, 8),
+            r"first dimension of its input \[3, 8\]",
+        ),
+        (lambda m, x: x.transpose(0, 1).reshape(8, 3) @ m.w, (3, 3), r"its input \[8, 3\]"),
+        (lambda m, x: F.embedding(m.mask.long(), m.w, sparse=True) + x[0], (3, 3), "sparse"),
+        (lambda m, x: F.cross_entropy(torch.ones(2, 4) * m.w, x[:, :, 0]), (4,), "NumPy arrays"),
         (lambda m, x: x.transpose(0, 1) * m.w, (3,), r"first dimension of its input \[4, 2, 3\]"),
         (lambda m, x: x.mean() * m.w, (3,), "no dimension for the examples"),
         (lambda m, x: x * m.w, (5, 1, 4, 3), r"\[5, 1, 4, 3\] does not belong to each row"),
@@ -236,7 +291,10 @@ def test_rows_of_their_own_go_to_their_examples():
     torch.testing.assert_close(found[:, :3], torch.stack(expected))
 
 
-@pytest.mark.parametrize(("name", "largest"), [("class token", 50 * 3), ("masked", 50 * 15)])
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [("class token", 50 * 3), ("masked", 50 * 15), ("positions for each row", 50 * 12)],
+)
 def test_repeated_tokens_take_no_table_of_examples_by_examples(monkeypatch, name, largest):
     # The token of each row belongs to its example: [rows, ...] and not [examples, rows, ...].
     seen, rows = [0], DerivedSlot.rows.fget

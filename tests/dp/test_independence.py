@@ -50,8 +50,11 @@ def test_mixing_without_a_layer_is_found(mix, draws):
         lambda m, x: F.softmax(m(x[:, :3]).sum(1), dim=0),
         # As many tokens as rows, tokens first: the shapes fit, the examples don't.
         lambda m, x: m(x.view(6, 6, 1).expand(6, 6, 3).transpose(0, 1)).sum((0, 2)),
-        # A table of positions: row t of the input is position t, not example t.
-        lambda m, x: (x[:, :, None] * m(torch.arange(18.0).view(6, 3).sin())).sum((1, 2)),
+        # Tokens first and then in one dimension, which is as long as rows first would be.
+        lambda m, x: (
+            m(x.view(12, 3)).view(6, 6).sum(1)
+            + m(x.view(6, 2, 3).transpose(0, 1).reshape(12, 3)).view(2, 6, 3).sum((0, 2))
+        ),
     ],
 )
 def test_mixing_in_the_losses_is_found(losses):

@@ -222,7 +222,7 @@ class Own(nn.Module):
         (
             lambda x, w: F.embedding_bag(x.long().flatten(), w, torch.arange(0, 6, 3)),
             (3, 3),
-            "first dimension of its input",
+            "bags have no dimension for the examples",
         ),
         (lambda x, w: F.embedding_bag(x.long(), w, max_norm=1.0), (3, 3), "max_norm"),
         (

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointError
 
-from privimage.dp.gradients.exchange import exchange
+from privimage.dp.gradients.exchange import FROM_CONSTANTS, exchange
 from privimage.dp.rules.derived import hand_back
 from privimage.dp.rules.layers import KEEPS_STATISTICS, check_layers
 from privimage.dp.rules.slots import Examples, Slot
@@ -142,6 +142,8 @@ class ExampleGradients:
             described = dict(zip(map(id, self._parameters), self._described, strict=True))
             with exchange(examples, described, batch) as watching:
                 values = _computed(losses, self.model, batch)
+            if examples.owns(values):
+                raise UserError(f"the losses don't depend on the batch. {FROM_CONSTANTS}")
             total = mean_over_draws(values, count, draws).sum()
         if not total.requires_grad:
             raise UserError("the losses don't depend on any trainable parameter")

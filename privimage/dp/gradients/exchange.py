@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -30,6 +31,17 @@ _METADATA: set[Callable[..., Any]] = {
     torch.is_floating_point,
 }
 """What may be asked about a parameter, because the answer does not depend on its values."""
+
+_VIEWS = {
+    *(torch.Tensor.view, torch.Tensor.reshape, torch.Tensor.flatten),
+    *(torch.Tensor.view_as, torch.Tensor.reshape_as, torch.reshape, torch.flatten),
+}
+"""Whose first dimension may take in what stood behind it."""
+
+FROM_CONSTANTS = (
+    "Tensors made from NumPy arrays or lists count as constants: what is data has to come with the "
+    "batch"
+)
 
 _RANDOM = {
     *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"),
@@ -77,6 +89,8 @@ class Exchange(TorchFunctionMode):
             args, kwargs = self._stand_ins.resolve(args), self._stand_ins.resolve(kwargs)
         if name is None or func in _METADATA:
             output = func(*args, **kwargs)
+            if func in _VIEWS and args and self._is_data(args[0]):
+                self._examples.note_view(args[0], output)
             # What has a gradient is known to be data.
             if not (isinstance(output, torch.Tensor) and output.requires_grad):
                 self._follow(func, (args, kwargs), output)
@@ -136,17 +150,15 @@ class Exchange(TorchFunctionMode):
                 output = func(*args, **kwargs)
                 self._follow(func, (args, kwargs), output)
                 return output
-        rule = REGISTERED.get(func)
-        takes_rows = rule is not None and rule.rows_dimension is not None
-        arguments = args, kwargs
-        is_weight = takes_rows and not self._examples.owns(next(tensors_in(arguments)))
-        if not is_weight and not any(map(self._is_data, tensors_in(arguments))):
+        if not any(map(self._is_data, tensors_in((args, kwargs)))):
             output = derive(self._examples, func, args, kwargs)
             for tensor in filter(self._examples.owns, tensors_in(output)):
                 self._names.setdefault(id(tensor), name)
             return output
+        rule = REGISTERED.get(func)
         if rule is None:
-            raise UserError(_no_rule())
+            owned = list(filter(self._examples.owns, tensors_in((args, kwargs))))
+            raise UserError(_no_rule(is_derived=not all(tensor.is_leaf for tensor in owned)))
         return self._apply(rule, args, kwargs)
 
     def _apply(self, rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -172,9 +184,8 @@ class Exchange(TorchFunctionMode):
             results = [next(tensors_in(arguments))]
         if not results:
             return
-        if getattr(func, "__name__", "") in _RANDOM or any(
-            map(self._is_data, tensors_in(arguments))
-        ):
+        given = arguments[0][:1] if func in BY_FORM else arguments
+        if getattr(func, "__name__", "") in _RANDOM or any(map(self._is_data, tensors_in(given))):
             for result in results:
                 self._data[result] = True
 
@@ -182,7 +193,8 @@ class Exchange(TorchFunctionMode):
         """Whether its values may differ from example to example."""
         if self._examples.owns(tensor):
             return False
-        return tensor.requires_grad or tensor in self._data
+        is_known = tensor.requires_grad or tensor in self._data
+        return is_known or is_functorch_wrapped_tensor(tensor)  # Of what, is not seen.
 
 
 def exchange(examples: Examples, names: dict[int, str], batch: Sequence[torch.Tensor]) -> Exchange:
@@ -198,14 +210,15 @@ def _uncompiled() -> type[Exchange]:
     return type("Uncompiled", (Exchange,), {"__torch_function__": function})
 
 
-def _no_rule() -> str:
-    """What to do about a function that takes parameters and data and has no rule."""
+def _no_rule(is_derived: bool) -> str:
+    """What to do about a function that takes parameters, or what is derived of them, and data."""
     known = (one for one, rule in REGISTERED.items() if rule.rows_dimension is not None)
     names = ", ".join(operation.__name__ for operation in known)
-    return (
+    advice = (
         f"no per-example gradient is known; use arithmetic, products or {names}, give it one by "
         "privimage.dp.register_rule, or freeze the parameter with requires_grad_(False)"
     )
+    return f"{advice}. {FROM_CONSTANTS}" if is_derived else advice
 
 
 def _called(func: Callable[..., Any]) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
+from privimage.dp.rules.embeddings import NOT_SPARSE
 from privimage.dp.rules.slots import DerivedSlot, Examples
 from privimage.errors import UserError
 
@@ -26,7 +28,7 @@ BY_FORM: dict[Callable[..., Any], Callable[..., Any]] = {
 """What takes another tensor for its form alone, and what takes the form instead."""
 
 _UNSEEN = "its values would be used where its gradient is not seen; use a frozen copy"
-_CHANGED = "it is changed in place; write to a new tensor"
+_CHANGED = "it is changed in place; write to a new tensor (inplace=False)"
 
 
 def derive(
@@ -38,7 +40,11 @@ def derive(
         UserError: the result has lost its connection to the parameters, or is one of them, changed.
     """
     if func in _CUTTING:
-        raise UserError(_UNSEEN)
+        if args[0].is_leaf or (args[0]._base is not None and args[0]._base.is_leaf):
+            raise UserError(_UNSEEN)
+        return func(*args, **kwargs)  # A constant, whose memory is no parameter's.
+    if kwargs.get("sparse"):
+        raise UserError(NOT_SPARSE)
     owned = [value for value in tensors_in((args, kwargs)) if examples.owns(value)]
     versions = [value._version for value in owned]
     try:
@@ -56,11 +62,19 @@ def derive(
         # What has no gradient, such as a comparison, is a constant.
         if result.requires_grad and not examples.owns(result):
             examples.derive(result)
+    if func is F.embedding and args and _is_repeated(args[0]):
+        once = func(args[0][:1], *args[1:], **kwargs)
+        examples.repeated[id(output)] = examples.derive(once)
     if func in _REPEATING and len(args) > 1 and examples.owns(output):
         tensor, sizes = args[0], torch.Size(args[1:] if isinstance(args[1], int) else args[1])
         if len(sizes) > tensor.dim() or (sizes and len(tensor) == 1):
             examples.repeated[id(output)] = examples.derive(func(tensor, 1, *sizes[1:]))
     return output
+
+
+def _is_repeated(x: torch.Tensor) -> bool:
+    """Whether its rows are one in memory, as of positions that were expanded."""
+    return x.dim() > 0 and len(x) > 1 and x.stride(0) == 0
 
 
 def by_form(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:

@@ -10,6 +10,8 @@ from privimage import ops
 from privimage.dp.rules.slots import Examples, Slot, claim, once_differentiable
 from privimage.errors import UserError
 
+NOT_SPARSE = "sparse gradients are not supported; leave sparse out"
+
 
 def embedding(
     examples: Examples,
@@ -27,7 +29,7 @@ def embedding(
     if scale_grad_by_freq:
         raise UserError("scale_grad_by_freq counts over all examples; leave it out")
     if sparse:
-        raise UserError("sparse gradients are not supported; leave sparse out")
+        raise UserError(NOT_SPARSE)
     slot, _ = examples.slots_of(weight, None)
     if slot is None:
         return F.embedding(x, weight, padding_idx)

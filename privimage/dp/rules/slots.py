@@ -126,6 +126,8 @@ class Examples:
         memory_format: that of images between convolutions.
         repeated: by the `id` of a tensor that repeats a parameter along its first dimension, the
             same with a first dimension of 1.
+        merged: how long a first dimension is that holds rows and then windows, tokens or heads of
+            each, after a view.
     """
 
     count: int
@@ -134,6 +136,7 @@ class Examples:
     slots: MutableMapping[int, Slot]
     memory_format: torch.memory_format = torch.preserve_format
     repeated: MutableMapping[int, torch.Tensor] = field(default_factory=dict)
+    merged: set[int] = field(default_factory=set)
 
     def open(self) -> None:
         """The losses are computed: from now on gradients are written."""
@@ -173,10 +176,19 @@ class Examples:
         """A trainable parameter without its own gradient; any other tensor as it is."""
         return tensor.detach() if tensor is not None and self.owns(tensor) else tensor
 
-    def check_rows(self, x: torch.Tensor, dimension: int = 0) -> None:
-        """Raises UserError unless this dimension is as long as the batch has rows or examples."""
+    def note_view(self, x: torch.Tensor, view: torch.Tensor) -> None:
+        """A view of data: what stood behind its rows may have been merged with them."""
+        if x.dim() and view.dim() and self.has_rows(x) and len(view) % len(x) == 0:
+            self.merged.add(len(view))
+
+    def has_rows(self, x: torch.Tensor, dimension: int = 0) -> bool:
+        """Whether this dimension is as long as that of the rows, examples or merged rows is."""
         found = x.shape[dimension] if x.dim() > dimension else None
-        if found not in (self.rows, self.count):
+        return found in (self.rows, self.count) or found in self.merged
+
+    def check_rows(self, x: torch.Tensor, dimension: int = 0) -> None:
+        """Raises UserError unless it `has_rows`."""
+        if not self.has_rows(x, dimension):
             which = ("first", "second")[dimension]
             raise UserError(
                 f"the {which} dimension of its input {list(x.shape)} must be that of the "
