@@ -1,6 +1,6 @@
 """Networks of other libraries, tiny and as they are, against autograd one example at a time.
 
-They are no requirement: `pip install transformers timm peft` to run them.
+They are no requirement: `pip install diffusers transformers timm peft` to run them.
 """
 
 from importlib import import_module
@@ -61,6 +61,33 @@ TIMM = {
     "mobilevit_xxs": {},
     "convnextv2_atto": {},
     "swin_s3_tiny_224": {"img_size": 64, "window_size": 2},
+}
+_BLOCKS = {
+    "sample_size": 8,
+    "block_out_channels": (32, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+    "cross_attention_dim": 16,
+}
+_TOKENS = {"num_layers": 1, "num_attention_heads": 4, "attention_head_dim": 8}
+_LATENTS = {"sample_size": 8, "patch_size": 2, "in_channels": 4}
+_JOINT = {"joint_attention_dim": 16, "pooled_projection_dim": 8}
+_SD3 = {"caption_projection_dim": 32, "pos_embed_max_size": 8, "out_channels": 4}
+# Configuration, and which of time, class, caption and its summary are given by which name.
+DIFFUSION = {
+    "UNet2DConditionModel": (
+        _BLOCKS | {"attention_head_dim": 8},
+        {"timestep": 0, "encoder_hidden_states": 2},
+    ),
+    "DiTTransformer2DModel": (
+        _TOKENS | _LATENTS | {"num_embeds_ada_norm": CLASSES},
+        {"timestep": 0, "class_labels": 1},
+    ),
+    "SD3Transformer2DModel": (
+        _TOKENS | _LATENTS | _JOINT | _SD3,
+        {"timestep": 0, "encoder_hidden_states": 2, "pooled_projections": 3},
+    ),
 }
 ADAPTERS = {
     "LoraConfig": {"r": 4, "target_modules": ["q_proj", "embed_tokens"]},
@@ -143,6 +170,20 @@ def test_pictures_by_timm(name):
         if isinstance(layer, nn.BatchNorm2d):
             model.set_submodule(path, nn.GroupNorm(1, layer.num_features))
     _assert_exact(model, _label, *_pictures(64 if not TIMM[name] else TIMM[name]["img_size"]))
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_diffusion(name):
+    config, names = DIFFUSION[name]
+    torch.manual_seed(0)
+    model = getattr(_library("diffusers"), name)(**config)
+
+    def losses(model, images, *given):
+        found = model(images, **{name: given[place] for name, place in names.items()}).sample
+        return found.square().flatten(1).mean(1)
+
+    images, caption, summary = (torch.randn(EXAMPLES, *s) for s in ((4, 8, 8), (5, 16), (8,)))
+    _assert_exact(model, losses, images, *torch.randint(5, (2, EXAMPLES)), caption, summary)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
