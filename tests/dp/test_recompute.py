@@ -18,6 +18,7 @@ from privimage.dp import (
     planned_clipped_sum,
 )
 from privimage.dp.gradients.costs import Costs
+from privimage.dp.gradients.kept import Arena
 from privimage.errors import UserError
 from privimage.ops._library import is_native
 
@@ -138,6 +139,21 @@ def test_new_memory_does_not_show(again, rule):
     assert torch.equal(found, expected)
     assert (found[-24:] == 0).all()
     assert (found[:-24] != 0).any()
+
+
+@native
+def test_a_sum_without_norms_has_what_layers_wait_for(monkeypatch):
+    model, data = Net(), batch(5, 1)
+    no_clip, chosen = ClipRule(1e6), planned(model)
+    expected = total(model, data, chosen, no_clip)
+    small = torch.zeros(5, dtype=torch.float64)
+    monkeypatch.setattr(Arena, "squares", lambda arena: small)
+    torch.use_deterministic_algorithms(True)  # New memory holds the largest number.
+    try:
+        found = total(model, data, chosen, no_clip)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(found, expected)
 
 
 @native

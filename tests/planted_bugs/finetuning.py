@@ -149,7 +149,8 @@ def _scales_of_the_next_example(rule, squares):
 
 
 def _norm_of_the_first_arena(arena):
-    return _squares(arena) if arena._first == 0 else torch.zeros(arena._count).double()
+    squares = _squares(arena)
+    return squares if arena._first == 0 else torch.zeros_like(squares)
 
 
 def _norm_of_another_layer(use):

@@ -82,17 +82,16 @@ class Arena:
 
     def squares(self) -> torch.Tensor:
         """The squared norm of each example's values, float64 [examples]."""
-        for waiting in self._waiting:
-            self._compute(waiting)
+        parts = self._whole()
         found = list(self._measured.values())
         if columns := self._unmeasured():
-            found.append(ops.squared_norms(self._written(), columns))
+            found.append(ops.squared_norms(parts, columns))
         return _added(found)
 
     def add_to(self, total: torch.Tensor, scales: torch.Tensor, *, accumulate: bool) -> None:
         """Writes the scaled values into the flat sum, or adds them."""
         place = slice(self._first, self._first + self.size)
-        ops.scaled_sum(self._written(), scales, total[place], accumulate)
+        ops.scaled_sum(self._whole(), scales, total[place], accumulate)
 
     def _unmeasured(self) -> list[slice]:
         """The columns of what was not measured when it was written, neighbours in one slice."""
@@ -122,6 +121,12 @@ class Arena:
         self._measured[names] = torch.ops.privimage.measured_weight_grads.default(
             taken[::2], taken[1::2], rows, bias, *layers[0].geometry
         )
+
+    def _whole(self) -> torch.Tensor:
+        """All rows, with what layers wait for."""
+        for waiting in self._waiting:
+            self._compute(waiting)
+        return self._written()
 
     def _written(self) -> torch.Tensor:
         """All rows; the first call makes the room for them."""
