@@ -206,6 +206,27 @@ def test_a_layer_reads_a_table_of_positions_as_long_as_the_batch():
         assert_exact(model, torch.randn(rows, 4, 3), 1)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
+        nn.Sequential(
+            nn.Conv1d(3, 3, 2), nn.GroupNorm(1, 3), nn.SiLU(), nn.ConvTranspose1d(3, 3, 2)
+        ),
+        nn.EmbeddingBag(9, 4, mode="sum", padding_idx=1),
+        nn.PReLU(3),
+    ],
+)
+def test_any_layer_may_read_constants(layer):
+    constants = torch.randn(1, 3, 4).double()
+    if isinstance(layer, nn.EmbeddingBag):
+        constants = torch.arange(9).view(3, 3)
+    model = Own(lambda m, x: x.mT * m.layer(constants), (1,))
+    model.layer = layer
+    for rows in (3, 5):
+        assert_exact(model, torch.randn(rows, 4, 3), 1)
+
+
 @pytest.mark.parametrize("draws", [1, 3])
 def test_parametrised_weights(draws):
     weight_norm = parametrizations.weight_norm(nn.Linear(3, 5))

@@ -55,7 +55,8 @@ def derive(
         raise UserError(_CHANGED) from error
     if [value._version for value in owned] != versions:
         raise UserError(_CHANGED)
-    results = output if isinstance(output, tuple | list) else (output,)
+    several = isinstance(output, tuple | list)
+    results = [each for each in output if each is not None] if several else [output]
     if not all(isinstance(result, torch.Tensor) for result in results):
         raise UserError(_UNSEEN)
     for result in results:
