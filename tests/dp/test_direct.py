@@ -1,5 +1,6 @@
 """Parameters without a layer, and what is computed from them alone, against autograd."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -207,6 +208,33 @@ def test_a_layer_reads_a_table_of_positions_as_long_as_the_batch():
 
 
 @pytest.mark.parametrize(
+    "away",
+    [
+        lambda x: torch.from_numpy(2 * x.numpy()),
+        lambda x: torch.tensor(x.tolist(), dtype=x.dtype),
+        lambda x: torch.as_tensor(np.asarray(x)[:, ::-1].copy()),
+        torch.vmap(lambda row: row.flip(0) * torch.rand(()), randomness="different"),
+        torch.vmap(lambda row: row.softmax(0)),
+    ],
+)
+def test_data_that_leaves_pytorch_comes_back_as_data(away):
+    """As augmentation does; no loss can be computed by rows of what would be a constant."""
+    model, x = nn.Linear(3, 4).double(), torch.randn(6, 4, 3).double()
+    labels = torch.arange(4).repeat(6, 1)
+
+    def classified(model, x):
+        torch.manual_seed(3)
+        return F.cross_entropy(model(away(x)).mT, labels, reduction="none").sum(1)
+
+    found = ExampleGradients(model)(classified, x, draws=2)
+    means = classified(model, x).view(3, 2).mean(1)
+    expected = [torch.autograd.grad(m, model.parameters(), retain_graph=True) for m in means]
+    torch.testing.assert_close(
+        found, torch.stack([torch.cat([w.flatten(), b]) for w, b in expected])
+    )
+
+
+@pytest.mark.parametrize(
     "layer",
     [
         nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
@@ -268,7 +296,7 @@ def test_a_learned_first_state():
         ),
         (lambda m, x: x.transpose(0, 1).reshape(8, 3) @ m.w, (3, 3), r"its input \[8, 3\]"),
         (lambda m, x: F.embedding(m.mask.long(), m.w, sparse=True) + x[0], (3, 3), "sparse"),
-        (lambda m, x: F.cross_entropy(torch.ones(2, 4) * m.w, x[:, :, 0]), (4,), "NumPy arrays"),
+        (lambda m, x: F.cross_entropy(torch.ones(2, 4) * m.w, x[:, :, 0]), (4,), r"x\.item\(\)"),
         (lambda m, x: x.transpose(0, 1) * m.w, (3,), r"first dimension of its input \[4, 2, 3\]"),
         (lambda m, x: x.mean() * m.w, (3,), "no dimension for the examples"),
         (lambda m, x: x * m.w, (5, 1, 4, 3), r"\[5, 1, 4, 3\] does not belong to each row"),

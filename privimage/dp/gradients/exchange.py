@@ -38,9 +38,12 @@ _VIEWS = {
 }
 """Whose first dimension may take in what stood behind it."""
 
+_LEAVING = {torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__}
+"""By which data leaves PyTorch, and may come back as a tensor that nobody has seen being made."""
+
 FROM_CONSTANTS = (
-    "Tensors made from NumPy arrays or lists count as constants: what is data has to come with the "
-    "batch"
+    "Tensors made from numbers (x.item()) or by torch.jit count as constants: what is data has to "
+    "come with the batch"
 )
 
 _RANDOM = {
@@ -66,6 +69,7 @@ class Exchange(TorchFunctionMode):
         self._names = names
         self._stand_ins = StandIns(examples.anchor)
         self._data = WeakTensorKeyDictionary()
+        self._has_left = False
         for tensor in batch:
             self._data[tensor] = True
 
@@ -180,6 +184,8 @@ class Exchange(TorchFunctionMode):
     def _follow(self, func: Callable[..., Any], arguments: Any, output: Any) -> None:
         """Notes which results were computed from data."""
         results = [result for result in tensors_in(output) if not result.requires_grad]
+        if func in _LEAVING and self._is_data(arguments[0][0]):
+            self._has_left = True
         if func is torch.Tensor.__setitem__:
             results = [next(tensors_in(arguments))]
         if not results:
@@ -193,8 +199,12 @@ class Exchange(TorchFunctionMode):
         """Whether its values may differ from example to example."""
         if self._examples.owns(tensor):
             return False
-        is_known = tensor.requires_grad or tensor in self._data
-        return is_known or is_functorch_wrapped_tensor(tensor)  # Of what, is not seen.
+        if tensor.requires_grad or tensor in self._data:
+            return True
+        if is_functorch_wrapped_tensor(tensor):
+            self._has_left = True  # What comes out of torch.vmap is not seen.
+            return True
+        return self._has_left and self._examples.has_rows(tensor)
 
 
 def exchange(examples: Examples, names: dict[int, str], batch: Sequence[torch.Tensor]) -> Exchange:
