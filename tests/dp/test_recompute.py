@@ -119,6 +119,40 @@ def test_the_choice_changes_no_bit(device, draws, rule):
         assert torch.equal(total(model, data, chosen, rule), expected)
 
 
+class Products(nn.Module):
+    """Matrices without a layer, as GPT-2 has them, and one that stands before the data."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.bias = nn.Parameter(torch.randn(20))
+        self.wide, self.narrow = nn.Parameter(torch.randn(6, 20)), nn.Parameter(torch.randn(20, 3))
+        self.before = nn.Parameter(torch.randn(2, 21))
+
+    def forward(self, x, labels):
+        h = torch.addmm(self.bias, x.view(-1, 6), self.wide).tanh().view(len(x), 21, 20)
+        return (self.before @ (h @ self.narrow)).flatten(1) + labels[:, None]
+
+
+@native
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.way)
+def test_products_with_matrices_are_planned_as_layers(draws, rule):
+    model, data = Products(), batch(5, draws)
+    kept = planned(model, draws)
+    assert [layer.weight for layer in kept.layers] == ["wide", "narrow", "before"]
+    sums = [
+        total(model, data, kept.choosing("", choice), rule)
+        for choice in ("keep", "recompute", "ghost")
+    ]
+    assert torch.equal(sums[0], sums[1])
+    expected = clipped_sum(ExampleGradients(model)(losses, *data, draws=draws), 0.5)
+    if rule.way == "flat":
+        assert (sums[0] - expected).abs().max() <= 1e-5 * GRID_UNITS
+    # A ghost's norm is a bound, some roundings of float32 products above the norm.
+    assert (sums[2] - sums[0]).abs().max() <= 3e-5 * GRID_UNITS
+
+
 @native
 @pytest.mark.parametrize("rule", RULES[:2], ids=lambda rule: rule.way)
 @pytest.mark.parametrize("again", ["", "second", "spare"])

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from privimage.dp.rules.embeddings import embedding
-from privimage.dp.rules.layers import linear
+from privimage.dp.rules.layers import linear, matrix_product
 from privimage.dp.rules.slots import Examples
 from privimage.errors import UserError
 
@@ -76,11 +76,12 @@ def joined(operation: Operation, new_dimension: int) -> Operation:
 
 
 def product(examples: Examples, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """`torch.matmul`, of which one is a parameter: where it is a matrix, by a linear layer."""
+    """`torch.matmul`, of which one is a parameter: where it is a matrix, by a rule of its own."""
     if examples.owns(x) and x.dim() <= 2 and y.dim() >= 3:
         if x.dim() == 1:
             return product(examples, y.mT, x)
-        return product(examples, y.mT, examples.derive(x.mT)).mT
+        examples.check_rows(y)
+        return linear(examples, y.mT, x).mT
     if not examples.owns(y) or y.dim() > 2:
         if min(x.dim(), y.dim()) < 3:
             shapes = f"{list(x.shape)} and {list(y.shape)}"
@@ -90,7 +91,7 @@ def product(examples: Examples, x: torch.Tensor, y: torch.Tensor) -> torch.Tenso
     examples.check_rows(x)
     if y.dim() == 1:
         return (x * examples.by_row(y, len(x), x.dim())).sum(-1)
-    return linear(examples, x, examples.derive(y.mT))
+    return matrix_product(examples, x, y)
 
 
 def biased_product(
@@ -103,6 +104,9 @@ def biased_product(
     alpha: float = 1,
 ) -> torch.Tensor:
     """`torch.addmm`."""
+    if examples.owns(y) and bias.dim() == 1 and alpha == beta == 1 and not examples.owns(x):
+        examples.check_rows(x)
+        return matrix_product(examples, x, y, bias)
     output = alpha * (product(examples, x, y) if examples.owns(y) else x @ y)
     scaled = examples.by_row(bias, len(output), 2) if examples.owns(bias) else bias
     return output + beta * scaled

@@ -61,6 +61,13 @@ def linear(
     return _apply(_ExampleLinear, examples, x, weight, bias)
 
 
+def matrix_product(
+    examples: Examples, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Of x [rows, ..., inputs] with weight [inputs, outputs], and a bias [outputs] added."""
+    return _apply(_ExampleProduct, examples, x, weight, bias)
+
+
 def group_norm(
     examples: Examples,
     x: torch.Tensor,
@@ -256,6 +263,40 @@ class _ExampleLinear(Function):
         for_x = grad @ weight if wants_x else None
         flat = grad.flatten(0, -2)
         for_weight = flat.mT @ x.flatten(0, -2) if wants_weight else None
+        for_bias = flat.sum(0) if wants_bias else None
+        return None, for_x, for_weight, for_bias, None
+
+
+class _ExampleProduct(Function):
+    """x [rows, ..., inputs] @ weight [inputs, outputs], with the arguments of `_ExampleLinear`.
+
+    The weight's gradient is that of a linear layer from `grad` to x.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        slots: Slots,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.slots = slots
+        return x @ weight if bias is None else x @ weight + bias
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        weight_slot, bias_slot = ctx.slots
+        write_linear_grad(grad, x, (weight_slot, None))
+        write_linear_grad(x, grad, (None, bias_slot))
+        _, wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        for_x = grad @ weight.mT if wants_x else None
+        flat = grad.flatten(0, -2)
+        for_weight = x.flatten(0, -2).mT @ flat if wants_weight else None
         for_bias = flat.sum(0) if wants_bias else None
         return None, for_x, for_weight, for_bias, None
 
