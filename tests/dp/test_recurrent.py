@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from truth import one_at_a_time
 
 from privimage.dp import ExampleGradients, check_independence
-from privimage.dp.rules import layers
+from privimage.dp.rules import linear
 from privimage.errors import UserError
 
 small = st.integers(1, 3)
@@ -128,8 +128,8 @@ def test_dropout_between_layers_draws_for_each_row():
 
 def test_all_steps_are_one_product(monkeypatch):
     # Two a layer and direction, whatever the number of steps.
-    calls, once = [], layers.write_weight_grad
-    monkeypatch.setattr(layers, "write_weight_grad", lambda *a: (calls.append(a), once(*a)))
+    calls, once = [], linear.write_weight_grad
+    monkeypatch.setattr(linear, "write_weight_grad", lambda *a: (calls.append(a), once(*a)))
     ExampleGradients(nn.LSTM(3, 4, 2, batch_first=True))(losses, torch.randn(2, 9, 3))
     assert len(calls) == 4
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from privimage.dp.rules import layers
+from privimage.dp.rules.linear import linear
 from privimage.dp.rules.slots import Examples
 from privimage.errors import UserError
 
@@ -52,7 +52,7 @@ def multi_head_attention(
     else:
         mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)
     rows = mixed.transpose(1, 2).flatten(-2)
-    return layers.linear(examples, rows, out_weight, out_bias).transpose(0, 1), weights
+    return linear(examples, rows, out_weight, out_bias).transpose(0, 1), weights
 
 
 def _projected(
@@ -66,7 +66,7 @@ def _projected(
     for x in inputs:
         if id(x) not in done:
             rows = x.transpose(0, 1)
-            done[id(x)] = layers.linear(examples, rows, weight, bias).chunk(3, dim=-1)
+            done[id(x)] = linear(examples, rows, weight, bias).chunk(3, dim=-1)
     return [done[id(x)][i] for i, x in enumerate(inputs)]
 
 

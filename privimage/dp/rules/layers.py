@@ -14,21 +14,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd import Function
 from torch.nn import functional as F
 
 from privimage import ops
 from privimage.dp.rules.convolution import ExampleConv2d, Pair, pad_by_name, pair
 from privimage.dp.rules.embeddings import embedding, embedding_bag
+from privimage.dp.rules.layer_call import applied, check_dimensions
+from privimage.dp.rules.linear import linear
 from privimage.dp.rules.normalisation import ExampleGroupNorm
 from privimage.dp.rules.pending import Pending
-from privimage.dp.rules.slots import (
-    Examples,
-    Slots,
-    once_differentiable,
-    opened,
-    write_weight_grad,
-)
+from privimage.dp.rules.slots import Examples
 from privimage.errors import UserError
 
 
@@ -43,29 +38,12 @@ def conv2d(
     groups: int = 1,
 ) -> torch.Tensor:
     """`torch.conv2d` on [rows, channels, height, width]."""
-    _check_dimensions(x, 4)
+    check_dimensions(x, 4)
     if isinstance(padding, str):
         x, padding = pad_by_name(x, padding, weight.shape[2:], pair(dilation))
     geometry = (pair(stride), pair(padding), pair(dilation), groups)
     x = examples.in_format(x)
-    return examples.in_format(_apply(ExampleConv2d, examples, x, weight, bias, geometry))
-
-
-def linear(
-    examples: Examples, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """`F.linear` on [rows, ..., inputs]."""
-    _check_dimensions(x, 2)
-    if weight.dim() != 2:
-        raise UserError(f"its weight {list(weight.shape)} must be [outputs, inputs]")
-    return _apply(_ExampleLinear, examples, x, weight, bias)
-
-
-def matrix_product(
-    examples: Examples, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Of x [rows, ..., inputs] with weight [inputs, outputs], and a bias [outputs] added."""
-    return _apply(_ExampleProduct, examples, x, weight, bias)
+    return examples.in_format(applied(ExampleConv2d, examples, x, weight, bias, geometry))
 
 
 def group_norm(
@@ -77,7 +55,7 @@ def group_norm(
     eps: float = 1e-5,
 ) -> Pending:
     """`F.group_norm` on [rows, channels, ...], with the SiLU that follows in one go."""
-    _check_dimensions(x, 2)
+    check_dimensions(x, 2)
     return Pending(x.shape, partial(_normalised, examples, x, weight, bias, num_groups, eps))
 
 
@@ -90,7 +68,7 @@ def layer_norm(
     eps: float = 1e-5,
 ) -> torch.Tensor:
     """`F.layer_norm` on [rows, ..., *normalized_shape]: one group of each position's values."""
-    _check_dimensions(x, 1 + len(normalized_shape))
+    check_dimensions(x, 1 + len(normalized_shape))
     positions = x.flatten(-len(normalized_shape)).flatten(0, -2)
     return _normalised(examples, positions, weight, bias, 1, eps, silu=False).view(x.shape)
 
@@ -103,7 +81,7 @@ def rms_norm(
     eps: float | None = None,
 ) -> torch.Tensor:
     """`F.rms_norm` on [rows, ..., *normalized_shape]."""
-    _check_dimensions(x, 1 + len(normalized_shape))
+    check_dimensions(x, 1 + len(normalized_shape))
     output = F.rms_norm(x, normalized_shape, eps=eps)
     return output * examples.by_row(weight, len(x), x.dim())
 
@@ -122,7 +100,7 @@ def instance_norm(
     """`F.instance_norm` on [rows, channels, ...]: group normalisation with a group a channel."""
     if running_mean is not None or not use_input_stats:
         raise UserError("statistics of the data are kept; set track_running_stats=False")
-    _check_dimensions(x, 3)
+    check_dimensions(x, 3)
     return group_norm(examples, x, x.shape[1], weight, bias, eps)
 
 
@@ -152,9 +130,6 @@ The first dimension of `x` is that of the rows. A parameter's gradients go into 
 hand or through `Examples.expand`.
 """
 
-_ONE_TAP = ((1, 1), (0, 0), (1, 1), 1)
-
-
 KEEPS_STATISTICS = nn.modules.batchnorm._NormBase
 """Batch and instance normalisation; whether they do depends on their mode."""
 
@@ -182,21 +157,6 @@ def check_layers(model: nn.Module) -> None:
             raise UserError(f"{where} keeps statistics of the data; set track_running_stats=False")
 
 
-def _apply(
-    function: type[Function],
-    examples: Examples,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    *others: Any,
-) -> torch.Tensor:
-    """A layer of weight and bias that writes their gradients into their slots."""
-    slots = examples.slots_of(weight, bias)
-    inputs = map(_autocast, (x, examples.hide(weight), examples.hide(bias)))
-    output: torch.Tensor = function.apply(examples.anchor, *inputs, slots, *others)
-    return output
-
-
 def _normalised(
     examples: Examples,
     x: torch.Tensor,
@@ -216,96 +176,3 @@ def _normalised(
         examples.anchor, taken, scale, shift, slots, groups, eps, silu
     )
     return output.to(x.dtype)
-
-
-def _autocast(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """In the type that `torch.autocast` has layers compute in; here, since it ends before backward.
-
-    Float64 keeps its own, as there.
-    """
-    if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
-        return tensor
-    is_eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type)) if is_eligible else tensor
-
-
-def write_linear_grad(x: torch.Tensor, grad: torch.Tensor, slots: Slots) -> None:
-    """Writes the gradients of a linear layer from [rows, ..., inputs] to [rows, ..., outputs]."""
-    weight_slot, bias_slot = opened(*slots)
-    if weight_slot is not None:
-        write_weight_grad(_as_pixels(x), _as_pixels(grad), weight_slot, bias_slot, _ONE_TAP)
-    elif bias_slot is not None:
-        bias_slot.add(grad.reshape(len(bias_slot.rows), -1, grad.shape[-1]).sum(1))
-
-
-class _ExampleLinear(Function):
-    """F.linear of x [rows, ..., inputs], with the arguments of `ExampleConv2d` but no geometry."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchor: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        slots: Slots,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.slots = slots
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        write_linear_grad(x, grad, ctx.slots)
-        _, wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        for_x = grad @ weight if wants_x else None
-        flat = grad.flatten(0, -2)
-        for_weight = flat.mT @ x.flatten(0, -2) if wants_weight else None
-        for_bias = flat.sum(0) if wants_bias else None
-        return None, for_x, for_weight, for_bias, None
-
-
-class _ExampleProduct(Function):
-    """x [rows, ..., inputs] @ weight [inputs, outputs], with the arguments of `_ExampleLinear`.
-
-    The weight's gradient is that of a linear layer from `grad` to x.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchor: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        slots: Slots,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.slots = slots
-        return x @ weight if bias is None else x @ weight + bias
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        weight_slot, bias_slot = ctx.slots
-        write_linear_grad(grad, x, (weight_slot, None))
-        write_linear_grad(x, grad, (None, bias_slot))
-        _, wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        for_x = grad @ weight.mT if wants_x else None
-        flat = grad.flatten(0, -2)
-        for_weight = x.flatten(0, -2).mT @ flat if wants_weight else None
-        for_bias = flat.sum(0) if wants_bias else None
-        return None, for_x, for_weight, for_bias, None
-
-
-def _as_pixels(x: torch.Tensor) -> torch.Tensor:
-    """[rows, ..., channels] -> [rows, channels, 1, pixels]: a linear layer is a 1x1 convolution."""
-    return x.reshape(len(x), 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
-
-
-def _check_dimensions(x: torch.Tensor, least: int) -> None:
-    if x.dim() < least:
-        raise UserError(f"its input {list(x.shape)} has no dimension for the examples")

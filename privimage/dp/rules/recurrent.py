@@ -12,7 +12,7 @@ import torch
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from privimage.dp.rules.layers import linear, write_linear_grad
+from privimage.dp.rules.linear import linear, write_linear_grad
 from privimage.dp.rules.slots import Examples, Slots, once_differentiable
 from privimage.errors import UserError
 

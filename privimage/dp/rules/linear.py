@@ -1,0 +1,105 @@
+"""Products of data with a matrix: the linear layer, and the matrix that stands behind the data."""
+
+from typing import Any
+
+import torch
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from privimage.dp.rules.layer_call import applied, check_dimensions
+from privimage.dp.rules.slots import Examples, Slots, once_differentiable, opened, write_weight_grad
+from privimage.errors import UserError
+
+_ONE_TAP = ((1, 1), (0, 0), (1, 1), 1)
+
+
+def linear(
+    examples: Examples, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`F.linear` on [rows, ..., inputs]."""
+    check_dimensions(x, 2)
+    if weight.dim() != 2:
+        raise UserError(f"its weight {list(weight.shape)} must be [outputs, inputs]")
+    return applied(_ExampleLinear, examples, x, weight, bias)
+
+
+def matrix_product(
+    examples: Examples, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Of x [rows, ..., inputs] with a parameter [inputs, outputs], and a bias [outputs] added."""
+    return applied(_ExampleProduct, examples, x, weight, bias)
+
+
+def write_linear_grad(x: torch.Tensor, grad: torch.Tensor, slots: Slots) -> None:
+    """Writes the gradients of a linear layer from [rows, ..., inputs] to [rows, ..., outputs]."""
+    weight_slot, bias_slot = opened(*slots)
+    if weight_slot is not None:
+        write_weight_grad(_as_pixels(x), _as_pixels(grad), weight_slot, bias_slot, _ONE_TAP)
+    elif bias_slot is not None:
+        bias_slot.add(grad.reshape(len(bias_slot.rows), -1, grad.shape[-1]).sum(1))
+
+
+class _ExampleLinear(Function):
+    """F.linear of x [rows, ..., inputs], with the arguments of `ExampleConv2d` but no geometry."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        slots: Slots,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.slots = slots
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        write_linear_grad(x, grad, ctx.slots)
+        _, wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        for_x = grad @ weight if wants_x else None
+        flat = grad.flatten(0, -2)
+        for_weight = flat.mT @ x.flatten(0, -2) if wants_weight else None
+        for_bias = flat.sum(0) if wants_bias else None
+        return None, for_x, for_weight, for_bias, None
+
+
+class _ExampleProduct(Function):
+    """x [rows, ..., inputs] @ weight [inputs, outputs], with the arguments of `_ExampleLinear`.
+
+    The weight's gradient is that of a linear layer from `grad` to x.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        slots: Slots,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.slots = slots
+        return x @ weight if bias is None else x @ weight + bias
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        weight_slot, bias_slot = ctx.slots
+        write_linear_grad(grad, x, (weight_slot, None))
+        write_linear_grad(x, grad, (None, bias_slot))
+        _, wants_x, _, wants_bias, _ = ctx.needs_input_grad
+        for_x = grad @ weight.mT if wants_x else None
+        for_bias = grad.flatten(0, -2).sum(0) if wants_bias else None
+        return None, for_x, None, for_bias, None
+
+
+def _as_pixels(x: torch.Tensor) -> torch.Tensor:
+    """[rows, ..., channels] -> [rows, channels, 1, pixels]: a linear layer is a 1x1 convolution."""
+    return x.reshape(len(x), 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
