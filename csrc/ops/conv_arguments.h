@@ -33,7 +33,8 @@ inline void check_axis(const ConvAxis& axis, const char* name) {
                   axis.outputs);
 }
 
-// From x [rows, groups * inputs, height, width] and grad [rows, groups * outputs, height', width'].
+// From x [rows, groups * inputs, height, width] and grad [rows, groups * outputs, height', width'],
+// which must be of one type and on one device.
 inline ConvGeometry geometry_of(const torch::stable::Tensor& x, const torch::stable::Tensor& grad,
                                 int64_t examples, const ConvNumbers& conv) {
   check_shape(x, "x", {kAnySize, kAnySize, kAnySize, kAnySize});
@@ -54,6 +55,7 @@ inline ConvGeometry geometry_of(const torch::stable::Tensor& x, const torch::sta
   STD_TORCH_CHECK(examples > 0 ? rows % examples == 0 : examples == 0 && rows == 0, "x: ", rows,
                   " rows do not fit ", examples, " examples");
   STD_TORCH_CHECK(grad.size(0) == rows, "grad: expected ", rows, " rows, got ", grad.size(0));
+  check_beside(grad, x.scalar_type(), x, "grad");
   return {examples,
           examples == 0 ? 0 : rows / examples,
           conv.groups,
