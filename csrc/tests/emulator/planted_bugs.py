@@ -19,10 +19,10 @@ LIMIT = 120
 
 @dataclass(frozen=True)
 class Bug:
-    """What is wrong, in which kernel's test, and how: `before` stands once in `file`."""
+    """What is wrong, which test sees it, and how: `before` stands once in `file`."""
 
     name: str
-    kernel: str
+    test: str
     before: str
     after: str
     header: str = ""
@@ -30,12 +30,17 @@ class Bug:
     @property
     def file(self) -> Path:
         """Where the bug is planted, below csrc."""
-        return Path(self.header or f"kernels/{self.kernel}.cuh")
+        return Path(self.header or f"kernels/{self.test}.cuh")
 
 
 def conv(name: str, before: str, after: str) -> Bug:
     """A bug in the per-example weight gradient."""
     return Bug(name, "conv_weight_grad", before, after)
+
+
+def stages(name: str, before: str, after: str) -> Bug:
+    """A bug in how its bands come into shared memory."""
+    return Bug(name, "conv_weight_grad", before, after, "kernels/conv_stages.cuh")
 
 
 def tile(name: str, before: str, after: str) -> Bug:
@@ -110,24 +115,28 @@ def norm(name: str, before: str, after: str) -> Bug:
 
 BUGS = [
     # Synchronisation
-    conv("no barrier after the wait", "      block_.barrier();\n      bring", "      bring"),
     conv(
-        "copies start before the barrier",
-        "block_.barrier();\n      bring(i + Tile::kStages - 1, bands);",
-        "bring(i + Tile::kStages - 1, bands);\n      block_.barrier();",
+        "no barrier after the wait",
+        "      block_.barrier();\n      stages_.bring",
+        "      stages_.bring",
     ),
     conv(
+        "copies start before the barrier",
+        "block_.barrier();\n      stages_.bring(i + Tile::kStages - 1, bands);",
+        "stages_.bring(i + Tile::kStages - 1, bands);\n      block_.barrier();",
+    ),
+    stages(
         "no barrier before the tables are read",
         "    block_.barrier();\n    const int bands",
         "    const int bands",
     ),
     conv("waits for a group too few", "wait<Tile::kStages - 2>", "wait<Tile::kStages - 1>"),
-    conv(
+    stages(
         "loads into the live stage",
-        "grad_stage(i % Tile::kStages)",
-        "grad_stage(i % (Tile::kStages - 1))",
+        " grads(i % Tile::kStages)",
+        " grads(i % (Tile::kStages - 1))",
     ),
-    conv(
+    stages(
         "no group after the last band", "    }\n    block_.commit();", "    block_.commit();\n    }"
     ),
     write_out(
@@ -185,14 +194,14 @@ BUGS = [
         "(slab.get(kCentre, c))));\n  });",
     ),
     # Halo and tails
-    conv("halo off by one", "static_cast<int>(shape_.width.padding);", "1;"),
-    conv(
+    stages("halo off by one", "static_cast<int>(shape_.width.padding);", "1;"),
+    stages(
         "lower halo not loaded",
         "i < band_.x_width * band_.x_height << bits;",
         "i < band_.x_width * (band_.x_height - 1) << bits;",
     ),
-    conv("tail pixels not zeroed", "pixel < band_.width * band_.height && y", "y"),
-    conv(
+    stages("tail pixels not zeroed", "pixel < band_.width * band_.height && y", "y"),
+    stages(
         "rows below the image not zeroed",
         "inside = 0 <= y && y < height && ",
         "inside = 0 <= y && ",
@@ -202,38 +211,38 @@ BUGS = [
     write_out("inputs that don't exist looked at", " || in >= inputs_)", ")"),
     write_out("rows shorter than what is ahead", "ahead < width ? ahead : 0", "ahead"),
     write_out("bias of outputs that don't exist", " || channel >= outputs_)", ")"),
-    conv(
+    stages(
         "channels that don't exist not zeroed",
         "channels_left < kVector ? channels_left : kVector",
         "kVector",
     ),
-    conv("pieces that no pixel has not zeroed", "if (chunk >> bits == 0) continue;", "continue;"),
-    conv(
+    stages("pieces that no pixel has not zeroed", "if (chunk >> bits == 0) continue;", "continue;"),
+    stages(
         "pieces of the last pixels not zeroed",
         "i < pixels * kChunks; i",
         "i < (pixels - 1) * kChunks; i",
     ),
-    conv("zeros over what is brought", "if (chunk >> bits == 0) continue;", ""),
-    conv("a stage not zeroed", "i < Tile::kStages && i < bands", "i < 2 && i < bands"),
-    conv(
+    stages("zeros over what is brought", "if (chunk >> bits == 0) continue;", ""),
+    stages("a stage not zeroed", "i < Tile::kStages && i < bands", "i < 2 && i < bands"),
+    stages(
         "a piece too few",
         "&& kVector << bits < channels_left",
         "&& kVector << bits < channels_left - 1",
     ),
-    conv(
+    stages(
         "pixels as near as their channels",
         "pitch = static_cast<int>(job_.x.pitch)",
         "pitch = inputs_",
     ),
-    conv(
+    stages(
         "images as near as their channels",
         "shape_.height.inputs * shape_.width.inputs * job_.x.pitch",
         "shape_.height.inputs * shape_.width.inputs * inputs_",
     ),
     conv(
         "tap shift of the wrong pitch",
-        "kStride + tap_row_) * band_.pitch",
-        "kStride + tap_row_) * band_.x_width",
+        "kStride + tap_row_) * stages_.band().pitch",
+        "kStride + tap_row_) * stages_.band().x_width",
     ),
     clip("an example too many", "i < job.examples", "i <= job.examples"),
     scaled(
@@ -285,10 +294,10 @@ BUGS = [
     tile("no room for the last piece", "2 * kPieceBytes + kTurns", "kPieceBytes + kTurns"),
     conv(
         "strided columns not kept apart",
-        "return tap % Tile::kStride * band_.phase + tap / Tile::kStride;",
+        "return tap % Tile::kStride * stages_.band().phase + tap / Tile::kStride;",
         "return tap;",
     ),
-    conv("a single tap that ignores its stride", "column * right;", "column;"),
+    stages("a single tap that ignores its stride", "column * right;", "column;"),
     conv(
         "tf32 fragments of the gradient swapped",
         "i / 4 * 16 + i % 2 * 8",
@@ -306,7 +315,7 @@ BUGS = [
         "band.pitch = band.width + 8",
         "band.pitch = band.x_width",
     ),
-    conv(
+    stages(
         "bands as large as everywhere",
         "conv_band<Tile>(job.geometry, job.band_pixels)",
         "conv_band<Tile>(job.geometry, Tile::kMostPixels)",
@@ -318,7 +327,7 @@ BUGS = [
         "band.rows = empty ? 0 : static_cast<int>((shape.height.outputs)",
     ),
     # Counting
-    conv(
+    stages(
         "last draw not added",
         "bands = static_cast<int>(shape_.draws)",
         "bands = static_cast<int>(shape_.draws > 1 ? shape_.draws - 1 : shape_.draws)",
@@ -327,7 +336,7 @@ BUGS = [
     write_out("half of the lanes not counted", "mask = 16;", "mask = 8;"),
     write_out("squares rounded to fp32", "const double value = sums", "const float value = sums"),
     write_out("squares in a neighbour's slot", "at(block_.x(), slot)", "at(block_.x(), 0)"),
-    conv(
+    stages(
         "draws of different examples mixed",
         "block_.x() * shape_.draws + draw",
         "draw * shape_.examples + block_.x()",
@@ -402,7 +411,7 @@ BUGS = [
     ),
     conv("bias of half of the pixels", "lane() / kLanes * 4;", "lane() * 0;"),
     conv("every warp has the first turn at the bias", "pixel = turn * 8;", "pixel = 0;"),
-    conv("bias in every tile of inputs", "channels > 0 && first_in_ == 0", "channels > 0"),
+    conv("bias in every tile of inputs", "channels > 0 && stages_.first_in() == 0", "channels > 0"),
     write_out("bias of half of the lanes", "bias[i] += block_.shuffle_xor", "block_.shuffle_xor"),
     write_out("turns at the bias over each other", "store(turn * Tile::kOut + out", "store(out"),
     write_out(
@@ -544,13 +553,13 @@ BUGS = [
 ]
 
 
-def run(kernel: str, file: Path, text: str, compiler: str, library: str) -> str:
-    """What the test of `kernel` says if a file's text is this: an empty string if it passes."""
+def run(name: str, file: Path, text: str, compiler: str, library: str) -> str:
+    """What the test `name` says if a file's text is this: an empty string if it passes."""
     with tempfile.TemporaryDirectory() as folder:
         planted = Path(folder) / file
         planted.parent.mkdir()
         planted.write_text(text)
-        test = CSRC / f"tests/emulator/test_{kernel}.cpp"
+        test = CSRC / f"tests/emulator/test_{name}.cpp"
         program = Path(folder) / "test"
         # Our folder stands first: it shadows the kernel and nothing else.
         command = [compiler, *FLAGS, f"-I{folder}", f"-I{CSRC}", test, library, "-o", program]
@@ -572,22 +581,21 @@ def plant(bug: Bug, compiler: str, library: str) -> str:
     text = (CSRC / bug.file).read_text()
     if text.count(bug.before) != 1:
         sys.exit(f"{bug.name}: {bug.before!r} stands {text.count(bug.before)} times in {bug.file}")
-    return run(bug.kernel, bug.file, text.replace(bug.before, bug.after), compiler, library)
+    return run(bug.test, bug.file, text.replace(bug.before, bug.after), compiler, library)
 
 
 def main(compiler: str, library: str) -> int:
     """Plants every bug; 0 if all of them are killed."""
-    for kernel in sorted({bug.kernel for bug in BUGS}):
-        file = Path(f"kernels/{kernel}.cuh")
-        found = run(kernel, file, (CSRC / file).read_text(), compiler, library)
+    for name, file in sorted({bug.test: bug.file for bug in BUGS}.items()):
+        found = run(name, file, (CSRC / file).read_text(), compiler, library)
         if found:
-            sys.exit(f"{kernel}: fails without any bug: {found}")
+            sys.exit(f"{name}: fails without any bug: {found}")
     killed = 0
     with ThreadPoolExecutor(2) as pool:
         found = pool.map(lambda bug: plant(bug, compiler, library), BUGS)
         for bug, what in zip(BUGS, found, strict=True):
             killed += what != ""
-            sys.stdout.write(f"{bug.kernel}: {bug.name}: {what or 'SURVIVES'}\n")
+            sys.stdout.write(f"{bug.test}: {bug.name}: {what or 'SURVIVES'}\n")
             sys.stdout.flush()
     sys.stdout.write(f"{killed} of {len(BUGS)} planted bugs killed\n")
     return 0 if killed == len(BUGS) else 1
