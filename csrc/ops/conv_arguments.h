@@ -24,6 +24,10 @@ struct ConvNumbers {
   int64_t groups;
 };
 
+inline void check_examples(int64_t examples) {
+  STD_TORCH_CHECK(examples >= 0, "examples: expected no negative number, got ", examples);
+}
+
 inline void check_axis(const ConvAxis& axis, const char* name) {
   STD_TORCH_CHECK(axis.taps > 0 && axis.stride > 0 && axis.padding >= 0 && axis.dilation > 0,
                   "geometry: expected positive taps, stride and dilation, padding from 0 on");

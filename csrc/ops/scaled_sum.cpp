@@ -87,10 +87,6 @@ int64_t grain_of(const ConvGeometry& shape, int64_t blocks) {
   return kConvGrain / (multiplications(shape) / (blocks + 1) + 1) + 1;
 }
 
-void check_examples(int64_t examples) {
-  STD_TORCH_CHECK(examples >= 0, "examples: expected no negative number, got ", examples);
-}
-
 Tensor example_weight_norms_cpu(const Tensor x, const Tensor grad, int64_t examples,
                                 const std::vector<int64_t> taps, bool with_bias,
                                 const std::vector<int64_t> stride,
