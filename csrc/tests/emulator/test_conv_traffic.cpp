@@ -22,7 +22,8 @@ double wavefronts(int64_t height, int64_t width, int64_t stride = 1,
 }
 
 void fragments_are_read_without_bank_conflicts() {
-  for (int64_t width : {32, 28, 16, 14, 8}) CHECK(wavefronts<NarrowTile<Bf16Math>>(8, width) == 1.0);
+  for (int64_t width : {32, 28, 16, 14, 8})
+    CHECK(wavefronts<NarrowTile<Bf16Math>>(8, width) == 1.0);
   CHECK(wavefronts<WideTile<Bf16Math>>(8, 16) == 1.0);
   CHECK(wavefronts<StridedTile<Bf16Math>>(16, 32, 2) == 1.0);
   CHECK(wavefronts<SingleTile<Bf16Math>>(7, 28) == 1.0);
