@@ -62,8 +62,9 @@ MAY_IMPORT_IN_DP = {
     "optimizers": {"flat_optimizer", "noise"},
     "stepping": {"flat_optimizer"},
     "auditing": {"accounting"},
-    "private_engine": {"accounting", "budget", "flat_optimizer", "gradients", "ledger", "noise"}
-    | {"privacy", "sampling", "stepping"},
+    "step_account": {"accounting", "budget", "ledger", "privacy"},
+    "private_engine": {"flat_optimizer", "gradients", "ledger", "noise", "privacy", "sampling"}
+    | {"step_account", "stepping"},
 }
 ERRORS_ONLY = [
     "ops/reference.py",

@@ -8,10 +8,10 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
-#include "cpu/dispatch.h"
+#include "cpu/example_parts.h"
 #include "cpu/example_weight_grad_isa.h"
+#include "cpu/packed_images.h"
 #include "cpu/scratch.h"
 #include "shared/example_weight_grad.h"
 
@@ -21,51 +21,9 @@ namespace privimage::cpu {
 constexpr int64_t kBlockRows = 8;
 constexpr int64_t kPackedRows = 2 * kBlockRows;
 
-// Pixels of a band: x stays in the first-level cache, and adding registers to the sums costs little
-// beside so many products. 64 to 128 are equally fast.
-constexpr int64_t kBandPixels = 96;
-
-// Bytes of an example's tensors that stay in the second-level cache while all its output channels
-// are worked on, beside as many bytes of their sums.
-constexpr int64_t kCacheBytes = 3 << 18;
-
 // Blocks of output channels, tiles of the same output channels.
 inline int64_t blocks_a_group(const ConvGeometry& shape) {
   return (shape.outputs + kBlockRows - 1) / kBlockRows;
-}
-
-// Bytes that are copied in one go, by a vector or two.
-constexpr int64_t kCopied = 32;
-
-// Copies `bytes`, a multiple of kCopied, of each of `count` pixels that are `apart` bytes apart,
-// and asks for what lies behind, which is copied next.
-PRIVIMAGE_CLONES void copy_pixels(const char* from, int64_t apart, int64_t count, int64_t bytes,
-                                  char* to) {
-  for (int64_t i = 0; i < count; ++i, from += apart, to += bytes) {
-    for (int64_t at = 0; at < bytes; at += kCopied) std::memcpy(to + at, from + at, kCopied);
-    for (int64_t at = bytes; at < 2 * bytes; at += 64) __builtin_prefetch(from + at);
-  }
-}
-
-// from [taps, pitch] -> to [inputs, taps]; kTaps unrolls the loop, 0 does not. Not inlined, for the
-// sake of its registers.
-template <int kTaps, typename Scalar>
-__attribute__((noinline)) void turn(const Scalar* __restrict__ from, int64_t inputs, int64_t taps,
-                                    int64_t pitch, Scalar* __restrict__ to) {
-  if (kTaps > 0) taps = kTaps;
-  for (int64_t c = 0; c < inputs; ++c) {
-    for (int64_t t = 0; t < taps; ++t) to[c * taps + t] = from[t * pitch + c];
-  }
-}
-
-// sums [taps, pitch] -> [inputs, taps], turned around into `row` in the first-level cache, since
-// single values going to memory fill the store buffer.
-template <typename Scalar>
-const Scalar* in_order(const Scalar* sums, int64_t inputs, int64_t taps, int64_t pitch,
-                       Scalar* row) {
-  if (taps == 1) return sums;
-  (taps == 9 ? turn<9, Scalar> : turn<0, Scalar>)(sums, inputs, taps, pitch, row);
-  return row;
 }
 
 // A tile's first output channel in its group and how many it has; likewise input channels.
@@ -88,7 +46,14 @@ class ExampleTiles {
         taps_(shape_.height.taps * shape_.width.taps),
         passes_((padded_ + pitch_ - 1) / pitch_),
         tile_sums_(kBlockRows * taps_ * pitch_) {
-    packs_grad_ = split(cache_bytes);
+    const int64_t strides = shape_.height.stride * shape_.width.stride;
+    const int64_t pixel = (padded_ * strides + shape_.outputs) * int64_t{sizeof(Scalar)};
+    cut_ = cut_for_caches(shape_, pixel, cache_bytes);
+    if (!cut_.fits) {
+      const int64_t held = cache_bytes / (tile_sums_ * int64_t{sizeof(Scalar)});
+      panel_ = std::clamp<int64_t>(held, 1, blocks_a_group(shape_) * passes_);
+    }
+    packs_grad_ = cut_.fits;
     packs_x_ = packs_grad_ || job.x_strides.channel != 1 || padded_ != shape_.inputs;
     const ConvAxis &height = shape_.height, &width = shape_.width;
     x_pixels_ = shape_.draws * height.inputs * width.inputs;
@@ -148,12 +113,12 @@ class ExampleTiles {
   const Scalar* add_up(const Tile& first, int64_t count, Expects expects) {
     const Part all{0, shape_.draws, 0, shape_.height.outputs};
     if (grad_pixels_ == 0) std::fill_n(sums_, count * tile_sums_, Scalar(0));
-    for_each(chunk_, all, [&](const Part& chunk) {
+    for_each(cut_.chunk, all, [&](const Part& chunk) {
       Tile now = first;
       for (int64_t i = 0; i < count; ++i, now = after(now)) {
         expects(now);
         if (packs_grad_) pack_grad(now.output);
-        for_each(band_, chunk,
+        for_each(cut_.band, chunk,
                  [&](const Part& band) { add_band(band, now, sums_ + i * tile_sums_); });
       }
     });
@@ -163,9 +128,9 @@ class ExampleTiles {
   // The bias of what was loaded last, [outputs]: the sums of grad, vectors of channels where they
   // lie side by side.
   const Scalar* bias() {
-    const Images grad = given_grad();
+    const Images<Scalar> grad = given_grad();
     std::fill_n(bias_, shape_.outputs, Scalar(0));
-    for_each(band_, {0, shape_.draws, 0, shape_.height.outputs}, [&](const Part& band) {
+    for_each(cut_.band, {0, shape_.draws, 0, shape_.height.outputs}, [&](const Part& band) {
       add_to_bias(band, grad.at(band.draw, band.row, 0), grad.strides);
     });
     return bias_;
@@ -177,88 +142,47 @@ class ExampleTiles {
             std::min(pitch_, shape_.inputs - input)};
   }
 
-  // Part of an example: `rows` rows of the output from `row` on, of `draws` draws from `draw` on.
-  struct Part {
-    int64_t draw, draws, row, rows;
-  };
-
   // What a slot holds; of the output's gradient the channels from `output` on are packed.
   struct Loaded {
     int64_t example, group, output;
   };
 
-  // Images somewhere in memory.
-  struct Images {
-    const Scalar* values;
-    ImageStrides strides;
-
-    const Scalar* at(int64_t draw, int64_t row, int64_t column) const {
-      return values + draw * strides.row + row * strides.height + column * strides.width;
-    }
-  };
-
-  // What is worked on together: bands of pixels for the first-level cache; and where an example is
-  // larger than the second-level cache, chunks of bands, each for a panel of many tiles. Returns
-  // whether it fits.
-  bool split(int64_t cache_bytes) {
-    const int64_t width = std::max<int64_t>(shape_.width.outputs, 1);
-    const int64_t height = std::max<int64_t>(shape_.height.outputs, 1);
-    const auto of_pixels = [&](int64_t pixels) {
-      const int64_t rows = std::clamp<int64_t>(pixels / width, 1, height);
-      return Part{0, std::max<int64_t>(pixels / (width * height), 1), 0, rows};
-    };
-    band_ = of_pixels(kBandPixels);
-    const int64_t strides = shape_.height.stride * shape_.width.stride;
-    const int64_t pixel = (padded_ * strides + shape_.outputs) * int64_t{sizeof(Scalar)};
-    chunk_ = of_pixels(std::max(cache_bytes / pixel, kBandPixels));
-    chunk_.draws = chunk_.draws / band_.draws * band_.draws;
-    chunk_.rows = chunk_.rows < height ? chunk_.rows / band_.rows * band_.rows : height;
-    const bool fits = chunk_.rows == height && chunk_.draws >= shape_.draws;
-    const int64_t held = cache_bytes / (tile_sums_ * int64_t{sizeof(Scalar)});
-    panel_ = fits ? 1 : std::clamp<int64_t>(held, 1, blocks_a_group(shape_) * passes_);
-    return fits;
-  }
-
   // What was loaded last, where the job has it.
-  Images given_x() const {
+  Images<Scalar> given_x() const {
     const ImageStrides& from = job_.x_strides;
     const Loaded& what = slots_[slot_];
     return {
         job_.x + what.example * shape_.draws * from.row + what.group * shape_.inputs * from.channel,
-        from};
+        from, shape_.draws, shape_.height.inputs, shape_.width.inputs};
   }
 
-  Images given_grad() const {
+  Images<Scalar> given_grad() const {
     const ImageStrides& from = job_.grad_strides;
     const Loaded& what = slots_[slot_];
     return {job_.grad + what.example * shape_.draws * from.row +
                 what.group * shape_.outputs * from.channel,
-            from};
-  }
-
-  // Pixels side by side, `width` values each.
-  static ImageStrides packed(int64_t rows, int64_t columns, int64_t width) {
-    return {rows * columns * width, 1, columns * width, width};
+            from, shape_.draws, shape_.height.outputs, shape_.width.outputs};
   }
 
   // Where a tile's values come from.
-  Images x_of(const Tile& now) const {
+  Images<Scalar> x_of(const Tile& now) const {
+    Images<Scalar> x = given_x();
     if (packs_x_) {
-      const int64_t vectors = std::min(pitch_, padded_ - now.input);
-      return {packed_x_ + slot_ * packed_x_size_ + now.input * x_pixels_,
-              packed(shape_.height.inputs, shape_.width.inputs, vectors)};
+      const Scalar* values = packed_x_ + slot_ * packed_x_size_ + now.input * x_pixels_;
+      return packed(values, x, std::min(pitch_, padded_ - now.input));
     }
-    const Images x = given_x();
-    return {x.values + now.input, x.strides};
+    x.values += now.input;
+    return x;
   }
 
-  Images grad_of(const Tile& now) const {
+  Images<Scalar> grad_of(const Tile& now) const {
+    Images<Scalar> grad = given_grad();
     if (packs_grad_) {
-      return {packed_grad_ + slot_ * packed_grad_size_ + now.output % kPackedRows,
-              packed(shape_.height.outputs, shape_.width.outputs, kPackedRows)};
+      const Scalar* values = packed_grad_ + slot_ * packed_grad_size_ + now.output % kPackedRows;
+      return packed(values, grad, kPackedRows);
     }
-    const Images grad = given_grad();
-    return {grad.values + now.output * grad.strides.channel, grad.strides};
+    grad.values += now.output * grad.strides.channel;
+    return grad;
   }
 
   // Copies an example's input, the channels of a tile together and in whole vectors: in a row of
@@ -267,8 +191,7 @@ class ExampleTiles {
     Scalar* to = packed_x_ + slot_ * packed_x_size_;
     for (int64_t input = 0; input < padded_; input += pitch_) {
       const int64_t width = std::min(pitch_, padded_ - input);
-      const int64_t count = std::min(width, shape_.inputs - input);
-      to = pack(given_x(), shape_.height.inputs, shape_.width.inputs, input, count, width, to);
+      to = pack(given_x(), input, std::min(width, shape_.inputs - input), width, to);
     }
   }
 
@@ -278,51 +201,13 @@ class ExampleTiles {
     output -= output % kPackedRows;
     if (loaded.output == output) return;
     loaded.output = output;
-    pack(given_grad(), shape_.height.outputs, shape_.width.outputs, output,
-         std::min(kPackedRows, shape_.outputs - output), kPackedRows,
+    pack(given_grad(), output, std::min(kPackedRows, shape_.outputs - output), kPackedRows,
          packed_grad_ + slot_ * packed_grad_size_);
-  }
-
-  // Copies `count` channels, followed by zeros up to `width`. Returns the end.
-  Scalar* pack(const Images& from, int64_t rows, int64_t columns, int64_t channel, int64_t count,
-               int64_t width, Scalar* to) const {
-    const int64_t apart = from.strides.channel;
-    const int64_t size = sizeof(Scalar);
-    const bool is_whole = apart == 1 && count == width && width * size % kCopied == 0;
-    for (int64_t draw = 0; draw < shape_.draws; ++draw) {
-      for (int64_t row = 0; row < rows; ++row) {
-        const Scalar* pixel = from.at(draw, row, 0) + channel * apart;
-        if (is_whole) {
-          copy_pixels(reinterpret_cast<const char*>(pixel), from.strides.width * size, columns,
-                      width * size, reinterpret_cast<char*>(to));
-          to += columns * width;
-          continue;
-        }
-        for (int64_t column = 0; column < columns; ++column, to += width) {
-          for (int64_t c = 0; c < count; ++c) to[c] = pixel[c * apart];
-          std::fill(to + count, to + width, Scalar(0));
-          pixel += from.strides.width;
-        }
-      }
-    }
-    return to;
-  }
-
-  // Calls body(part) for parts of `whole` as large as `size` or smaller, in order.
-  template <typename Body>
-  static void for_each(const Part& size, const Part& whole, Body body) {
-    const int64_t last_draw = whole.draw + whole.draws, last_row = whole.row + whole.rows;
-    for (int64_t draw = whole.draw; draw < last_draw; draw += size.draws) {
-      for (int64_t row = whole.row; row < last_row; row += size.rows) {
-        body(Part{draw, std::min(size.draws, last_draw - draw), row,
-                  std::min(size.rows, last_row - row)});
-      }
-    }
   }
 
   // All taps of one band, for one tile; the first band writes the sums.
   void add_band(const Part& part, const Tile& now, Scalar* sums) {
-    const Images x = x_of(now), grad = grad_of(now);
+    const Images<Scalar> x = x_of(now), grad = grad_of(now);
     const ImageStrides &xs = x.strides, &gs = grad.strides;
     const bool two = now.input + tiles_.lanes < padded_;
     const Tiles<Scalar> tiles = two ? tiles_.two_vectors : tiles_.one_vector;
@@ -394,7 +279,7 @@ class ExampleTiles {
   bool packs_x_, packs_grad_;
   int64_t x_pixels_, grad_pixels_;  // of an example
   int64_t packed_x_size_, packed_grad_size_;
-  Part band_{}, chunk_{};
+  Cut cut_{};
   int64_t panel_ = 1;    // tiles that are worked on together
   Scalar* sums_;         // [panel, kBlockRows, taps, pitch]
   Scalar* packed_x_;     // [slots, passes, draws, height, width, pitch], the last pass narrower

@@ -7,6 +7,7 @@
 
 #include "cpu/example_tiles.h"
 #include "cpu/prefetch.h"
+#include "cpu/tap_order.h"
 #include "shared/example_weight_grad.h"
 
 namespace privimage::cpu {

@@ -13,6 +13,7 @@
 #include "cpu/example_tiles.h"
 #include "cpu/prefetch.h"
 #include "cpu/scratch.h"
+#include "cpu/tap_order.h"
 
 namespace privimage::cpu {
 

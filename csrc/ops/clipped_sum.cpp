@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "ops/op.h"
+#include "ops/scaled_arguments.h"
 
 #ifdef PRIVIMAGE_CUDA
 #include "kernels/clipped_sum.h"
@@ -22,9 +22,7 @@ struct Output {
 };
 
 Output allocate(const Tensor& parts, const ClipRule& rule) {
-  check_shape(parts, "parts", {kAnySize, kAnySize});
-  STD_TORCH_CHECK(parts.size(1) < 2 || parts.stride(1) == 1,
-                  "parts: expected contiguous rows, got strides ", steps_of(parts));
+  check_parts(parts);
   check_positive(rule.max_grad_norm, "max_grad_norm");
   STD_TORCH_CHECK(rule.share > 0.0 && rule.share <= 1.0, "share: expected a number in (0, 1], got ",
                   rule.share);

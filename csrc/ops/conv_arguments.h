@@ -24,6 +24,10 @@ struct ConvNumbers {
   int64_t groups;
 };
 
+inline void check_examples(int64_t examples) {
+  STD_TORCH_CHECK(examples >= 0, "examples: expected no negative number, got ", examples);
+}
+
 inline void check_axis(const ConvAxis& axis, const char* name) {
   STD_TORCH_CHECK(axis.taps > 0 && axis.stride > 0 && axis.padding >= 0 && axis.dilation > 0,
                   "geometry: expected positive taps, stride and dilation, padding from 0 on");
@@ -33,7 +37,8 @@ inline void check_axis(const ConvAxis& axis, const char* name) {
                   axis.outputs);
 }
 
-// From x [rows, groups * inputs, height, width] and grad [rows, groups * outputs, height', width'].
+// From x [rows, groups * inputs, height, width] and grad [rows, groups * outputs, height', width'],
+// which must be of one type and on one device.
 inline ConvGeometry geometry_of(const torch::stable::Tensor& x, const torch::stable::Tensor& grad,
                                 int64_t examples, const ConvNumbers& conv) {
   check_shape(x, "x", {kAnySize, kAnySize, kAnySize, kAnySize});
@@ -54,6 +59,7 @@ inline ConvGeometry geometry_of(const torch::stable::Tensor& x, const torch::sta
   STD_TORCH_CHECK(examples > 0 ? rows % examples == 0 : examples == 0 && rows == 0, "x: ", rows,
                   " rows do not fit ", examples, " examples");
   STD_TORCH_CHECK(grad.size(0) == rows, "grad: expected ", rows, " rows, got ", grad.size(0));
+  check_beside(grad, x.scalar_type(), x, "grad");
   return {examples,
           examples == 0 ? 0 : rows / examples,
           conv.groups,

@@ -4,11 +4,11 @@
 
 #include <vector>
 
-#include "ops/op.h"
+#include "ops/scaled_arguments.h"
 
 #ifdef PRIVIMAGE_CUDA
 #include "kernels/example_embedding_grad.h"
-#include "kernels/scaled_sum.h"
+#include "ops/example_squares.h"
 #endif
 
 namespace privimage {
@@ -109,22 +109,17 @@ Tensor example_embedding_norms_cpu(const Tensor indices, const Tensor grad, int6
   return squares;
 }
 
-// scales [examples] and weight_sum [entries, width].
-void check_sum(const Tensor& grad, const Tensor& scales, const Tensor& weight_sum) {
-  check_beside(scales, ScalarType::Double, grad, "scales");
-  check_shape(scales, "scales", {grad.size(0)});
-  check_contiguous(scales, "scales");
-  check_beside(weight_sum, ScalarType::Long, grad, "weight_sum");
+// weight_sum [entries, width].
+int64_t* table_of(const Tensor& weight_sum, const Tensor& grad) {
   check_shape(weight_sum, "weight_sum", {kAnySize, grad.size(2)});
-  check_contiguous(weight_sum, "weight_sum");
+  return sum_of(weight_sum, weight_sum.numel(), grad, "weight_sum");
 }
 
 void recomputed_embedding_sum_cpu(const Tensor indices, const Tensor grad, const Tensor scales,
                                   const Tensor weight_sum, int64_t padding_idx) {
   check_read(indices, grad);
-  check_sum(grad, scales, weight_sum);
-  const auto* factors = static_cast<const double*>(scales.const_data_ptr());
-  auto* sums = static_cast<int64_t*>(weight_sum.mutable_data_ptr());
+  const double* factors = read_scales(scales, grad, grad.size(0));
+  int64_t* sums = table_of(weight_sum, grad);
   in_its_type(grad, "grad", [&](auto zero) {
     const auto job = describe<decltype(zero)>(indices, grad, weight_sum.size(0), padding_idx);
     const std::vector<int64_t> order = by_entry(job);
@@ -153,30 +148,26 @@ Tensor example_embedding_norms_cuda(const Tensor indices, const Tensor grad, int
                                     int64_t padding_idx) {
   const DeviceGuard guard(gpu_of(grad, "grad"));
   check_read(indices, grad);
-  const int64_t examples = indices.size(0), positions = indices.size(1);
-  const Tensor squares = torch::stable::new_empty(grad, {examples}, ScalarType::Double);
-  const Tensor partial = torch::stable::new_empty(grad, {examples, positions}, ScalarType::Double);
-  auto* scratch = static_cast<double*>(partial.mutable_data_ptr());
-  auto* out = static_cast<double*>(squares.mutable_data_ptr());
+  ExampleSquares squares(grad, indices.size(0));
+  double* slots = squares.slots(indices.size(1));
   void* stream = current_cuda_stream(grad.get_device_index());
   in_its_type_on_gpu(grad, "grad", [&](auto zero) {
     using Scalar = decltype(zero);
     const auto read = describe<Scalar>(indices, grad, entries, padding_idx);
     int error = cuda::launch_embedding_by_entry(
-        cuda::EmbeddingByEntry<Scalar>{read, scratch, nullptr, nullptr}, stream);
-    if (error == 0) error = cuda::launch_row_sums(scratch, examples, positions, out, stream);
+        cuda::EmbeddingByEntry<Scalar>{read, slots, nullptr, nullptr}, stream);
+    if (error == 0) error = squares.add_up(stream);
     check_launched(error, "example_embedding_norms");
   });
-  return squares;
+  return squares.total();
 }
 
 void recomputed_embedding_sum_cuda(const Tensor indices, const Tensor grad, const Tensor scales,
                                    const Tensor weight_sum, int64_t padding_idx) {
   const DeviceGuard guard(gpu_of(grad, "grad"));
   check_read(indices, grad);
-  check_sum(grad, scales, weight_sum);
-  const auto* factors = static_cast<const double*>(scales.const_data_ptr());
-  auto* sums = static_cast<int64_t*>(weight_sum.mutable_data_ptr());
+  const double* factors = read_scales(scales, grad, grad.size(0));
+  int64_t* sums = table_of(weight_sum, grad);
   void* stream = current_cuda_stream(grad.get_device_index());
   in_its_type_on_gpu(grad, "grad", [&](auto zero) {
     using Scalar = decltype(zero);

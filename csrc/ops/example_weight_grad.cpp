@@ -12,7 +12,7 @@
 
 #ifdef PRIVIMAGE_CUDA
 #include "kernels/example_weight_grad.h"
-#include "kernels/scaled_sum.h"
+#include "ops/example_squares.h"
 #endif
 
 namespace privimage {
@@ -50,7 +50,6 @@ Arguments check(const Tensor& x, const Tensor& grad, const Tensor& weight, const
   const ConvGeometry geometry = geometry_of(x, grad, weight.size(0), conv);
   check_shape(weight, "weight",
               {weight.size(0), grad.size(1), geometry.inputs, weight.size(3), weight.size(4)});
-  check_beside(grad, x.scalar_type(), x, "grad");
   check_kept_beside(weight, x, "weight");
   check_rows(weight, "weight");
   if (bias != nullptr) {
@@ -179,12 +178,10 @@ Tensor measured_weight_grads_cpu(const Tensors x, const Tensors grad, const Tens
 }
 
 #ifdef PRIVIMAGE_CUDA
-// Queues the rows of all layers, and their squares [examples] if they are asked for.
+// Queues the rows of all layers, and their squares together if they are asked for.
 template <typename Scalar>
-void queue(std::vector<Arguments> layers, double* squares) {
-  const Tensor& x = layers[0].x;
-  const int64_t examples = layers[0].geometry.examples;
-  void* stream = current_cuda_stream(x.get_device_index());
+void queue(std::vector<Arguments> layers, ExampleSquares* squares) {
+  void* stream = current_cuda_stream(layers[0].x.get_device_index());
   std::vector<WeightGradOnGpu<Scalar>> jobs;
   int64_t slots = 0;
   for (Arguments& layer : layers) {
@@ -201,11 +198,7 @@ void queue(std::vector<Arguments> layers, double* squares) {
                     nullptr});
     if (squares != nullptr) slots += cuda::weight_grad_slots(jobs.back());
   }
-  // Of a single one each there is nothing to add up.
-  const bool adds_up = squares != nullptr && slots != 1;
-  const Tensor partial =
-      torch::stable::new_empty(x, {adds_up ? examples : 0, slots}, ScalarType::Double);
-  double* values = adds_up ? static_cast<double*>(partial.mutable_data_ptr()) : squares;
+  double* values = squares != nullptr ? squares->slots(slots) : nullptr;
   for (WeightGradOnGpu<Scalar>& job : jobs) {
     job.squares.values = values;
     job.squares.count = slots;
@@ -215,9 +208,7 @@ void queue(std::vector<Arguments> layers, double* squares) {
     const size_t count = std::min<size_t>(cuda::kMostLayers, jobs.size() - first);
     error = cuda::launch_example_weight_grads(&jobs[first], static_cast<int>(count), stream);
   }
-  if (error == 0 && adds_up) {
-    error = cuda::launch_row_sums(values, examples, slots, squares, stream);
-  }
+  if (error == 0 && squares != nullptr) error = squares->add_up(stream);
   check_launched(error, "example_weight_grad");
 }
 
@@ -238,10 +229,9 @@ Tensor measured_weight_grads_cuda(const Tensors x, const Tensors grad, const Ten
                                   const std::vector<int64_t> dilation, int64_t groups) {
   const auto layers = check(x, grad, weight, bias, {stride, padding, dilation, groups});
   const DeviceGuard guard(gpu_of(x[0], "x"));
-  const Tensor squares = torch::stable::new_empty(x[0], {weight[0].size(0)}, ScalarType::Double);
-  auto* out = static_cast<double*>(squares.mutable_data_ptr());
-  in_its_type_on_gpu(x[0], "x", [&](auto zero) { queue<decltype(zero)>(layers, out); });
-  return squares;
+  ExampleSquares squares(x[0], weight[0].size(0));
+  in_its_type_on_gpu(x[0], "x", [&](auto zero) { queue<decltype(zero)>(layers, &squares); });
+  return squares.total();
 }
 #endif
 

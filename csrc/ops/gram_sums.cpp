@@ -39,9 +39,8 @@ Tensor gram_sums_cpu(const Tensor x, const Tensor grad, int64_t examples,
                      const std::vector<int64_t> taps, bool with_bias,
                      const std::vector<int64_t> stride, const std::vector<int64_t> padding,
                      const std::vector<int64_t> dilation, int64_t groups) {
-  STD_TORCH_CHECK(examples >= 0, "examples: expected no negative number, got ", examples);
+  check_examples(examples);
   STD_TORCH_CHECK(groups == 1, "groups: expected 1, got ", groups);
-  check_beside(grad, x.scalar_type(), x, "grad");
   const ConvGeometry geometry =
       geometry_of(x, grad, examples, {taps, stride, padding, dilation, groups});
   const int64_t work = products(geometry);

@@ -4,16 +4,17 @@
 
 #include <algorithm>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "cpu/recomputed_sum.h"
 #include "ops/conv_arguments.h"
 #include "ops/op.h"
+#include "ops/scaled_arguments.h"
 
 #ifdef PRIVIMAGE_CUDA
 #include "kernels/example_weight_grad.h"
 #include "kernels/scaled_sum.h"
+#include "ops/example_squares.h"
 #endif
 
 namespace privimage {
@@ -22,28 +23,6 @@ namespace {
 // Values, and multiplications, that a thread must have to do to be worth waking it.
 constexpr int64_t kGrain = 1 << 15;
 constexpr int64_t kConvGrain = 1 << 20;
-
-void check_parts(const Tensor& parts) {
-  check_shape(parts, "parts", {kAnySize, kAnySize});
-  STD_TORCH_CHECK(parts.size(1) < 2 || parts.stride(1) == 1,
-                  "parts: expected contiguous rows, got strides ", steps_of(parts));
-}
-
-const double* read_scales(const Tensor& scales, const Tensor& beside, int64_t examples) {
-  check_type(scales, ScalarType::Double, "scales");
-  check_shape(scales, "scales", {examples});
-  check_contiguous(scales, "scales");
-  check_device(scales, beside, "scales");
-  return static_cast<const double*>(scales.const_data_ptr());
-}
-
-int64_t* sum_of(const Tensor& sum, int64_t count, const Tensor& beside, const std::string& name) {
-  check_type(sum, ScalarType::Long, name);
-  check_contiguous(sum, name);
-  STD_TORCH_CHECK(sum.numel() == count, name, ": expected ", count, " values, got ", sum.numel());
-  check_device(sum, beside, name);
-  return static_cast<int64_t*>(sum.mutable_data_ptr());
-}
 
 template <typename Scalar>
 KeptParts<Scalar> describe(const Tensor& parts) {
@@ -96,10 +75,8 @@ void scaled_sum_cpu(const Tensor parts, const Tensor scales, const Tensor total,
 
 // The job of a convolution whose gradients go to no rows; `bias` is null where there is none.
 template <typename Scalar>
-ExampleWeightGrad<Scalar> describe(const Tensor& x, const Tensor& grad, int64_t examples,
-                                   const ConvNumbers& conv, Wide<Scalar>* bias) {
-  check_beside(grad, x.scalar_type(), x, "grad");
-  const ConvGeometry geometry = geometry_of(x, grad, examples, conv);
+ExampleWeightGrad<Scalar> describe(const Tensor& x, const Tensor& grad,
+                                   const ConvGeometry& geometry, Wide<Scalar>* bias) {
   return in_one_row(
       ExampleWeightGrad<Scalar>{geometry, static_cast<const Scalar*>(x.const_data_ptr()),
                                 strides_of(x), static_cast<const Scalar*>(grad.const_data_ptr()),
@@ -108,10 +85,6 @@ ExampleWeightGrad<Scalar> describe(const Tensor& x, const Tensor& grad, int64_t 
 
 int64_t grain_of(const ConvGeometry& shape, int64_t blocks) {
   return kConvGrain / (multiplications(shape) / (blocks + 1) + 1) + 1;
-}
-
-void check_examples(int64_t examples) {
-  STD_TORCH_CHECK(examples >= 0, "examples: expected no negative number, got ", examples);
 }
 
 Tensor example_weight_norms_cpu(const Tensor x, const Tensor grad, int64_t examples,
@@ -123,8 +96,9 @@ Tensor example_weight_norms_cpu(const Tensor x, const Tensor grad, int64_t examp
   Tensor squares = torch::stable::new_empty(x, {examples}, ScalarType::Double);
   auto* out = static_cast<double*>(squares.mutable_data_ptr());
   in_its_type(x, "x", [&](auto zero) {
-    const auto job = describe<decltype(zero)>(
-        x, grad, examples, {taps, stride, padding, dilation, groups}, with_bias ? &zero : nullptr);
+    const ConvGeometry shape =
+        geometry_of(x, grad, examples, {taps, stride, padding, dilation, groups});
+    const auto job = describe<decltype(zero)>(x, grad, shape, with_bias ? &zero : nullptr);
     const int64_t blocks = cpu::example_weight_grad_blocks(job.geometry);
     std::vector<double> partial(blocks);
     torch::stable::parallel_for(0, blocks, grain_of(job.geometry, blocks),
@@ -162,9 +136,8 @@ void recomputed_sum_cpu(const Tensor x, const Tensor grad, const Tensor scales,
                         const std::vector<int64_t> dilation, int64_t groups, bool accumulate) {
   const ConvNumbers conv = read_numbers(scales, weight_sum, stride, padding, dilation, groups);
   in_its_type(x, "x", [&](auto zero) {
-    using Scalar = decltype(zero);
-    const auto job = describe<Scalar>(x, grad, scales.size(0), conv, bias_sum ? &zero : nullptr);
-    const ConvGeometry& shape = job.geometry;
+    const ConvGeometry shape = geometry_of(x, grad, scales.size(0), conv);
+    const auto job = describe<decltype(zero)>(x, grad, shape, bias_sum ? &zero : nullptr);
     const cpu::RecomputedSum sums =
         read_sums(x, grad, scales, weight_sum, bias_sum, shape, accumulate);
     const int64_t blocks = shape.groups * cpu::blocks_a_group(shape);
@@ -175,14 +148,8 @@ void recomputed_sum_cpu(const Tensor x, const Tensor grad, const Tensor scales,
 }
 
 #ifdef PRIVIMAGE_CUDA
-Tensor new_doubles(const Tensor& beside, std::initializer_list<int64_t> shape) {
-  return torch::stable::new_empty(beside, std::vector<int64_t>(shape), ScalarType::Double);
-}
-
 // A copy of the handle: zero_ takes no constant one.
 void fill_with_zeros(Tensor tensor) { torch::stable::zero_(tensor); }
-
-double* doubles(const Tensor& tensor) { return static_cast<double*>(tensor.mutable_data_ptr()); }
 
 Tensor squared_norms_cuda(const Tensor parts, const std::vector<int64_t> columns) {
   const DeviceGuard guard(gpu_of(parts, "parts"));
@@ -221,25 +188,22 @@ Tensor example_weight_norms_cuda(const Tensor x, const Tensor grad, int64_t exam
                                  const std::vector<int64_t> dilation, int64_t groups) {
   const DeviceGuard guard(gpu_of(x, "x"));
   check_examples(examples);
-  const Tensor squares = new_doubles(x, {examples});
+  ExampleSquares squares(x, examples);
   const ConvNumbers conv{taps, stride, padding, dilation, groups};
   void* stream = current_cuda_stream(x.get_device_index());
   in_its_type_on_gpu(x, "x", [&](auto zero) {
     using Scalar = decltype(zero);
     const ConvGeometry shape = geometry_of(x, grad, examples, conv);
     const Tensor seen = for_tiles<Scalar>(x, shape), given = for_tiles<Scalar>(grad, shape);
-    const auto layer = describe<Scalar>(seen, given, examples, conv, nullptr);
+    const auto layer = describe<Scalar>(seen, given, shape, nullptr);
     WeightGradOnGpu<Scalar> job{layer, {}, {}, with_bias, {}, nullptr, nullptr, nullptr};
     const int64_t slots = cuda::weight_grad_slots(job);
-    const Tensor partial = slots == 1 ? squares : new_doubles(x, {examples, slots});
-    job.squares = {doubles(partial), slots, 0};
+    job.squares = {squares.slots(slots), slots, 0};
     int error = cuda::launch_example_weight_grads(&job, 1, stream);
-    if (error == 0 && slots != 1) {
-      error = cuda::launch_row_sums(doubles(partial), examples, slots, doubles(squares), stream);
-    }
+    if (error == 0) error = squares.add_up(stream);
     check_launched(error, "example_weight_norms");
   });
-  return squares;
+  return squares.total();
 }
 
 void recomputed_sum_cuda(const Tensor x, const Tensor grad, const Tensor scales,
@@ -253,9 +217,9 @@ void recomputed_sum_cuda(const Tensor x, const Tensor grad, const Tensor scales,
     using Scalar = decltype(zero);
     const ConvGeometry shape = geometry_of(x, grad, scales.size(0), conv);
     const Tensor seen = for_tiles<Scalar>(x, shape), given = for_tiles<Scalar>(grad, shape);
-    const auto layer = describe<Scalar>(seen, given, scales.size(0), conv, nullptr);
+    const auto layer = describe<Scalar>(seen, given, shape, nullptr);
     const cpu::RecomputedSum sums =
-        read_sums(x, grad, scales, weight_sum, bias_sum, layer.geometry, accumulate);
+        read_sums(x, grad, scales, weight_sum, bias_sum, shape, accumulate);
     if (!accumulate) {
       fill_with_zeros(weight_sum);
       if (bias_sum) fill_with_zeros(*bias_sum);

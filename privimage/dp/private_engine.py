@@ -1,16 +1,12 @@
 """DP-SGD for any model, optimiser and data set: one call a step, which can't be held wrong."""
 
-import os
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from privimage.dp.accounting import accountant
-from privimage.dp.budget import StepBudget
 from privimage.dp.flat_optimizer import GradientNoise
 from privimage.dp.gradients.engine import ExampleGradients, Losses, check_mode
 from privimage.dp.gradients.independence import check_independence
@@ -23,6 +19,7 @@ from privimage.dp.ledger.ledger import Ledger
 from privimage.dp.noise import Domain, SecretKey
 from privimage.dp.privacy import Privacy
 from privimage.dp.sampling import PoissonLoader, Rows
+from privimage.dp.step_account import StepAccount
 from privimage.dp.stepping import Stepper
 from privimage.errors import UserError, check_count
 
@@ -55,8 +52,6 @@ class PrivateEngine:
             set before `check`.
         plan: how many examples are in memory at a time, and whose gradients; None before `check`.
             It changes no result but for the rounding of the forward pass.
-        is_secret: False if a test key took the place of the secret one, here or before a state was
-            saved that is loaded: nothing is private then.
     """
 
     def __init__(
@@ -102,11 +97,8 @@ class PrivateEngine:
         """
         check_count("draws_per_example", draws_per_example)
         self.privacy = privacy
-        self._name = os.urandom(8).hex()
-        # By the engine that began them: a state that is loaded brings those of others.
-        self._begun = {self._name: 0}
         self._model, self._losses, self._optimizer = model, losses, optimizer
-        self._draws, self._ledger = draws_per_example, ledger
+        self._draws = draws_per_example
         self._gradients = ExampleGradients(model)
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.max_memory = usual_memory(self._gradients.device)
@@ -116,10 +108,8 @@ class PrivateEngine:
         self._recorded: Callable[..., torch.Tensor] | None = None
         self._loader = PoissonLoader(data, privacy.sample_rate)
         self._filler: Rows = ()
-        self._budget: StepBudget | None = None
-        self._check_plan()
         key = SecretKey.from_os()
-        self.is_secret = key.is_secret
+        self._account = StepAccount(privacy, ledger, key.is_secret)
         self._sampling, self._words = key.stream(Domain.SAMPLING), key.stream(Domain.EXAMPLES)
         expected = privacy.expected_batch_size or privacy.sample_rate * max(len(self._loader), 1)
         if micro_batch is None:
@@ -179,8 +169,7 @@ class PrivateEngine:
         if self.plan is None:
             self.check()
         plan = cast(StepPlan, self.plan)
-        self._reserve()
-        self._begun[self._name] += 1
+        self._account.begin()
         total: torch.Tensor | None = None
         seed = int(self._words.words(1))
         device = self._gradients.device
@@ -198,7 +187,15 @@ class PrivateEngine:
     @property
     def steps_spent(self) -> int:
         """Steps that were begun, here and by the engines whose states were loaded; each once."""
-        return sum(self._begun.values())
+        return self._account.begun
+
+    @property
+    def is_secret(self) -> bool:
+        """False if a test key took the place of the secret one: nothing is private then.
+
+        Here, or before a state was saved that is loaded.
+        """
+        return self._account.is_secret
 
     def epsilon(self, delta: float) -> float:
         """An upper bound on ε at `delta` of the steps begun so far; infinite without secret noise.
@@ -209,15 +206,7 @@ class PrivateEngine:
         Raises:
             UserError: δ is out of range, or the accountants disagree.
         """
-        accountant.check_delta(delta)
-        if self._ledger is not None:
-            private = not self._ledger.not_private_because
-            return self._ledger.epsilon(delta).upper if private else float("inf")
-        if self.steps_spent == 0:
-            return 0.0
-        if not self.is_secret:
-            return float("inf")
-        return accountant.epsilon([self.privacy.mechanism(self.steps_spent)], delta).upper
+        return self._account.epsilon(delta)
 
     def state_dict(self) -> dict[str, Any]:
         """What a later run goes on from, beside the model's own state; holds no secret.
@@ -226,13 +215,7 @@ class PrivateEngine:
         key. Everything in it is a tensor, number or string: it can be read back without pickle's
         dangers.
         """
-        return {
-            "optimizer": self._optimizer.state_dict(),
-            "begun": dict(self._begun),
-            "is_secret": self.is_secret,
-            "privacy": asdict(self.privacy),
-            "ledger_head": None if self._ledger is None else self._ledger.head,
-        }
+        return {"optimizer": self._optimizer.state_dict(), **self._account.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`; load the model's own state first.
@@ -241,21 +224,9 @@ class PrivateEngine:
             UserError: it is of an engine with another `privacy` (the number of steps apart), or
                 the ledger does not know it.
         """
-        if not self.privacy.goes_on_from(Privacy(**state["privacy"])):
-            raise UserError(
-                f"the state is of {Privacy(**state['privacy'])}, this engine has {self.privacy}; "
-                "ε counts steps of one kind: make the engine with those numbers"
-            )
-        if self._ledger is not None and not self._ledger.knows(state["ledger_head"]):
-            raise UserError(
-                f"{self._ledger.path} is older than the state or is another run's, so ε can't be "
-                "stated; restore it from a backup"
-            )
+        self._account.check_state(state)
         self._optimizer.load_state_dict(state["optimizer"])
-        for name, steps in state["begun"].items():
-            self._begun[name] = max(self._begun.get(name, 0), steps)
-        self.is_secret = self.is_secret and state["is_secret"]
-        self._budget = None
+        self._account.take_over(state)
 
     def close(self) -> None:
         """Gives the model back: there are no more steps, and `backward()` works again."""
@@ -302,44 +273,17 @@ class PrivateEngine:
             return rows
         return tuple(tensor.repeat_interleave(self._draws, dim=0) for tensor in rows)
 
-    def _check_plan(self) -> None:
-        if self._ledger is None:
-            return
-        # One example is the unit that is sampled and clipped, whatever it shows.
-        self._ledger.check_unit("image")
-        plan, own = self._ledger.plan, self.privacy.mechanism(self.privacy.steps)
-        if plan is None or plan.finetune != own:
-            raise UserError(
-                f"{self._ledger.path}: the ledger's plan is not that of the engine's privacy; "
-                "call ledger.set_plan(privacy.plan(delta)) first"
-            )
-
     def _check_ready(self) -> None:
         check_mode()
         if not self._hooks:
             raise UserError("the engine is closed; make another one")
-        if self.steps_spent >= self.privacy.steps:
-            raise UserError(
-                f"all {self.privacy.steps} steps of privacy were taken; more need a Privacy of "
-                "more steps, and cost a larger epsilon"
-            )
+        self._account.check_left()
         trainable = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
         if list(map(id, trainable.values())) != list(map(id, self._parameters.values())):
             raise UserError(
                 "the model's trainable parameters are others than when the engine was made; "
                 "make a new engine after freezing, unfreezing or replacing some"
             )
-
-    def _reserve(self) -> None:
-        """Puts the next step into the ledger, if there is one."""
-        if self._ledger is None:
-            return
-        if self._budget is None:
-            left = self.privacy.steps - self.steps_spent
-            self._budget = self._ledger.step_budget(left, first_step=self.steps_spent)
-            if not self.is_secret:
-                self._ledger.mark_not_private("test key")
-        self._budget.reserve(1)
 
 
 def _refuse_backward(name: str, parameter: torch.Tensor) -> None:

@@ -446,6 +446,8 @@ def test_a_step_is_in_the_ledger_before_data_is_touched(tmp_path):
         with pytest.raises(UserError, match=r"ledger\.set_plan\(privacy\.plan\(delta\)\)"):
             engine(options={"ledger": ledger})
         ledger.set_plan(chosen.plan(1e-5))
+        with pytest.raises(UserError, match="plan is not that of the engine's privacy"):
+            engine(sample_rate=0.6, steps=3, options={"ledger": ledger})
         other = engine(sample_rate=0.5, steps=3, options={"ledger": ledger})
         with pytest.raises(UserError, match="is older than the state"):
             other.load_state_dict(state)

@@ -5,239 +5,10 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/conv_weight_grad.cuh"
-#include "tests/emulator/guarded.h"
-#include "tests/emulator/random.h"
+#include "tests/emulator/emulated_conv.h"
 
 namespace privimage {
 namespace {
-
-using cuda::Bf16Math;
-using cuda::ConvTile;
-using cuda::ConvWeightGrads;
-using cuda::Fp32Math;
-using cuda::LaunchShape;
-using cuda::Tf32Math;
-using emulator::Counters;
-using emulator::Guarded;
-using emulator::Random;
-
-struct Shape {
-  int64_t examples, draws, height, width, inputs, outputs;
-  int64_t stride = 1, padding = -1;  // -1: as much as keeps the size at stride 1
-};
-
-ConvGeometry geometry_of(int side, const Shape& shape) {
-  const int64_t padding = shape.padding < 0 ? side / 2 : shape.padding;
-  const auto axis = [&](int64_t inputs) -> ConvAxis {
-    const int64_t reach = inputs + 2 * padding - side;
-    return {inputs, reach < 0 ? 0 : reach / shape.stride + 1, side, shape.stride, padding, 1};
-  };
-  return {shape.examples,     shape.draws,      1, shape.inputs, shape.outputs,
-          axis(shape.height), axis(shape.width)};
-}
-
-template <typename Scalar>
-struct Layer {
-  ConvGeometry shape;
-  std::vector<Scalar> x;     // [examples, draws, height, width, inputs]
-  std::vector<Scalar> grad;  // [examples, draws, height', width', outputs]
-  bool with_bias = true;
-  int64_t most_shared_bytes = cuda::kMostSharedBytes;  // of a block
-
-  int64_t weights() const {
-    return shape.outputs * shape.inputs * shape.height.taps * shape.width.taps;
-  }
-};
-
-// Whole numbers from -8 to 8: every sum of ours is exact in fp32, whatever its order.
-template <typename Scalar>
-Layer<Scalar> draw_whole_numbers(const ConvGeometry& shape, Random random) {
-  const int64_t images = shape.examples * shape.draws;
-  Layer<Scalar> layer{
-      shape, std::vector<Scalar>(images * shape.height.inputs * shape.width.inputs * shape.inputs),
-      std::vector<Scalar>(images * shape.height.outputs * shape.width.outputs * shape.outputs)};
-  for (Scalar& value : layer.x) value = narrow<Scalar>(int(random.next() % 17) - 8);
-  for (Scalar& value : layer.grad) value = narrow<Scalar>(int(random.next() % 17) - 8);
-  return layer;
-}
-
-template <typename Scalar>
-Layer<Scalar> draw_fractions(const ConvGeometry& shape, Random random) {
-  Layer<Scalar> layer = draw_whole_numbers<Scalar>(shape, random);
-  for (Scalar& value : layer.x) value = narrow<Scalar>(random.fraction());
-  for (Scalar& value : layer.grad) value = narrow<Scalar>(random.fraction() / 16);
-  return layer;
-}
-
-// The definition, in double precision: [examples, outputs, inputs, taps, taps].
-template <typename Scalar>
-std::vector<double> define(const Layer<Scalar>& layer, bool magnitudes = false) {
-  const ConvGeometry& shape = layer.shape;
-  const int64_t taps = shape.height.taps * shape.width.taps;
-  std::vector<double> parts(shape.examples * layer.weights());
-  const auto value = [magnitudes](Scalar stored) {
-    const double number = widen(stored);
-    return magnitudes ? std::abs(number) : number;
-  };
-  const Scalar* grad = layer.grad.data();
-  for (int64_t image = 0; image < shape.examples * shape.draws; ++image) {
-    for (int64_t row = 0; row < shape.height.outputs; ++row) {
-      for (int64_t column = 0; column < shape.width.outputs; ++column, grad += shape.outputs) {
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          const int64_t y = input_position(shape.height, row, tap / shape.width.taps);
-          const int64_t x = input_position(shape.width, column, tap % shape.width.taps);
-          if (y < 0 || y >= shape.height.inputs || x < 0 || x >= shape.width.inputs) continue;
-          const Scalar* input =
-              layer.x.data() +
-              ((image * shape.height.inputs + y) * shape.width.inputs + x) * shape.inputs;
-          std::vector<double> values(shape.inputs);
-          for (int64_t in = 0; in < shape.inputs; ++in) values[in] = value(input[in]);
-          for (int64_t out = 0; out < shape.outputs; ++out) {
-            const double factor = value(grad[out]);
-            double* to =
-                parts.data() + image / shape.draws * layer.weights() + out * shape.inputs * taps;
-            for (int64_t in = 0; in < shape.inputs; ++in)
-              to[in * taps + tap] += factor * values[in];
-          }
-        }
-      }
-    }
-  }
-  return parts;
-}
-
-// The same of the bias: [examples, outputs].
-template <typename Scalar>
-std::vector<double> define_bias(const Layer<Scalar>& layer, bool magnitudes = false) {
-  const ConvGeometry& shape = layer.shape;
-  std::vector<double> sums(shape.examples * shape.outputs);
-  const int64_t pixels = shape.draws * shape.height.outputs * shape.width.outputs;
-  for (int64_t i = 0; i < int64_t(layer.grad.size()); ++i) {
-    const double value = widen(layer.grad[i]);
-    sums[i / shape.outputs / pixels * shape.outputs + i % shape.outputs] +=
-        magnitudes ? std::abs(value) : value;
-  }
-  return sums;
-}
-
-// Images as the kernel takes them: NaN lies behind a pixel's channels, at times a whole vector.
-template <typename Scalar>
-class LaidOut {
- public:
-  LaidOut(const std::vector<Scalar>& values, int64_t channels, uint64_t seed)
-      : pitch_(kVector * (cuda::blocks_for(channels, kVector) + int64_t(seed % 2))),
-        memory_(channels == 0 ? 0 : int64_t(values.size()) / channels * pitch_) {
-    for (int64_t i = 0; i < int64_t(values.size()); ++i) {
-      memory_.data()[i / channels * pitch_ + i % channels] = values[i];
-    }
-  }
-  Pixels<Scalar> pixels() { return {memory_.data(), pitch_}; }
-
- private:
-  static constexpr int64_t kVector = 16 / sizeof(Scalar);
-  const int64_t pitch_;
-  Guarded<Scalar> memory_;
-};
-
-constexpr double kClip = 5.0;
-constexpr int64_t kBeside = 3;  // floats between the parts, that nobody may touch
-
-struct Asked {
-  bool parts, squares, sum, accumulate;
-  bool half = false;  // parts in bfloat16
-};
-
-// Rows of an example each, as wide as sums or in bfloat16, with values between them.
-class Rows {
- public:
-  Rows(int64_t examples, int64_t values, Asked asked)
-      : stride_(values + kBeside),
-        asked_(asked),
-        wide_(asked.parts && !asked.half ? examples * stride_ : 0),
-        half_(asked.parts && asked.half ? examples * stride_ : 0) {
-    for (int64_t i = 0; i < wide_.size() && asked.accumulate; ++i) wide_.data()[i] = 1.0f;
-    for (int64_t i = 0; i < half_.size() && asked.accumulate; ++i) {
-      half_.data()[i] = to_bfloat16(1.0f);
-    }
-  }
-  GradRows<float> job() {
-    return {asked_.parts && !asked_.half ? wide_.data() : nullptr,
-            asked_.parts && asked_.half ? half_.data() : nullptr, stride_, asked_.accumulate};
-  }
-  std::vector<float> values() const {
-    std::vector<float> found;
-    for (int64_t i = 0; i < wide_.size(); ++i) found.push_back(wide_[i]);
-    for (int64_t i = 0; i < half_.size(); ++i) found.push_back(to_float(half_[i]));
-    return found;
-  }
-
- private:
-  const int64_t stride_;
-  const Asked asked_;
-  Guarded<float> wide_;
-  Guarded<Bfloat16> half_;
-};
-
-struct Result {
-  std::vector<float> parts;       // [examples, weights + kBeside]
-  std::vector<float> bias;        // [examples, outputs + kBeside]
-  std::vector<double> squares;    // [examples]
-  std::vector<int64_t> sum;       // [weights]
-  std::vector<int64_t> bias_sum;  // [outputs]
-  Counters counters;
-};
-
-template <typename Tile>
-Counters launch(const ConvWeightGrads<typename Tile::Scalar>& jobs, const LaunchShape& shape,
-                uint64_t seed) {
-  return emulator::run(
-      {shape.blocks_x, shape.blocks_y, shape.threads, shape.shared_bytes, seed},
-      [&](const cuda::Block& block) { cuda::conv_weight_grads<Tile>(block, jobs); });
-}
-
-// What `scales` holds for an example comes from the squares that an earlier run measured.
-template <typename Tile, typename Scalar = typename Tile::Scalar>
-Result emulate(const Layer<Scalar>& layer, Asked asked, uint64_t seed,
-               const std::vector<double>& measured = {}) {
-  const ConvGeometry& shape = layer.shape;
-  LaidOut<Scalar> x(layer.x, shape.inputs, seed), grad(layer.grad, shape.outputs, seed / 2);
-  const Pixels<Scalar> grads = grad.pixels();
-  std::vector<double> factors;
-  for (double squares : measured) factors.push_back(grid_scale(squares, {kClip}));
-  Guarded<double> scales(factors);
-  const int64_t channels = layer.with_bias ? shape.outputs : 0;
-  const int64_t slots = cuda::conv_slots<Tile>(shape);
-  const int pixels = cuda::band_pixels<Tile>(shape, layer.most_shared_bytes);
-  Rows parts(shape.examples, layer.weights(), asked), bias(shape.examples, channels, asked);
-  Guarded<double> squares(asked.squares ? shape.examples * slots : 0);
-  Guarded<int64_t> sum(std::vector<int64_t>(asked.sum ? layer.weights() : 0, 7));
-  Guarded<int64_t> bias_sum(std::vector<int64_t>(asked.sum ? channels : 0, 7));
-  const SquareSlots all{asked.squares ? squares.data() : nullptr, slots, 0};
-  const BiasGrad<Scalar> of_bias{grads.data,           {0, 0, 0, grads.pitch},
-                                 shape.draws,          channels,
-                                 shape.height.outputs, shape.width.outputs,
-                                 bias.job(),           {},
-                                 scales.data(),        asked.sum ? bias_sum.data() : nullptr};
-  ConvWeightGrads<Scalar> jobs{};
-  LaunchShape whole{};
-  CHECK(cuda::add_layer<Tile>({shape, x.pixels(), grads, parts.job(), all, scales.data(),
-                               asked.sum ? sum.data() : nullptr, of_bias, pixels},
-                              jobs, whole));
-  CHECK(whole.blocks_y == slots && whole.possible(layer.most_shared_bytes));
-  Result result;
-  result.counters = launch<Tile>(jobs, whole, seed);
-  result.parts = parts.values();
-  result.bias = bias.values();
-  for (int64_t i = 0; i < sum.size(); ++i) result.sum.push_back(sum[i] - 7);
-  for (int64_t i = 0; i < bias_sum.size(); ++i) result.bias_sum.push_back(bias_sum[i] - 7);
-  for (int64_t example = 0; example < shape.examples && asked.squares; ++example) {
-    double total = 0.0;
-    for (int64_t slot = 0; slot < slots; ++slot) total += squares[example * slots + slot];
-    result.squares.push_back(total);
-  }
-  return result;
-}
 
 // Rows of `count` values within `tolerance` of the magnitudes that were added, nothing written
 // beside them; adds their squares to those of each example.
@@ -302,15 +73,6 @@ void matches(Layer<Scalar> layer, double tolerance, uint64_t seed) {
   CHECK(added.bias_sum == scaled(stored.bias, channels, measured.squares));
 }
 
-template <typename Math>
-using Wide = ConvTile<Math, 3, 1, 64, 64>;
-template <typename Math>
-using Narrow = ConvTile<Math, 3, 1, 32, 32>;
-template <typename Math>
-using Strided = ConvTile<Math, 3, 2, 64, 64>;
-template <typename Math>
-using Single = ConvTile<Math, 1, 1, 64, 64>;
-
 uint64_t seed = 0;
 
 template <typename Tile>
@@ -336,40 +98,40 @@ void whole_numbers_are_exact() {
            Shape{1, 2, 9, 9, 8, 8, 1, 0},  // no padding
            Shape{1, 1, 6, 7, 8, 8, 1, 3},  // more than the taps reach
        }) {
-    is_exact<Narrow<Bf16Math>>(shape);
+    is_exact<NarrowTile<Bf16Math>>(shape);
   }
-  is_exact<Wide<Bf16Math>>({1, 1, 14, 14, 64, 64});
-  is_exact<Wide<Bf16Math>>({2, 1, 7, 7, 72, 40});    // two tiles of inputs
-  is_exact<Wide<Bf16Math>>({1, 2, 4, 6, 128, 128});  // four tiles
-  is_exact<Wide<Bf16Math>>({1, 1, 10, 9, 33, 65});
-  is_exact<Wide<Bf16Math>>({1, 1, 3, 3, 512, 256});  // 256 x 4608 weights
-  is_exact<Strided<Bf16Math>>({2, 1, 14, 14, 40, 64, 2});
-  is_exact<Strided<Bf16Math>>({1, 2, 19, 37, 8, 16, 2});  // odd sizes, three bands side by side
-  is_exact<Strided<Bf16Math>>({1, 1, 9, 8, 16, 5, 2, 0});
-  is_exact<Single<Bf16Math>>({2, 4, 7, 7, 64, 64});
-  is_exact<Single<Bf16Math>>({1, 1, 14, 28, 96, 128});
-  is_exact<Single<Bf16Math>>({3, 1, 1, 300, 24, 8});  // a linear layer's rows
-  is_exact<Single<Bf16Math>>({1, 2, 9, 11, 8, 20, 2});
-  is_exact<Single<Bf16Math>>({1, 1, 7, 6, 8, 8, 3, 1});
-  is_exact<Single<Bf16Math>>({1, 1, 1, 1, 1, 1});
+  is_exact<WideTile<Bf16Math>>({1, 1, 14, 14, 64, 64});
+  is_exact<WideTile<Bf16Math>>({2, 1, 7, 7, 72, 40});    // two tiles of inputs
+  is_exact<WideTile<Bf16Math>>({1, 2, 4, 6, 128, 128});  // four tiles
+  is_exact<WideTile<Bf16Math>>({1, 1, 10, 9, 33, 65});
+  is_exact<WideTile<Bf16Math>>({1, 1, 3, 3, 512, 256});  // 256 x 4608 weights
+  is_exact<StridedTile<Bf16Math>>({2, 1, 14, 14, 40, 64, 2});
+  is_exact<StridedTile<Bf16Math>>({1, 2, 19, 37, 8, 16, 2});  // odd sizes, three bands side by side
+  is_exact<StridedTile<Bf16Math>>({1, 1, 9, 8, 16, 5, 2, 0});
+  is_exact<SingleTile<Bf16Math>>({2, 4, 7, 7, 64, 64});
+  is_exact<SingleTile<Bf16Math>>({1, 1, 14, 28, 96, 128});
+  is_exact<SingleTile<Bf16Math>>({3, 1, 1, 300, 24, 8});  // a linear layer's rows
+  is_exact<SingleTile<Bf16Math>>({1, 2, 9, 11, 8, 20, 2});
+  is_exact<SingleTile<Bf16Math>>({1, 1, 7, 6, 8, 8, 3, 1});
+  is_exact<SingleTile<Bf16Math>>({1, 1, 1, 1, 1, 1});
 }
 
 template <typename Math>
 void whole_numbers_are_exact_in_float32() {
-  is_exact<Narrow<Math>>({1, 2, 7, 7, 32, 24});
-  is_exact<Narrow<Math>>({1, 1, 9, 13, 3, 5});
-  is_exact<Narrow<Math>>({1, 2, 4, 5, 12, 2});
-  is_exact<Wide<Math>>({1, 1, 5, 6, 72, 40});
-  is_exact<Strided<Math>>({1, 1, 11, 18, 8, 12, 2});
-  is_exact<Single<Math>>({2, 2, 5, 9, 20, 64});
+  is_exact<NarrowTile<Math>>({1, 2, 7, 7, 32, 24});
+  is_exact<NarrowTile<Math>>({1, 1, 9, 13, 3, 5});
+  is_exact<NarrowTile<Math>>({1, 2, 4, 5, 12, 2});
+  is_exact<WideTile<Math>>({1, 1, 5, 6, 72, 40});
+  is_exact<StridedTile<Math>>({1, 1, 11, 18, 8, 12, 2});
+  is_exact<SingleTile<Math>>({2, 2, 5, 9, 20, 64});
 }
 
 void nothing_to_add_gives_zero() {
-  is_exact<Narrow<Bf16Math>>({2, 0, 4, 4, 8, 8});
-  is_exact<Narrow<Bf16Math>>({2, 1, 0, 4, 8, 8});
-  is_exact<Single<Bf16Math>>({2, 1, 4, 0, 8, 8});
-  is_exact<Single<Bf16Math>>({0, 1, 4, 4, 8, 8});
-  is_exact<Single<Fp32Math>>({2, 1, 4, 4, 0, 8});
+  is_exact<NarrowTile<Bf16Math>>({2, 0, 4, 4, 8, 8});
+  is_exact<NarrowTile<Bf16Math>>({2, 1, 0, 4, 8, 8});
+  is_exact<SingleTile<Bf16Math>>({2, 1, 4, 0, 8, 8});
+  is_exact<SingleTile<Bf16Math>>({0, 1, 4, 4, 8, 8});
+  is_exact<SingleTile<Fp32Math>>({2, 1, 4, 4, 0, 8});
 }
 
 // n numbers added one by one in fp32 are off by at most n 2^-24 of their magnitudes; chance makes
@@ -380,12 +142,12 @@ void fractions_are_close_to_float64() {
     const ConvGeometry geometry = geometry_of(Tile::kSide, shape);
     matches<Tile>(draw_fractions<typename Tile::Scalar>(geometry, {++seed}), tolerance, seed);
   };
-  is_close(Narrow<Bf16Math>{}, {1, 4, 14, 14, 32, 32}, 4e-7);
-  is_close(Wide<Bf16Math>{}, {1, 1, 9, 16, 48, 64}, 4e-7);
-  is_close(Strided<Bf16Math>{}, {1, 2, 16, 16, 16, 64, 2}, 4e-7);
-  is_close(Single<Bf16Math>{}, {2, 4, 8, 8, 64, 32}, 4e-7);
-  is_close(Narrow<Fp32Math>{}, {1, 2, 8, 9, 32, 32}, 4e-7);
-  is_close(Narrow<Tf32Math>{}, {1, 2, 8, 9, 32, 32}, 0x1p-10);
+  is_close(NarrowTile<Bf16Math>{}, {1, 4, 14, 14, 32, 32}, 4e-7);
+  is_close(WideTile<Bf16Math>{}, {1, 1, 9, 16, 48, 64}, 4e-7);
+  is_close(StridedTile<Bf16Math>{}, {1, 2, 16, 16, 16, 64, 2}, 4e-7);
+  is_close(SingleTile<Bf16Math>{}, {2, 4, 8, 8, 64, 32}, 4e-7);
+  is_close(NarrowTile<Fp32Math>{}, {1, 2, 8, 9, 32, 32}, 4e-7);
+  is_close(NarrowTile<Tf32Math>{}, {1, 2, 8, 9, 32, 32}, 0x1p-10);
 }
 
 // Rows in bfloat16 are the others rounded; squares and sum are of the rounded values.
@@ -419,17 +181,17 @@ void half_rows_are_measured(const Shape& shape) {
 }
 
 void half_rows_are_measured_as_they_are() {
-  half_rows_are_measured<Narrow<Bf16Math>>({2, 2, 6, 5, 16, 24});
-  half_rows_are_measured<Wide<Bf16Math>>({1, 1, 5, 6, 72, 40});
-  half_rows_are_measured<Strided<Bf16Math>>({1, 1, 9, 8, 16, 5, 2});
-  half_rows_are_measured<Single<Bf16Math>>({3, 2, 4, 3, 20, 33});
-  half_rows_are_measured<Single<Fp32Math>>({2, 1, 4, 3, 20, 33});
+  half_rows_are_measured<NarrowTile<Bf16Math>>({2, 2, 6, 5, 16, 24});
+  half_rows_are_measured<WideTile<Bf16Math>>({1, 1, 5, 6, 72, 40});
+  half_rows_are_measured<StridedTile<Bf16Math>>({1, 1, 9, 8, 16, 5, 2});
+  half_rows_are_measured<SingleTile<Bf16Math>>({3, 2, 4, 3, 20, 33});
+  half_rows_are_measured<SingleTile<Fp32Math>>({2, 1, 4, 3, 20, 33});
 }
 
 // What is not finite stays in its example, makes its norm so and adds nothing to the sum.
 template <typename Math>
 void examples_do_not_touch_each_other() {
-  using Tile = Narrow<Math>;
+  using Tile = NarrowTile<Math>;
   auto layer = draw_whole_numbers<typename Math::Scalar>(geometry_of(3, {3, 2, 5, 6, 16, 24}), {5});
   const Result clean = emulate<Tile>(layer, {true, true, false, false}, 1);
   const int64_t pixels = 2 * 5 * 6;
@@ -458,7 +220,7 @@ void examples_do_not_touch_each_other() {
 // and squares side by side.
 template <typename Math>
 void layers_of_one_launch_are_those_alone() {
-  using Tile = Single<Math>;
+  using Tile = SingleTile<Math>;
   using Scalar = typename Math::Scalar;
   const std::vector<Shape> shapes = {
       {3, 2, 4, 5, 20, 70}, {3, 1, 1, 6, 64, 24}, {3, 2, 7, 3, 130, 8}, {3, 0, 1, 2, 8, 8}};
@@ -526,66 +288,6 @@ void layers_of_one_launch_are_those_alone() {
   }
 }
 
-template <typename Tile>
-Counters measure(int64_t height, int64_t width, int64_t stride = 1,
-                 int64_t most_shared_bytes = cuda::kMostSharedBytes) {
-  auto layer = draw_whole_numbers<Bfloat16>(
-      geometry_of(Tile::kSide, {1, 1, height, width, 32, 32, stride}), {1});
-  layer.most_shared_bytes = most_shared_bytes;
-  return emulate<Tile>(layer, {false, true, false, false}, 1).counters;
-}
-
-template <typename Tile>
-double wavefronts(int64_t height, int64_t width, int64_t stride = 1,
-                  int64_t most_shared_bytes = cuda::kMostSharedBytes) {
-  const Counters counters = measure<Tile>(height, width, stride, most_shared_bytes);
-  return double(counters.wavefronts) / double(counters.matrices);
-}
-
-void fragments_are_read_without_bank_conflicts() {
-  for (int64_t width : {32, 28, 16, 14, 8}) CHECK(wavefronts<Narrow<Bf16Math>>(8, width) == 1.0);
-  CHECK(wavefronts<Wide<Bf16Math>>(8, 16) == 1.0);
-  CHECK(wavefronts<Strided<Bf16Math>>(16, 32, 2) == 1.0);
-  CHECK(wavefronts<Single<Bf16Math>>(7, 28) == 1.0);
-  for (int64_t width : {32, 28, 14, 8}) {  // where a block has less
-    CHECK(wavefronts<Wide<Bf16Math>>(8, width, 1, 99 * 1024) == 1.0);
-  }
-  // 49 pixels are no multiple of 16: those that fill up all look at the first.
-  CHECK(wavefronts<Narrow<Bf16Math>>(7, 7) <= 1.1);
-  // 24 products of 16 pixels take 64 outputs once and 16 inputs for each of three taps.
-  const Counters wide = measure<Wide<Bf16Math>>(8, 16);
-  CHECK(24 * wide.matrices == (16 + 3 * 4) * wide.products);
-}
-
-// A full tile's rows, which start anywhere in memory, go out in whole sectors, and its share of the
-// sum too; shared memory is passed over as often as its bytes ask for.
-template <typename Tile>
-void whole_sectors_are_written(double most) {
-  using emulator::Access;
-  const Shape shape{2, 1, 4, 8, Tile::kIn, Tile::kOut};
-  const auto layer =
-      draw_whole_numbers<typename Tile::Scalar>(geometry_of(Tile::kSide, shape), {1});
-  for (bool half : {false, true}) {
-    const auto traffic =
-        emulate<Tile>(layer, {true, true, true, false, half}, 1, {1.0, 1.0}).counters.traffic;
-    const int64_t values = shape.examples * (layer.weights() + shape.outputs);
-    const auto &stores = traffic.of(Access::kGlobalStore), &adds = traffic.of(Access::kGlobalAdd);
-    CHECK(stores.least >= values * (half ? 2 : 4) / 32 && stores.ratio() <= most);
-    CHECK(adds.least >= values * 8 / 32 && adds.ratio() <= 1.2);
-    CHECK(traffic.of(Access::kSharedLoad).ratio() == 1.0);
-    // Copies into narrow stages take two passes for one: a pixel's channels fill half of the banks.
-    const bool narrow = Tile::kIn * sizeof(typename Tile::Scalar) < 128;
-    CHECK(narrow || traffic.of(Access::kSharedStore).ratio() <= 1.02);
-  }
-}
-
-void rows_are_written_in_whole_sectors() {
-  whole_sectors_are_written<Wide<Bf16Math>>(1.05);
-  whole_sectors_are_written<Narrow<Bf16Math>>(1.1);
-  // An output's 64 values in bfloat16 fill four sectors, and touch five.
-  whole_sectors_are_written<Single<Bf16Math>>(1.3);
-}
-
 }  // namespace
 }  // namespace privimage
 
@@ -601,6 +303,4 @@ int main() {
   privimage::examples_do_not_touch_each_other<privimage::cuda::Fp32Math>();
   privimage::layers_of_one_launch_are_those_alone<privimage::cuda::Bf16Math>();
   privimage::layers_of_one_launch_are_those_alone<privimage::cuda::Fp32Math>();
-  privimage::fragments_are_read_without_bank_conflicts();
-  privimage::rows_are_written_in_whole_sectors();
 }
