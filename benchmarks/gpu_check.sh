@@ -89,7 +89,7 @@ if wants build; then
     for wheel in "$WHEELS"/*.whl; do
         [ ! -e "$wheel" ] || "$PYTHON" $INSTALL "$SITE" "$wheel" || echo "$wheel does not fit here"
     done
-    part build 150 "$PYTHON" $INSTALL "$SITE" .
+    part build 300 "$PYTHON" $INSTALL "$SITE" .
 fi
 # Else the reference would be held against itself.
 "$PYTHON" -P -c "import sys

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,21 @@ def test_what_there_is_no_time_for_is_left_out(capsys):
     chosen = {n: m for n, m in methods(setting).items() if n in (*ORDINARY, OURS, "vmap(grad)")}
     rows = {row["method"]: row["pairs"] for row in measure(setting, chosen, 9, budget=0)}
     assert rows == dict.fromkeys((*ORDINARY, OURS), 3)
-    assert "digits K=2 vmap(grad): no time left" in capsys.readouterr().out
+    assert "digits K=2 vmap(grad) does not run: no time left" in capsys.readouterr().out
+
+
+def test_what_takes_too_long_to_build_is_given_up(capsys):
+    (setting,) = settings(["digits"], [2], sweep=[2])
+
+    def build(pieces):
+        while True:
+            time.sleep(0.01)
+
+    chosen = dict.fromkeys((*ORDINARY, OURS), Method(lambda _: Step(lambda: None, id)))
+    rows = measure(setting, chosen | {"slow": Method(build)}, 2, budget=0.3)
+    assert {row["method"] for row in rows} == set(chosen)
+    assert "digits K=2 slow does not run: no time left" in capsys.readouterr().out
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 class OnAGpu(Setting):
@@ -113,7 +129,7 @@ def test_settings_follow_model_draws_device_and_sweep(monkeypatch):
         settings(["other"], [1])
 
 
-def test_what_sums_something_else_is_not_timed():
+def test_what_sums_something_else_is_not_timed(capsys):
     (setting,) = settings(["digits"], [1])
 
     def summing(value):
@@ -123,8 +139,9 @@ def test_what_sums_something_else_is_not_timed():
     private = {OURS: summing(1.0), "another": summing(1.0 + 1e-5)}
     chosen = private | dict.fromkeys(ORDINARY, Method(lambda _: Step(lambda: None, id)))
     assert len(measure(setting, chosen, rounds=2)) == 4
-    with pytest.raises(SystemExit, match="wrong computes something else"):
-        measure(setting, chosen | {"wrong": summing(1.1)}, rounds=2)
+    rows = measure(setting, chosen | {"wrong": summing(1.1)}, rounds=2)
+    assert {row["method"] for row in rows} == set(chosen)
+    assert "K=1 wrong does not run: computes something else: 1.0e-01" in capsys.readouterr().out
 
 
 def test_rows_replace_those_of_the_same_identity(tmp_path):
