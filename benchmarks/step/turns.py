@@ -32,8 +32,8 @@ def measure(
 ) -> list[Row]:
     """One record for each method that runs; the ordinary ones must be among them.
 
-    The ordinary ones and ours are built first. After two thirds of `budget` seconds no other one
-    is, and what then is not ready is given up; after all of them no further turn is taken, but for
+    The ordinary ones and ours are built first. After five sixths of `budget` seconds no other
+    one is, and what is not ready then is given up; after all no further turn is taken, but for
     the first three.
     """
     began = time.perf_counter()
@@ -50,7 +50,7 @@ def measure(
         return name in (*ORDINARY, OURS)
 
     for name in sorted(chosen, key=lambda name: (not is_needed(name), not is_in_every_turn(name))):
-        left = math.inf if is_needed(name) else began + budget * 2 / 3 - time.perf_counter()
+        left = math.inf if is_needed(name) else began + budget * 5 / 6 - time.perf_counter()
         try:
             with _within(left):
                 method = chosen[name]
