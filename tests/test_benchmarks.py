@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import dp_step
 import records
 from step import models
-from step.methods import CAPTURED, ORDINARY, OURS, Method, methods
+from step.methods import CAPTURED, ORDINARY, OURS, UNRECORDED, Method, methods
 from step.models import MODELS, Setting, settings
 from step.steps import LEARNING_RATE, Step, captured, ordinary
 from step.turns import measure
@@ -142,6 +142,10 @@ def test_what_sums_something_else_is_not_timed(capsys):
     rows = measure(setting, chosen | {"wrong": summing(1.1)}, rounds=2)
     assert {row["method"] for row in rows} == set(chosen)
     assert "K=1 wrong does not run: computes something else: 1.0e-01" in capsys.readouterr().out
+    del chosen[OURS]  # Then what is ours without a recording is right.
+    chosen[UNRECORDED] = summing(1.0)
+    rows = measure(setting, chosen | {"wrong": summing(1.1)}, rounds=2)
+    assert {row["method"] for row in rows} == set(chosen)
 
 
 def test_rows_replace_those_of_the_same_identity(tmp_path):
