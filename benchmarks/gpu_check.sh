@@ -14,10 +14,10 @@
 #
 # Needs nvcc, a C++ compiler and a Python that has a CUDA build of PyTorch, NumPy, SciPy, pytest,
 # ninja and pybind11; downloads nothing. PYTHON names another Python. All but build and operators need
-# dp-accounting, prv-accountant and dm-tree as well, and train all that pyproject.toml names: where
+# dp-accounting, prv-accountant and dm-tree as well, train and doctor all that pyproject.toml names: where
 # there is no registry, wheels of what is missing in the folder that WHEELS names, default
-# build/wheels; Opacus there is one more peer.
-# DEVICE=cpu rehearses it all.
+# build/wheels; Opacus there is one more peer. COMMIT says what the sources are of, where they have no
+# history. DEVICE=cpu rehearses it all.
 set -u
 PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-cuda}
@@ -90,12 +90,14 @@ if wants build; then
         [ ! -e "$wheel" ] || "$PYTHON" $INSTALL "$SITE" "$wheel" || echo "$wheel does not fit here"
     done
     part build 300 "$PYTHON" $INSTALL "$SITE" .
-    part imports 60 "$PYTHON" -P -c 'import privimage.dp, privimage.cli'
 fi
 # Else the reference would be held against itself.
 "$PYTHON" -P -c "import sys
 from privimage.ops import describe_build
 sys.exit(not describe_build().startswith('$DEVICE,'))" || { echo "no $DEVICE build"; exit 1; }
+
+# Says what is missing, and of each operator whether it agrees with the reference.
+! wants build || part doctor 90 "$PYTHON" -P -m privimage doctor
 
 # Fixtures of other tests would need the whole package; another machine may warn of other things.
 TEST='-P -m pytest --noconftest -W default -q -p no:cacheprovider'

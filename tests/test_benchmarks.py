@@ -19,6 +19,8 @@ from step.models import MODELS, Setting, settings
 from step.steps import LEARNING_RATE, Step, captured, ordinary
 from step.turns import measure
 
+from privimage.diffusion.unet import UNet, UNetShape
+
 
 def test_every_method_that_runs_has_a_row_of_paired_ratios(capsys):
     (setting,) = settings(["digits"], [2])
@@ -146,6 +148,21 @@ def test_what_sums_something_else_is_not_timed(capsys):
     chosen[UNRECORDED] = summing(1.0)
     rows = measure(setting, chosen | {"wrong": summing(1.1)}, rounds=2)
     assert {row["method"] for row in rows} == set(chosen)
+
+
+def test_peers_compute_the_same_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(models, "mixed_precision", lambda _: torch.autocast("cpu", torch.bfloat16))
+    shape = UNetShape(8, 1, 8, (1,), (8,), 10, blocks_per_level=1)
+    setting = Setting("attends", lambda: UNet(shape), (1, 8, 8), True, examples=3, draws=2)
+    found, sums = methods(setting), {}
+    words = (UNRECORDED, "vmap", "loop", "opacus hooks", "opacus functorch")  # where there is one
+    for name in (name for name in found if name.startswith(words)):
+        step = found[name].build(1)
+        sums[name] = step.summed(step.gradient())
+    expected = sums[UNRECORDED]
+    assert expected.norm() > 0
+    for total in sums.values():
+        assert (total - expected).norm() <= 5e-2 * expected.norm()
 
 
 def test_rows_replace_those_of_the_same_identity(tmp_path):

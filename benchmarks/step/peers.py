@@ -74,7 +74,8 @@ def opacus_rows(setting: Setting, pieces: int, *, functorch: bool) -> Step:
         rows = [p.grad_sample.unflatten(0, (-1, setting.draws)) for p in parameters]
         for parameter in parameters:
             parameter.grad = parameter.grad_sample = None
-        return clip_and_sum([row.mean(1) for row in rows])
+        # Under autocast a convolution's come in bfloat16.
+        return clip_and_sum([row.mean(1, dtype=torch.float32) for row in rows])
 
     return in_pieces(setting, pieces, network, clipped_sums, layout)
 
@@ -137,6 +138,9 @@ def fastdp(setting: Setting, pieces: int) -> Step:
 
 def vmap_grad(setting: Setting, pieces: int, *, is_compiled: bool = False) -> Step:
     """torch.func: the gradient of one image's loss, vectorised over the images; one full graph."""
+    # Else attention by its formula, which is what vmap makes of it, has a float32 product in its
+    # gradient that autocast does not see.
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     network = setting.network()
     names = [name for name, _ in network.named_parameters()]
 
