@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from step.models import Setting
 from step.steps import MAX_GRAD_NORM, NOISE_MULTIPLIER, Step, Update, in_format
@@ -138,16 +140,14 @@ def fastdp(setting: Setting, pieces: int) -> Step:
 
 def vmap_grad(setting: Setting, pieces: int, *, is_compiled: bool = False) -> Step:
     """torch.func: the gradient of one image's loss, vectorised over the images; one full graph."""
-    # Else attention by its formula, which is what vmap makes of it, has a float32 product in its
-    # gradient that autocast does not see.
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     network = setting.network()
     names = [name for name, _ in network.named_parameters()]
 
     def loss(weights: dict[str, torch.Tensor], *example: torch.Tensor) -> torch.Tensor:
-        return setting.losses(
-            lambda *inputs: functional_call(network, weights, inputs), *example
-        ).mean()
+        with _AttentionAsItComes():
+            return setting.losses(
+                lambda *inputs: functional_call(network, weights, inputs), *example
+            ).mean()
 
     each = vmap(grad(loss), in_dims=(None, *[0] * len(setting.batch(1))))
     each = torch.compile(each, fullgraph=True) if is_compiled else each
@@ -158,6 +158,21 @@ def vmap_grad(setting: Setting, pieces: int, *, is_compiled: bool = False) -> St
         return clip_and_sum([parts[name] for name in names])
 
     return in_pieces(setting, pieces, network, clipped_sums, FIRST)
+
+
+class _AttentionAsItComes(TorchFunctionMode):
+    """Attention without autocast, in the type that its inputs have by then.
+
+    vmap takes it apart below autograd, and its gradients then meet types that they do not expect.
+    """
+
+    def __torch_function__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        if function is not F.scaled_dot_product_attention:
+            return function(*args, **(kwargs or {}))
+        with torch.autocast(args[0].device.type, enabled=False):
+            return function(*args, **(kwargs or {}))
 
 
 def loop(setting: Setting, pieces: int) -> Step:
