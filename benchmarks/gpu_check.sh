@@ -140,7 +140,7 @@ fi
 
 (cd "$OUT" && tar czf figures.tgz -- *.txt *.log *.json)
 echo
-! wants kernels || grep -h 'of a peak' "$OUT/kernels.log"
+! wants kernels || grep -hE 'of a peak|does not run' "$OUT/kernels.log"
 cat "$TABLE"
 echo "$RESULT"
 for name in step8 step1 peers draws wide batches compiled rows; do
