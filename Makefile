@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO := .venv-demo
 TEST := .venv-test
 CMAKE_BUILD := build/cmake
-EMULATED := 'emulated_|planted_bugs|have_kernels'
+EMULATED := 'emulated_|planted_bugs|have_kernels|for_tiles'
 
 .PHONY: demo test check cuda-check native clean
 

@@ -103,7 +103,7 @@ def line(row: Row) -> str:
             gpu = f"; {row['eager_ratio']:.3f} of eager, {row['peak_mb']} MB"
         return what + (
             f"{row['ratio']:6.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}), "
-            f"CPU {row['cpu_ratio']:.3f}, of {row['reference_ms']} ms; "
+            f"CPU {row['cpu_ratio']:.3f}, of the {row['reference_ms']} ms of {row['reference']}; "
             f"micro-batches of {row['micro_batch']}{gpu}"
         )
     if "sum_mb" in row:

@@ -2,9 +2,10 @@ r"""How near to the machine, and to PyTorch's own operators, does each operator 
 
     python benchmarks/kernels.py [--device cuda] [--threads N] [--json FILE]
 
-Each row is a layer of the CIFAR-10 network at 16 images of one draw, or 4 of eight (on a GPU with
-four times as many, in bfloat16): the time of our operator, what that is in GFLOP/s and GB/s (of its
-inputs and outputs, each counted once), the floor's share of that time, and the ratio to PyTorch.
+Each row is a layer of the CIFAR-10 network at 16 images of one draw, or 4 of eight (on a GPU in the
+micro-batches of `privimage train`, in bfloat16): the time of our operator, what that is in GFLOP/s
+and GB/s (of its inputs and outputs, each counted once), the floor's share of that time, and the
+ratio to PyTorch.
 The floor is what operations and bytes take at the peaks that this run measures: of matrix products
 and a convolution, and of reading (on a GPU: of copying). PyTorch is, for a weight gradient,
 `convolution_backward` of the weight and bias alone (oneDNN, cuDNN), which adds the images up; for a
@@ -31,16 +32,19 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from operators import rows
+from operators import Row, rows
 from records import commit, machine
 from torch.nn import functional as F
 
 from privimage import ops
+from privimage.dp import most_examples
 
 
 def best(runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
@@ -101,40 +105,59 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    many, few = 16, 4
     if options.device == "cuda":
         torch.set_default_device("cuda")
+        many, few = (most_examples(torch.device("cuda"), draws) for draws in (1, 8))
     flops, bandwidth = peaks()
     print(f"peaks: {flops:.0f} GFLOP/s, {bandwidth:.1f} GB/s")
-    figures = {**machine(options.device), "commit": commit(), "threads": options.threads}
-    figures |= {
+    figures: dict[str, Any] = {
+        **machine(options.device),
+        "commit": commit(),
+        "threads": options.threads,
         "build": ops.describe_build(),
         "peak_gflops": round(flops),
         "peak_gbytes": round(bandwidth, 1),
+        "rows": [],
     }
-    records: list[dict] = []
-    for row in rows(4 if options.device == "cuda" else 1):
+    failed = False
+    for row in rows(many, few):
         if options.only not in row.name:
             continue
-        ours, theirs = best([row.ours, row.theirs], options.rounds)
-        record = {
-            "name": row.name,
-            "us": round(1e6 * ours, 1),
-            "gflops": round(row.flops / ours / 1e9, 1),
-            "gbytes": round(row.bytes / ours / 1e9, 2),
-            "share_of_peak": round(
-                max(row.flops / ours / 1e9 / flops, row.bytes / ours / 1e9 / bandwidth), 2
-            ),
-            "ratio": round(ours / theirs, 2),
-        }
-        records.append(record)
-        print(
-            f"{row.name:<46} {record['us']:>9} us {record['gflops']:>7} GFLOP/s "
-            f"{record['gbytes']:>6} GB/s  {record['share_of_peak']:.0%} of a peak, "
-            f"{record['ratio']} of PyTorch's time",
-            flush=True,
-        )
-        if options.json:  # After each, since the next one may fail.
-            options.json.write_text(json.dumps(figures | {"rows": records}, indent=1) + "\n")
+        try:
+            record = measured(row, options.rounds, flops, bandwidth)
+        except Exception as problem:
+            print(f"{row.name:<46} does not run: {problem!s:.200}", flush=True)
+            failed = True
+            continue
+        print(line(record), flush=True)
+        figures["rows"].append(record)
+        if options.json:  # After each, since the next one may take the process with it.
+            options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    sys.exit(failed)
+
+
+def measured(row: Row, rounds: int, flops: float, bandwidth: float) -> dict[str, Any]:
+    """The figures of a row, beside the peaks."""
+    ours, theirs = best([row.ours, row.theirs], rounds)
+    rate, traffic = row.flops / ours / 1e9, row.bytes / ours / 1e9
+    return {
+        "name": row.name,
+        "us": round(1e6 * ours, 1),
+        "gflops": round(rate, 1),
+        "gbytes": round(traffic, 2),
+        "share_of_peak": round(max(rate / flops, traffic / bandwidth), 2),
+        "ratio": round(ours / theirs, 2),
+    }
+
+
+def line(record: dict[str, Any]) -> str:
+    """For a person."""
+    return (
+        f"{record['name']:<46} {record['us']:>9} us {record['gflops']:>7} GFLOP/s "
+        f"{record['gbytes']:>6} GB/s  {record['share_of_peak']:.0%} of a peak, "
+        f"{record['ratio']} of PyTorch's time"
+    )
 
 
 if __name__ == "__main__":

@@ -237,14 +237,13 @@ def images(rows: int, channels: int, size: int) -> torch.Tensor:
     return made.bfloat16() if made.is_cuda else made
 
 
-def rows(times: int) -> list[Row]:
-    """All of them, with `times` the images that suit a core."""
+def rows(many: int, few: int) -> list[Row]:
+    """All of them, with so many images of one draw, and so few of eight."""
     layers = [
         (3, 32, 32, 3), (32, 3, 32, 3), (32, 32, 32, 3), (64, 64, 32, 3), (96, 32, 32, 3),
         (64, 64, 16, 3), (128, 64, 16, 3), (64, 64, 8, 3), (128, 64, 8, 3), (64, 32, 32, 1),
         (64, 64, 16, 1), (128, 64, 1, 1),
     ]  # fmt: skip
-    many, few = 16 * times, 4 * times
     found = [conv(*layer, *batch) for batch in ((many, 1), (few, 8)) for layer in layers]
     found += [again(64, 64, 8, many), again(64, 64, 16, many)]
     found += [projections(64, 16, many, 1), projections(64, 16, few, 8)]

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,10 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """Of the sources beside this file; "unknown" where git has none."""
+    """Of the sources beside this file, where they have a history; else what COMMIT says."""
+    otherwise = os.environ.get("COMMIT", "unknown")
+    if shutil.which("git") is None:
+        return otherwise
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip() or otherwise

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,12 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import dp_step
 import records
 from step import models
-from step.methods import CAPTURED, ORDINARY, OURS, Method, methods
+from step.methods import CAPTURED, ORDINARY, OURS, UNRECORDED, Method, methods
 from step.models import MODELS, Setting, settings
 from step.steps import LEARNING_RATE, Step, captured, ordinary
 from step.turns import measure
+
+from privimage.diffusion.unet import UNet, UNetShape
 
 
 def test_every_method_that_runs_has_a_row_of_paired_ratios(capsys):
@@ -45,7 +49,21 @@ def test_what_there_is_no_time_for_is_left_out(capsys):
     chosen = {n: m for n, m in methods(setting).items() if n in (*ORDINARY, OURS, "vmap(grad)")}
     rows = {row["method"]: row["pairs"] for row in measure(setting, chosen, 9, budget=0)}
     assert rows == dict.fromkeys((*ORDINARY, OURS), 3)
-    assert "digits K=2 vmap(grad): no time left" in capsys.readouterr().out
+    assert "digits K=2 vmap(grad) does not run: no time left" in capsys.readouterr().out
+
+
+def test_what_takes_too_long_to_build_is_given_up(capsys):
+    (setting,) = settings(["digits"], [2], sweep=[2])
+
+    def build(pieces):
+        while True:
+            time.sleep(0.01)
+
+    chosen = dict.fromkeys((*ORDINARY, OURS), Method(lambda _: Step(lambda: None, id)))
+    rows = measure(setting, chosen | {"slow": Method(build)}, 2, budget=0.3)
+    assert {row["method"] for row in rows} == set(chosen)
+    assert "digits K=2 slow does not run: no time left" in capsys.readouterr().out
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 class OnAGpu(Setting):
@@ -113,7 +131,7 @@ def test_settings_follow_model_draws_device_and_sweep(monkeypatch):
         settings(["other"], [1])
 
 
-def test_what_sums_something_else_is_not_timed():
+def test_what_sums_something_else_is_not_timed(capsys):
     (setting,) = settings(["digits"], [1])
 
     def summing(value):
@@ -123,8 +141,28 @@ def test_what_sums_something_else_is_not_timed():
     private = {OURS: summing(1.0), "another": summing(1.0 + 1e-5)}
     chosen = private | dict.fromkeys(ORDINARY, Method(lambda _: Step(lambda: None, id)))
     assert len(measure(setting, chosen, rounds=2)) == 4
-    with pytest.raises(SystemExit, match="wrong computes something else"):
-        measure(setting, chosen | {"wrong": summing(1.1)}, rounds=2)
+    rows = measure(setting, chosen | {"wrong": summing(1.1)}, rounds=2)
+    assert {row["method"] for row in rows} == set(chosen)
+    assert "K=1 wrong does not run: computes something else: 1.0e-01" in capsys.readouterr().out
+    del chosen[OURS]  # Then what is ours without a recording is right.
+    chosen[UNRECORDED] = summing(1.0)
+    rows = measure(setting, chosen | {"wrong": summing(1.1)}, rounds=2)
+    assert {row["method"] for row in rows} == set(chosen)
+
+
+def test_peers_compute_the_same_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(models, "mixed_precision", lambda _: torch.autocast("cpu", torch.bfloat16))
+    shape = UNetShape(8, 1, 8, (1,), (8,), 10, blocks_per_level=1)
+    setting = Setting("attends", lambda: UNet(shape), (1, 8, 8), True, examples=3, draws=2)
+    found, sums = methods(setting), {}
+    words = (UNRECORDED, "vmap", "loop", "opacus hooks", "opacus functorch")  # where there is one
+    for name in (name for name in found if name.startswith(words)):
+        step = found[name].build(1)
+        sums[name] = step.summed(step.gradient())
+    expected = sums[UNRECORDED]
+    assert expected.norm() > 0
+    for total in sums.values():
+        assert (total - expected).norm() <= 5e-2 * expected.norm()
 
 
 def test_rows_replace_those_of_the_same_identity(tmp_path):

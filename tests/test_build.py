@@ -124,6 +124,14 @@ def test_ops_see_the_stable_interface_of_torch_alone():
         assert all(name.startswith(stable) for name in of_torch), path
 
 
+def test_operators_of_a_gpu_do_not_ask_for_a_tensor_on_the_cpu():
+    found = []
+    for path in (ROOT / "csrc/ops").glob("*.cpp"):
+        found += re.findall(r"\b\w+_cuda\(.*?^}", path.read_text(), re.DOTALL | re.MULTILINE)
+    assert len(found) > 10
+    assert [body for body in found if "in_its_type(" in body or "DeviceType::CPU" in body] == []
+
+
 @needs_native
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
 def test_the_undefined_symbols_are_those_of_the_stable_interface():

@@ -68,11 +68,12 @@ class Setting:
                 return images, labels
             return images, torch.rand(len(images)) + 0.2, torch.randn(images.shape), labels
 
-    def losses(self, network: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
+    def losses(self, network: nn.Module | Denoiser, *batch: torch.Tensor) -> torch.Tensor:
         """One a row; on a GPU activations are bfloat16, whoever asks."""
         with mixed_precision(batch[0].device):
             if self.denoises:
-                return losses(Denoiser(network), *batch).float()
+                denoiser = network if isinstance(network, Denoiser) else Denoiser(network)
+                return losses(denoiser, *batch).float()
             images, labels = batch
             return F.cross_entropy(network(images), labels, reduction="none")
 

@@ -13,7 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
+from privimage.diffusion.denoiser import Denoiser
 from step.models import Setting
 from step.steps import MAX_GRAD_NORM, NOISE_MULTIPLIER, Step, Update, in_format
 
@@ -74,7 +77,8 @@ def opacus_rows(setting: Setting, pieces: int, *, functorch: bool) -> Step:
         rows = [p.grad_sample.unflatten(0, (-1, setting.draws)) for p in parameters]
         for parameter in parameters:
             parameter.grad = parameter.grad_sample = None
-        return clip_and_sum([row.mean(1) for row in rows])
+        # Under autocast a convolution's come in bfloat16.
+        return clip_and_sum([row.mean(1, dtype=torch.float32) for row in rows])
 
     return in_pieces(setting, pieces, network, clipped_sums, layout)
 
@@ -138,22 +142,51 @@ def fastdp(setting: Setting, pieces: int) -> Step:
 def vmap_grad(setting: Setting, pieces: int, *, is_compiled: bool = False) -> Step:
     """torch.func: the gradient of one image's loss, vectorised over the images; one full graph."""
     network = setting.network()
-    names = [name for name, _ in network.named_parameters()]
+    whole = _MeanLoss(setting, network)
 
     def loss(weights: dict[str, torch.Tensor], *example: torch.Tensor) -> torch.Tensor:
-        return setting.losses(
-            lambda *inputs: functional_call(network, weights, inputs), *example
-        ).mean()
+        return functional_call(whole, weights, example)
 
     each = vmap(grad(loss), in_dims=(None, *[0] * len(setting.batch(1))))
     each = torch.compile(each, fullgraph=True) if is_compiled else each
 
     def clipped_sums(*batch: torch.Tensor) -> list[torch.Tensor]:
-        weights = {name: p.detach() for name, p in network.named_parameters()}
+        weights = {name: p.detach() for name, p in whole.named_parameters()}
         parts = each(weights, *(t.unflatten(0, (-1, setting.draws)) for t in batch))
-        return clip_and_sum([parts[name] for name in names])
+        return clip_and_sum([parts[name] for name in weights])
 
     return in_pieces(setting, pieces, network, clipped_sums, FIRST)
+
+
+class _MeanLoss(nn.Module):
+    """Of a batch, with the parameters of a network.
+
+    Its denoiser is made beforehand: PyTorch 2.11 compiles nothing that makes a frozen dataclass.
+    """
+
+    def __init__(self, setting: Setting, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self._setting = network, setting
+        self._denoiser = Denoiser(network) if setting.denoises else network
+
+    def forward(self, *batch: torch.Tensor) -> torch.Tensor:
+        with _AttentionAsItComes():
+            return self._setting.losses(self._denoiser, *batch).mean()
+
+
+class _AttentionAsItComes(TorchFunctionMode):
+    """Attention without autocast, in the type that its inputs have by then.
+
+    vmap takes it apart below autograd, and its gradients then meet types that they do not expect.
+    """
+
+    def __torch_function__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        if function is not F.scaled_dot_product_attention:
+            return function(*args, **(kwargs or {}))
+        with torch.autocast(args[0].device.type, enabled=False):
+            return function(*args, **(kwargs or {}))
 
 
 def loop(setting: Setting, pieces: int) -> Step:

@@ -75,7 +75,7 @@ Tensor clipped_sum_cuda(const Tensor& parts, double max_grad_norm, double share,
       parts, {parts.size(0), cuda::squared_norm_pieces({0, parts.size(1)})}, ScalarType::Double);
   auto* scratch = static_cast<double*>(partial.mutable_data_ptr());
   void* stream = current_cuda_stream(parts.get_device_index());
-  in_its_type(parts, "parts", [&](auto zero) {
+  in_a_wide_type(parts, "parts", [&](auto zero) {
     const auto job = describe<decltype(zero)>(parts, output, rule);
     const int error = cuda::launch_clipped_sum(job, scratch, stream);
     check_launched(error, "clipped_sum");

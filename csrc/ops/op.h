@@ -37,7 +37,7 @@ void in_a_wide_type(const Tensor& tensor, const char* name, Run run) {
   }
 }
 
-// Calls run with a zero of the type of `tensor`, which an op goes by.
+// Calls run with a zero of the type of `tensor`, which an op goes by, if it is on the CPU.
 template <typename Run>
 void in_its_type(const Tensor& tensor, const char* name, Run run) {
   check_runs_on(DeviceType::CPU, tensor, name);
