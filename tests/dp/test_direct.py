@@ -71,6 +71,9 @@ USES = {
     "heads before": (lambda m, x: m.w @ x[:, None], (2, 5, 4)),
     "mm": (lambda m, x: torch.mm(x[:, 0], m.w), (3, 2)),
     "addmm": (lambda m, x: torch.addmm(m.v, x[:, 0], m.w, beta=2, alpha=3), (3, 2), (2,)),
+    "linear with a number": (lambda m, x: F.linear(x, m.w, m.v), (5, 3), (1,)),
+    "addmm number": (lambda m, x: torch.addmm(m.v, x[:, 0], m.w), (3, 2), (1,)),
+    "addmm rows": (lambda m, x: torch.addmm(m.v, x[:, 0], m.w), (3, 2), (1, 2)),
     "addmm bias": (lambda m, x: torch.addmm(m.v, x[:, 0], m.mask.diag()), (1,), (3,)),
     "baddbmm": (
         lambda m, x: torch.baddbmm(m.v, x, m.w.expand(len(x), -1, -1)),
@@ -212,6 +215,7 @@ def test_a_layer_reads_a_table_of_positions_as_long_as_the_batch():
     [
         lambda x: torch.from_numpy(2 * x.numpy()),
         lambda x: torch.tensor(x.tolist(), dtype=x.dtype),
+        lambda x: torch.from_numpy(np.from_dlpack(x) + 1),
         lambda x: torch.as_tensor(np.asarray(x)[:, ::-1].copy()),
         torch.vmap(lambda row: row.flip(0) * torch.rand(()), randomness="different"),
         torch.vmap(lambda row: row.softmax(0)),

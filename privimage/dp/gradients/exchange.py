@@ -38,7 +38,9 @@ _VIEWS = {
 }
 """Whose first dimension may take in what stood behind it."""
 
-_LEAVING = {torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__}
+_LEAVING = {
+    *(torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.__dlpack__),
+}
 """By which data leaves PyTorch, and may come back as a tensor that nobody has seen being made."""
 
 FROM_CONSTANTS = (

@@ -104,7 +104,8 @@ def biased_product(
     alpha: float = 1,
 ) -> torch.Tensor:
     """`torch.addmm`."""
-    if examples.owns(y) and bias.dim() == 1 and alpha == beta == 1 and not examples.owns(x):
+    is_layer = examples.owns(y) and bias.shape == y.shape[1:] and alpha == beta == 1
+    if is_layer and not examples.owns(x):
         examples.check_rows(x)
         return matrix_product(examples, x, y, bias)
     output = alpha * (product(examples, x, y) if examples.owns(y) else x @ y)

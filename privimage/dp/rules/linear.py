@@ -20,6 +20,9 @@ def linear(
     check_dimensions(x, 2)
     if weight.dim() != 2:
         raise UserError(f"its weight {list(weight.shape)} must be [outputs, inputs]")
+    if bias is not None and bias.shape != weight.shape[:1]:  # One for all outputs.
+        shift = examples.by_row(bias, len(x), x.dim()) if examples.owns(bias) else bias
+        return linear(examples, x, weight) + shift
     return applied(_ExampleLinear, examples, x, weight, bias)
 
 
