@@ -210,6 +210,20 @@ def test_a_layer_reads_a_table_of_positions_as_long_as_the_batch():
         assert_exact(model, torch.randn(rows, 4, 3), 1)
 
 
+@pytest.mark.parametrize("leave", [torch.Tensor.numpy, torch.vmap(torch.sin)])
+def test_what_was_seen_being_made_is_a_constant_even_where_data_has_left(leave):
+    def use(m, x):
+        leave(x.detach())
+        shift = F.embedding(torch.arange(4), m.w) + m.frozen(m.table)
+        return x * m.layer(m.table) + shift
+
+    model = Own(use, (9, 3))
+    model.layer, model.frozen = nn.Linear(3, 3), nn.Linear(3, 3).requires_grad_(False)
+    model.register_buffer("table", torch.arange(12.0).view(4, 3).sin())
+    for rows in (3, 4, 5):
+        assert_exact(model, torch.randn(rows, 4, 3), 1)
+
+
 @pytest.mark.parametrize(
     "away",
     [

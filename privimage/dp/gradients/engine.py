@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointError
 
-from privimage.dp.gradients.exchange import FROM_CONSTANTS, exchange
+from privimage.dp.gradients.exchange import exchange
+from privimage.dp.gradients.provenance import FROM_CONSTANTS
 from privimage.dp.rules.derived import hand_back
 from privimage.dp.rules.layers import KEEPS_STATISTICS, check_layers
 from privimage.dp.rules.slots import Examples, Slot
@@ -140,7 +141,9 @@ class ExampleGradients:
             anchor = torch.zeros((), device=self.device, requires_grad=True)
             examples = Examples(count, count * draws, anchor, by_id, self._memory_format)
             described = dict(zip(map(id, self._parameters), self._described, strict=True))
-            with exchange(examples, described, batch) as watching:
+            frozen = (p for p in self.model.parameters() if not p.requires_grad)
+            constants = itertools.chain(self.model.buffers(), frozen)
+            with exchange(examples, described, batch, constants) as watching:
                 values = _computed(losses, self.model, batch)
             if examples.owns(values):
                 raise UserError(f"the losses don't depend on the batch. {FROM_CONSTANTS}")

@@ -1,15 +1,14 @@
 """Watches every PyTorch call of a thread and sends each use of a parameter to its rule."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
 import torch
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from privimage.dp.gradients.provenance import FROM_CONSTANTS, Provenance
 from privimage.dp.rules.derived import BY_FORM, by_form, derive, tensors_in
 from privimage.dp.rules.pending import Pending, StandIns
 from privimage.dp.rules.registry import REGISTERED, Rule
@@ -38,42 +37,26 @@ _VIEWS = {
 }
 """Whose first dimension may take in what stood behind it."""
 
-_LEAVING = {
-    *(torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.__dlpack__),
-}
-"""By which data leaves PyTorch, and may come back as a tensor that nobody has seen being made."""
-
-FROM_CONSTANTS = (
-    "Tensors made from numbers (x.item()) or by torch.jit count as constants: what is data has to "
-    "come with the batch"
-)
-
-_RANDOM = {
-    *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"),
-    *("normal_", "uniform_", "random_", "bernoulli_", "exponential_"),
-}
-"""Whose results have rows without any input that has: a loss draws for each row by itself."""
-
 
 class Exchange(TorchFunctionMode):
     """Sends each use of a trainable parameter to its rule, or refuses it by name.
 
-    Of the other tensors it tells data, whatever was computed from the batch, from constants: a call
-    of parameters and constants alone gives a tensor that is treated as a parameter again.
+    A call of parameters and constants alone gives a tensor that is treated as a parameter again.
     """
 
     def __init__(
-        self, examples: Examples, names: dict[int, str], batch: Sequence[torch.Tensor]
+        self,
+        examples: Examples,
+        names: dict[int, str],
+        batch: Iterable[torch.Tensor],
+        constants: Iterable[torch.Tensor],
     ) -> None:
         """`names` says in words what the parameter of each `id` is."""
         super().__init__()
         self._examples = examples
         self._names = names
         self._stand_ins = StandIns(examples.anchor)
-        self._data = WeakTensorKeyDictionary()
-        self._has_left = False
-        for tensor in batch:
-            self._data[tensor] = True
+        self._provenance = Provenance(examples, batch, constants)
 
     @property
     def stand_ins(self) -> list[torch.Tensor]:
@@ -95,11 +78,11 @@ class Exchange(TorchFunctionMode):
             args, kwargs = self._stand_ins.resolve(args), self._stand_ins.resolve(kwargs)
         if name is None or func in _METADATA:
             output = func(*args, **kwargs)
-            if func in _VIEWS and args and self._is_data(args[0]):
+            if func in _VIEWS and args and self._provenance.is_data(args[0]):
                 self._examples.note_view(args[0], output)
             # What has a gradient is known to be data.
             if not (isinstance(output, torch.Tensor) and output.requires_grad):
-                self._follow(func, (args, kwargs), output)
+                self._provenance.follow(func, (args, kwargs), output)
             return output
         try:
             return self._use(func, name, args, dict(kwargs))
@@ -154,9 +137,9 @@ class Exchange(TorchFunctionMode):
             func, args = by_form(func, args)
             if not any(map(self._examples.owns, tensors_in((args, kwargs)))):
                 output = func(*args, **kwargs)
-                self._follow(func, (args, kwargs), output)
+                self._provenance.follow(func, (args, kwargs), output)
                 return output
-        if not any(map(self._is_data, tensors_in((args, kwargs)))):
+        if not any(map(self._provenance.is_data, tensors_in((args, kwargs)))):
             output = derive(self._examples, func, args, kwargs)
             for tensor in filter(self._examples.owns, tensors_in(output)):
                 self._names.setdefault(id(tensor), name)
@@ -183,37 +166,17 @@ class Exchange(TorchFunctionMode):
         output = rule.apply(self._examples, x, *rest, **kwargs)
         return self._stand_ins.put(output, x.dtype) if isinstance(output, Pending) else output
 
-    def _follow(self, func: Callable[..., Any], arguments: Any, output: Any) -> None:
-        """Notes which results were computed from data."""
-        results = [result for result in tensors_in(output) if not result.requires_grad]
-        if func in _LEAVING and self._is_data(arguments[0][0]):
-            self._has_left = True
-        if func is torch.Tensor.__setitem__:
-            results = [next(tensors_in(arguments))]
-        if not results:
-            return
-        given = arguments[0][:1] if func in BY_FORM else arguments
-        if getattr(func, "__name__", "") in _RANDOM or any(map(self._is_data, tensors_in(given))):
-            for result in results:
-                self._data[result] = True
 
-    def _is_data(self, tensor: torch.Tensor) -> bool:
-        """Whether its values may differ from example to example."""
-        if self._examples.owns(tensor):
-            return False
-        if tensor.requires_grad or tensor in self._data:
-            return True
-        if is_functorch_wrapped_tensor(tensor):
-            self._has_left = True  # What comes out of torch.vmap is not seen.
-            return True
-        return self._has_left and self._examples.has_rows(tensor)
-
-
-def exchange(examples: Examples, names: dict[int, str], batch: Sequence[torch.Tensor]) -> Exchange:
+def exchange(
+    examples: Examples,
+    names: dict[int, str],
+    batch: Iterable[torch.Tensor],
+    constants: Iterable[torch.Tensor],
+) -> Exchange:
     """An `Exchange` that torch.compile lets alone: compiled, rules would not write into slots."""
     # Nobody has compiled anything before this module is there, which takes a second to import.
     kind = _uncompiled() if "torch._dynamo" in sys.modules else Exchange
-    return kind(examples, names, batch)
+    return kind(examples, names, batch, constants)
 
 
 @cache
