@@ -54,6 +54,7 @@ USES = {
     "scale from the left": (lambda m, x: m.w * x, (4, 3)),
     "shift": (lambda m, x: x + m.w - 2 * m.v, (4, 1), (3,)),
     "number": (lambda m, x: x / m.w, ()),
+    "number repeated": (lambda m, x: x[:, 0, :1] * m.w.expand(2) + m.v.repeat(2), (), (1,)),
     "reversed": (lambda m, x: m.w / (x.abs() + 1) - m.v, (1, 4, 3), (3,)),
     "power": (lambda m, x: x.abs() ** m.w + m.v ** x.cos(), (3,), (3,)),
     "two powers": (lambda m, x: (2**m.w) * x, (3,)),

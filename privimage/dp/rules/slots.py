@@ -210,7 +210,8 @@ class Examples:
 
         Of one that has a first dimension for the rows already, each row gets its own part.
         """
-        tensor = self.repeated.get(id(tensor), tensor)
+        if tensor.dim() == dimensions:
+            tensor = self.repeated.get(id(tensor), tensor)
         part: torch.Tensor = self.expand(tensor)
         draws = rows // self.count
         if tensor.dim() == dimensions and len(tensor) == 1:
