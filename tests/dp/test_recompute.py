@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -59,6 +60,16 @@ def batch(examples, draws):
 
 def planned(model, draws=1, **options):
     return plan(model, batch(1, draws), draws=draws, losses=losses, costs=COSTS, **options)
+
+
+@contextmanager
+def marked_memory():
+    """Inside, new memory holds the largest number."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 RULES = [ClipRule(0.5), ClipRule(0.5, "per_layer"), ClipRule(0.5, "automatic")]
@@ -165,11 +176,8 @@ def test_new_memory_does_not_show(again, rule):
     elif again:
         chosen = chosen.choosing(again, "recompute")
     expected = total(model, data, chosen, rule)
-    torch.use_deterministic_algorithms(True)  # New memory holds the largest number.
-    try:
+    with marked_memory():
         found = total(model, data, chosen, rule)
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert torch.equal(found, expected)
     assert (found[-24:] == 0).all()
     assert (found[:-24] != 0).any()
@@ -182,11 +190,8 @@ def test_a_sum_without_norms_has_what_layers_wait_for(monkeypatch):
     expected = total(model, data, chosen, no_clip)
     small = torch.zeros(5, dtype=torch.float64)
     monkeypatch.setattr(Arena, "squares", lambda arena: small)
-    torch.use_deterministic_algorithms(True)  # New memory holds the largest number.
-    try:
+    with marked_memory():
         found = total(model, data, chosen, no_clip)
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert torch.equal(found, expected)
 
 

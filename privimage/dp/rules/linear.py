@@ -23,14 +23,14 @@ def linear(
     if bias is not None and bias.shape != weight.shape[:1]:  # One for all outputs.
         shift = examples.by_row(bias, len(x), x.dim()) if examples.owns(bias) else bias
         return linear(examples, x, weight) + shift
-    return applied(_ExampleLinear, examples, x, weight, bias)
+    return applied(_ExampleLinear, examples, x, weight, bias, False)
 
 
 def matrix_product(
     examples: Examples, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Of x [rows, ..., inputs] with a parameter [inputs, outputs], and a bias [outputs] added."""
-    return applied(_ExampleProduct, examples, x, weight, bias)
+    return applied(_ExampleLinear, examples, x, weight, bias, True)
 
 
 def write_linear_grad(x: torch.Tensor, grad: torch.Tensor, slots: Slots) -> None:
@@ -43,38 +43,10 @@ def write_linear_grad(x: torch.Tensor, grad: torch.Tensor, slots: Slots) -> None
 
 
 class _ExampleLinear(Function):
-    """F.linear of x [rows, ..., inputs], with the arguments of `ExampleConv2d` but no geometry."""
+    """F.linear of x [rows, ..., inputs], with the arguments of `ExampleConv2d` but no geometry.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchor: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        slots: Slots,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.slots = slots
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        write_linear_grad(x, grad, ctx.slots)
-        _, wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        for_x = grad @ weight if wants_x else None
-        flat = grad.flatten(0, -2)
-        for_weight = flat.mT @ x.flatten(0, -2) if wants_weight else None
-        for_bias = flat.sum(0) if wants_bias else None
-        return None, for_x, for_weight, for_bias, None
-
-
-class _ExampleProduct(Function):
-    """x [rows, ..., inputs] @ weight [inputs, outputs], with the arguments of `_ExampleLinear`.
-
-    The weight's gradient is that of a linear layer from `grad` to x.
+    If `stands_behind`, the weight is [inputs, outputs]: its gradient is that of a linear layer from
+    `grad` to x.
     """
 
     @staticmethod
@@ -85,22 +57,30 @@ class _ExampleProduct(Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         slots: Slots,
+        stands_behind: bool,
     ) -> torch.Tensor:
+        weight = weight.mT if stands_behind else weight
         ctx.save_for_backward(x, weight)
-        ctx.slots = slots
-        return x @ weight if bias is None else x @ weight + bias
+        ctx.slots, ctx.stands_behind = slots, stands_behind
+        return F.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         weight_slot, bias_slot = ctx.slots
-        write_linear_grad(grad, x, (weight_slot, None))
-        write_linear_grad(x, grad, (None, bias_slot))
-        _, wants_x, _, wants_bias, _ = ctx.needs_input_grad
-        for_x = grad @ weight.mT if wants_x else None
-        for_bias = grad.flatten(0, -2).sum(0) if wants_bias else None
-        return None, for_x, None, for_bias, None
+        if ctx.stands_behind:
+            write_linear_grad(grad, x, (weight_slot, None))
+            write_linear_grad(x, grad, (None, bias_slot))
+        else:
+            write_linear_grad(x, grad, ctx.slots)
+        _, wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        for_x = grad @ weight if wants_x else None
+        flat = grad.flatten(0, -2)
+        # A weight that stands behind has a slot.
+        for_weight = flat.mT @ x.flatten(0, -2) if wants_weight else None
+        for_bias = flat.sum(0) if wants_bias else None
+        return None, for_x, for_weight, for_bias, None, None
 
 
 def _as_pixels(x: torch.Tensor) -> torch.Tensor:
