@@ -12,7 +12,7 @@ from privimage.data.formats import open_source
 from privimage.dp import History, Ledger
 from privimage.errors import UserError
 from privimage.evaluate import Parts
-from privimage.pipeline import measurement, summary
+from privimage.pipeline import measurement, preflight, summary
 from privimage.pipeline.measurement import SYNTHETIC_ROLE
 from privimage.pipeline.schedule import Scope
 from privimage.pipeline.training import Machine
@@ -56,6 +56,7 @@ def assess(
     chosen = recipe.override(folder.recipe() if is_run else _recipe_of(target), overrides)
     if not chosen.data.test:
         raise UserError("no real images to test on; name them with --test PATH")
+    preflight.refuse_sensitive_as_public(chosen.data)
     if is_run and not folder.is_done("evaluation"):
         pipeline.train(chosen, target, machine, reporter, Scope(only="evaluation"))
         if result is not None:

@@ -11,8 +11,9 @@ import pytest
 
 from privimage import audit, durable
 from privimage.errors import UserError
-from privimage.pipeline import schedule
+from privimage.pipeline import preflight, schedule
 from privimage.progress import Stopped
+from privimage.recipe import DataSettings
 
 
 @pytest.fixture
@@ -266,3 +267,18 @@ def test_a_deleted_ledger_is_refused(tiny, train, copied):
     (copied / "ledger.jsonl").unlink()
     with pytest.raises(UserError, match="is missing beside the stage 'query'"):
         train(tiny(), copied)
+
+
+@pytest.mark.parametrize("shared", ["train.parquet", "", "*.parquet", "../run/train.parquet"])
+def test_files_of_the_sensitive_set_are_not_public(tmp_path, shared):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("train.parquet", "other.parquet"):
+        (folder / name).touch()
+    settings = DataSettings(
+        public=str(folder / "other.parquet"),
+        sensitive=str(folder / "train.parquet"),
+        test=f"{folder}/{shared}",
+    )
+    with pytest.raises(UserError, match=r"--test: .* shares files with it"):
+        preflight.refuse_sensitive_as_public(settings)

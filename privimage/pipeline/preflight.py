@@ -1,5 +1,6 @@
 """Finds what is wrong with a run before anything is touched, spent or computed."""
 
+import glob
 import math
 import os
 import shutil
@@ -38,7 +39,7 @@ def check(run: Run, missing: Collection[str]) -> None:
         raise UserError(
             "no public images given; name them with --public PATH, or use --selection none"
         )
-    _refuse_sensitive_as_public(settings)
+    refuse_sensitive_as_public(settings)
     _check_disk(run.folder.path)
     if kind := durable.network_file_system(run.folder.path):
         run.reporter.warn(
@@ -67,18 +68,23 @@ def check(run: Run, missing: Collection[str]) -> None:
         _check_evaluation(run)
 
 
-def _refuse_sensitive_as_public(settings: DataSettings) -> None:
-    """Raises UserError if the sensitive set is also given as one that is public."""
+def refuse_sensitive_as_public(settings: DataSettings) -> None:
+    """Raises UserError if files of the sensitive set are also given as some that are public."""
     for option, source in (("--public", settings.public), ("--test", settings.test)):
-        if source and settings.sensitive and _place(source) == _place(settings.sensitive):
+        if source and settings.sensitive and _places(source) & _places(settings.sensitive):
             raise UserError(
-                f"{option}: '{source}' is the sensitive set itself, and no ε covers what is "
-                "computed on public images; give others, or keep some apart from --sensitive"
+                f"{option}: '{source}' is the sensitive set itself, or shares files with it, and "
+                "no ε covers what is computed on public images; give others, or keep some apart "
+                "from --sensitive"
             )
 
 
-def _place(source: str) -> str:
-    return source if source.startswith("builtin:") else os.path.realpath(source)
+def _places(source: str) -> set[str]:
+    """What a source is read from: itself, and the shards that its folder or pattern stands for."""
+    if source.startswith("builtin:"):
+        return {source}
+    shards = Path(source).glob("*.parquet") if os.path.isdir(source) else glob.glob(source)
+    return {os.path.realpath(path) for path in (source, *shards)}
 
 
 def _check_evaluation(run: Run) -> None:

@@ -100,3 +100,12 @@ def test_without_a_ledger_nothing_of_it_can_be_had(monkeypatch, run):
                 Machine("cpu", 2),
                 Reporter(quiet=True),
             )
+
+
+@pytest.mark.parametrize("option", ["test", "public"])
+def test_the_sensitive_set_is_not_measured_on_as_if_it_were_public(run, option):
+    overrides = {f"data.{option}": "builtin:digits-train"}
+    result = run.parent / "found.json"
+    with pytest.raises(UserError, match=f"--{option}: .* is the sensitive set itself"):
+        assessment.assess(run, overrides, Machine("cpu", 2), Reporter(quiet=True), result)
+    assert not result.exists()
