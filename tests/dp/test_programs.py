@@ -13,6 +13,9 @@ from truth import one_at_a_time
 from privimage.dp import ExampleGradients, check_independence
 from privimage.errors import UserError
 
+# PyTorch says so once a process, of the first program that has such a convolution.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+
 SHAPES = [
     (),
     (1,),
