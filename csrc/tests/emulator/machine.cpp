@@ -22,6 +22,8 @@ std::string name(int thread) {
 
 }  // namespace
 
+const cuda::Block* begun = nullptr;
+
 Machine::Machine(const Launch& launch)
     : launch_(launch),
       fibres_(launch.threads),
@@ -53,8 +55,10 @@ void Machine::prepare(Fibre& fibre) {
 void Machine::enter() {
   Machine& machine = *entering;
   const int thread = machine.running_;
+  const cuda::Block block(machine, thread);
   for (;;) {
-    (*machine.kernel_)(cuda::Block(machine, thread));
+    begun = &block;
+    (*machine.kernel_)(block);
     machine.pause(State::done);
   }
 }
