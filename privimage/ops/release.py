@@ -3,7 +3,7 @@
 Arguments are checked once, here, before the native code or the reference runs.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -61,7 +61,7 @@ class UpdateRule:
 
     def on(self, device: torch.device) -> "DeviceRule":
         """The same with its numbers in the memory of a device."""
-        _, _, *numbers = astuple(self)
+        numbers = [getattr(self, field.name) for field in fields(self)[2:]]
         there = torch.tensor(numbers, dtype=torch.float64, device=device)
         return DeviceRule(self.noise_std, self.scale, there)
 
