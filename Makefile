@@ -28,12 +28,13 @@ check: cuda-check
 
 # The CUDA kernels without a GPU: compiled for every target, what they use of it compared with the
 # kept table, linked with their operators and loaded, run in the emulator against float64, by
-# themselves and by PyTorch's calls of the operators, and every planted bug killed.
+# themselves and as the operators and the engine call them, and every planted bug killed.
 cuda-check: native
 	$(TEST)/bin/ctest --test-dir $(CMAKE_BUILD) --output-on-failure --tests-regex $(EMULATED)
 	$(TEST)/bin/python csrc/tests/kernel_resources.py $(CMAKE_BUILD)
 	PYTHONPATH=tests PRIVIMAGE_EMULATED_GPU=$(CURDIR)/$(CMAKE_BUILD)/libemulated_gpu.so OMP_NUM_THREADS=1 \
-	  $(TEST)/bin/pytest -p emulated_gpu --numprocesses auto -k 'cuda and not replayed' tests/ops/test_devices.py
+	  $(TEST)/bin/pytest -p emulated_gpu --numprocesses auto -k '(cuda or gpu) and not replayed' \
+	  tests/ops/test_devices.py tests/dp/test_recompute.py tests/diffusion/test_pretrain.py
 
 # C++ tests, and CUDA kernels where there is nvcc.
 native: $(TEST)/installed

@@ -34,8 +34,7 @@ def open_source(name: str, path: Path, person: PersonKey | None = None) -> Sourc
     """
     try:
         if not path.exists():
-            shards = sorted(map(Path, glob.glob(str(path))))
-            if shards and all(shard.suffix == ".parquet" for shard in shards):
+            if shards := shards_of(path):
                 return open_parquet(name, path, shards, person)
             for archive in path.parents:
                 if archive.is_file() and archive.name.lower().endswith(ARCHIVES):
@@ -48,9 +47,16 @@ def open_source(name: str, path: Path, person: PersonKey | None = None) -> Sourc
         raise UserError(f"{name}: '{path}' can't be read ({error.strerror or error})") from error
 
 
+def shards_of(path: Path) -> list[Path]:
+    """The Parquet files that a folder or a pattern stands for; none if it is something else."""
+    if path.is_dir():
+        return sorted(path.glob("*.parquet"))
+    found = [] if path.exists() else sorted(map(Path, glob.glob(str(path))))
+    return found if all(shard.suffix == ".parquet" for shard in found) else []
+
+
 def _open_folder(name: str, path: Path, person: PersonKey | None) -> Source:
-    shards = sorted(path.glob("*.parquet"))
-    if shards:
+    if shards := shards_of(path):
         return open_parquet(name, path, shards, person)
     if sets := sorted(filter(is_idx, path.iterdir())):
         raise UserError(

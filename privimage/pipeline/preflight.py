@@ -1,6 +1,5 @@
 """Finds what is wrong with a run before anything is touched, spent or computed."""
 
-import glob
 import math
 import os
 import shutil
@@ -8,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from privimage import data, durable
+from privimage.data.formats import shards_of
 from privimage.errors import UserError
 from privimage.pipeline import measurement
 from privimage.recipe import DataSettings
@@ -83,8 +83,8 @@ def _places(source: str) -> set[str]:
     """What a source is read from: itself, and the shards that its folder or pattern stands for."""
     if source.startswith("builtin:"):
         return {source}
-    shards = Path(source).glob("*.parquet") if os.path.isdir(source) else glob.glob(source)
-    return {os.path.realpath(path) for path in (source, *shards)}
+    place = Path(source)
+    return {os.path.realpath(path) for path in (place, *shards_of(place))}
 
 
 def _check_evaluation(run: Run) -> None:

@@ -32,8 +32,6 @@ struct MultiplyArguments {
   uint32_t b[2];
 };
 
-extern const cuda::Block* begun;
-
 extern const Operation kShuffleXor;
 extern const Operation kLoadTransposed;
 extern const Operation kMultiplyAdd;
@@ -86,8 +84,8 @@ class Shared {
 class Block {
  public:
   Block(emulator::Machine& machine, int thread) : machine_(&machine), thread_(thread) {}
-  // As an entry point makes it: of the thread that has just begun.
-  Block() : Block(*emulator::begun) {}
+  // As an entry point makes it: of the thread that runs.
+  Block() : Block(*emulator::Machine::running, emulator::Machine::running->thread()) {}
 
   int thread() const { return thread_; }
   int lane() const { return thread_ % 32; }

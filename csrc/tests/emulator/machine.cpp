@@ -13,16 +13,13 @@ constexpr int64_t kStackBytes = 1 << 17;
 constexpr int64_t kGranule = 2;  // bytes that a Trace stands for: the smallest thing we store
 constexpr int32_t kMany = -2;
 
-// A new fibre has no argument that could carry a pointer.
-Machine* entering = nullptr;
-
 std::string name(int thread) {
   return "thread " + std::to_string(thread) + " (warp " + std::to_string(thread / kLanes) + ")";
 }
 
 }  // namespace
 
-const cuda::Block* begun = nullptr;
+thread_local Machine* Machine::running = nullptr;
 
 Machine::Machine(const Launch& launch)
     : launch_(launch),
@@ -53,19 +50,17 @@ void Machine::prepare(Fibre& fibre) {
 
 // A fibre runs the kernel for one block after the other; it is thrown away in its last pause.
 void Machine::enter() {
-  Machine& machine = *entering;
+  Machine& machine = *running;
   const int thread = machine.running_;
-  const cuda::Block block(machine, thread);
   for (;;) {
-    begun = &block;
-    (*machine.kernel_)(block);
+    (*machine.kernel_)(cuda::Block(machine, thread));
     machine.pause(State::done);
   }
 }
 
 void Machine::resume(int thread) {
   running_ = thread;
-  entering = this;
+  running = this;
   // After the first entry a jump will do: it leaves the signal mask alone, which costs two calls
   // of the system.
   if (_setjmp(home_) == 0) {

@@ -59,6 +59,8 @@ class Machine {
  public:
   explicit Machine(const Launch& launch);
   ~Machine();
+  // The one whose fibre runs: a fibre has no argument that could carry a pointer.
+  static thread_local Machine* running;
   Machine(const Machine&) = delete;
   Machine& operator=(const Machine&) = delete;
 
@@ -78,6 +80,7 @@ class Machine {
   void wait(int thread, int groups);
   [[noreturn]] void fail(const std::string& what);
 
+  int thread() const { return running_; }
   int64_t block_x() const { return block_x_; }
   int64_t block_y() const { return block_y_; }
   int64_t shared_bytes() const { return launch_.shared_bytes; }
