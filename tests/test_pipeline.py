@@ -101,6 +101,22 @@ def test_a_spent_budget_pays_for_no_second_fine_tuning(finished, tiny, train):
     assert sorted(path.rglob("*")) == before
 
 
+def test_what_another_process_did_meanwhile_is_not_paid_for_again(
+    finished, tiny, train, tmp_path, monkeypatch
+):
+    path, check = tmp_path / "run", preflight.check
+
+    def while_another_process_runs(run, missing):
+        monkeypatch.setattr(preflight, "check", check)
+        shutil.copytree(finished[1], path)
+        check(run, missing)
+
+    monkeypatch.setattr(preflight, "check", while_another_process_runs)
+    with pytest.raises(UserError, match=r"another process .* meanwhile; start again"):
+        train(tiny(), path)
+    assert _records(path) == _records(finished[1])
+
+
 def test_a_stage_name_with_a_typo_is_answered_with_the_nearest(finished, train):
     chosen, path = finished
     with pytest.raises(UserError, match="did you mean 'synthetic'"):

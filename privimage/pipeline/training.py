@@ -90,6 +90,11 @@ def train(
     folder = run.folder
     durable.make_folder(path)
     with Ledger(folder.ledger, recipe.privacy.unit) as ledger:
+        if _todo(recipe, folder, scope) != todo:
+            raise UserError(
+                f"{path}: another process has worked on this run meanwhile; start again to go on "
+                "with what it left to do"
+            )
         spending.refuse_other_persons(folder, recipe, ledger)
         spending.refuse_foreign_files(folder, ledger)
         if preflight.PRIVATE & {*todo.missing}:
@@ -159,18 +164,18 @@ def _prepared(
     recipe: Recipe, path: Path, machine: Machine, reporter: Reporter, scope: Scope
 ) -> tuple[Run, Todo]:
     """What is to be done, after all was checked that can be before the ledger is opened."""
-    todo = schedule(recipe, RunFolder(path), scope)
-    run = Run(
-        recipe,
-        RunFolder(path),
-        reporter,
-        machine.workers(),
-        machine.torch_device(),
-        machine.memory(),
-    )
-    for stage in todo.order:
-        if stage.name not in todo.repeated:
-            run.folder.refuse_changes(stage.name, recipe, stage.reads)
-    spending.refuse_without_ledger(run.folder)
+    folder = RunFolder(path)
+    todo = _todo(recipe, folder, scope)
+    run = Run(recipe, folder, reporter, machine.workers(), machine.torch_device(), machine.memory())
+    spending.refuse_without_ledger(folder)
     preflight.check(run, todo.missing)
     return run, todo
+
+
+def _todo(recipe: Recipe, folder: RunFolder, scope: Scope) -> Todo:
+    """What is to be done, on top of stages that were made or begun as the recipe wants them."""
+    todo = schedule(recipe, folder, scope)
+    for stage in todo.order:
+        if stage.name not in todo.repeated:
+            folder.refuse_changes(stage.name, recipe, stage.reads)
+    return todo
