@@ -225,7 +225,7 @@ class Hidden(nn.Module):
         return F.linear(x, self.weight) + self.hide(self, x)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("how", ["script", "view", "thread"])
 def test_a_hidden_use_of_a_parameter_is_found_and_named(how):
     hide = {
@@ -353,7 +353,7 @@ def test_a_layer_that_is_computed_again_is_refused():
         ExampleGradients(model)(losses, torch.randn(2, 3))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize(
     ("use", "problem"),
     [
