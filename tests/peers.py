@@ -1,9 +1,10 @@
 """Other programs that compute the same scores, loaded beside any build of torch."""
 
-import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+from scipy import linalg
 
 try:
     import torchvision
@@ -27,6 +28,15 @@ from torch_fidelity import FeatureExtractorInceptionV3
 __all__ = ["FeatureExtractorInceptionV3", "pytorch_inception", "torchvision"]
 
 
+def _matrix_root(matrix, disp=True):
+    # pytorch-fid asks for an estimated error, and ignores it; SciPy 1.18 no longer gives one.
+    root = linalg.sqrtm(matrix)
+    return root if disp else (root, None)
+
+
+fid_score.linalg = SimpleNamespace(sqrtm=_matrix_root)
+
+
 def fid_of_torch_fidelity(features, reference):
     statistics = torch_fidelity.metric_fid.fid_features_to_statistics
     both = (statistics(part.double()) for part in (features, reference))
@@ -37,10 +47,7 @@ def fid_of_torch_fidelity(features, reference):
 def fid_of_pytorch_fid(features, reference):
     both = [part.double().numpy() for part in (features, reference)]
     moments = [(part.mean(axis=0), np.cov(part, rowvar=False)) for part in both]
-    with warnings.catch_warnings():
-        # It asks scipy's matrix root for an argument that scipy will drop.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return fid_score.calculate_frechet_distance(*moments[0], *moments[1])
+    return fid_score.calculate_frechet_distance(*moments[0], *moments[1])
 
 
 def kid_of_torch_fidelity(features, reference):
