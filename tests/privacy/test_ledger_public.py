@@ -1,6 +1,7 @@
 """What a run says, plans and records is the same for D and for D with one image more."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -17,6 +18,13 @@ from privimage.progress import Reporter
 _VOLATILE = {"time", "hash", "previous", "nonce", "artifact_sha256", "ledger_head"}
 # What a side channel tells anyway; KNOWN_VULNERABILITIES.md says so.
 _VOLATILE |= {"seconds", "peak_memory_mib", "files", "data.sensitive"}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_said_by_the_clock(monkeypatch):
+    """The forecast, on random images, and when a line is due tell how busy the machine is."""
+    monkeypatch.setattr("privimage.pipeline.training._say_forecast", lambda *_: None)
+    monkeypatch.setattr("privimage.progress._LINE_INTERVAL_S", math.inf)
 
 
 @pytest.fixture
