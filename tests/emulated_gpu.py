@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 LIBRARY = os.environ["PRIVIMAGE_EMULATED_GPU"]
 # Before PyTorch, which looks once for what there is of CUDA.
-ctypes.CDLL(LIBRARY)
+DEVICE = ctypes.CDLL(LIBRARY)
 
 import torch  # noqa: E402
 
@@ -45,6 +45,19 @@ torch.cuda.get_device_properties = lambda *_: SimpleNamespace(multi_processor_co
 torch.cuda.Event = Event
 torch.cuda.is_bf16_supported = lambda *_: True
 torch.cuda.get_device_name = lambda *_: "the emulator"
+torch.cuda.set_sync_debug_mode = lambda mode: DEVICE.privimage_must_not_wait(mode == "error")
+torch.cuda.mem_get_info = lambda *_: (2**33, 2**34)
+
+
+def _deepcopy(tensor, memo, of_the_cpu=torch.Tensor.__deepcopy__):
+    """Without a storage of the device's, which Python can't make."""
+    if not tensor.is_cuda:
+        return of_the_cpu(tensor, memo)
+    copy = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    return memo.setdefault(id(tensor), copy)
+
+
+torch.Tensor.__deepcopy__ = _deepcopy
 
 
 class OurOperators:
@@ -69,3 +82,8 @@ def _load_host():
 
 sys.meta_path.insert(0, OurOperators)
 _load_host()
+
+from privimage.dp.gradients import costs  # noqa: E402
+
+# What a plan is made from would take the emulator minutes to measure.
+costs.measure_costs = lambda *_: costs.Costs(5e-15, 3e-12, 5e-13, 1e-12, 0.0, 2e-6)

@@ -168,6 +168,7 @@ class Block {
     if (address % alignof(T) != 0) {
       machine_->fail("global memory: an address is not aligned to " + std::to_string(alignof(T)));
     }
+    machine_->check_global(address, bytes);
     machine_->note(access, line, thread_, address, bytes);
   }
 

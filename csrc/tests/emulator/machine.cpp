@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <numeric>
+#include <tuple>
 
 #include "tests/emulator/block.h"
 
@@ -240,6 +242,20 @@ void Machine::write(int thread, int64_t offset, const void* value, int64_t bytes
   check_bounds(offset, bytes, bytes);
   note_write(thread, offset, bytes);
   std::memcpy(&shared_[offset], value, bytes);
+}
+
+// ---------------------------------------------------------------------------------- global memory
+
+void Machine::check_global(uint64_t address, int64_t bytes) {
+  if (launch_.memory == nullptr) return;
+  const uint64_t end = address + static_cast<uint64_t>(bytes);
+  if (piece_begins_ <= address && end <= piece_ends_) return;
+  const auto behind = launch_.memory->upper_bound(address);
+  if (behind != launch_.memory->begin()) {
+    std::tie(piece_begins_, piece_ends_) = *std::prev(behind);
+    if (end <= piece_ends_) return;
+  }
+  fail("global memory: " + std::to_string(bytes) + " bytes that are not the device's");
 }
 
 // ---------------------------------------------------------------------------- asynchronous copies

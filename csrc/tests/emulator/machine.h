@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -31,12 +32,16 @@ struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Pieces of global memory: where each begins, and where it ends.
+using Pieces = std::map<uint64_t, uint64_t>;
+
 struct Launch {
   int64_t blocks_x;
   int64_t blocks_y;
   int threads;  // a multiple of 32
   int64_t shared_bytes;
   uint64_t seed;
+  const Pieces* memory = nullptr;  // all that a kernel may touch, where that is known
 };
 
 struct Counters {
@@ -76,6 +81,7 @@ class Machine {
   void note(Access access, Line line, int thread, uint64_t address, int64_t bytes) {
     counters.traffic.note(access, line, thread % kLanes, address, bytes);
   }
+  void check_global(uint64_t address, int64_t bytes);
   void commit(int thread);
   void wait(int thread, int groups);
   [[noreturn]] void fail(const std::string& what);
@@ -129,6 +135,7 @@ class Machine {
   uint64_t draw();
 
   Launch launch_;
+  uint64_t piece_begins_ = 0, piece_ends_ = 0;  // of global memory, that was touched last
   const std::function<void(const cuda::Block&)>* kernel_ = nullptr;
   std::vector<Fibre> fibres_;
   std::vector<uint8_t> shared_;

@@ -1,4 +1,5 @@
 // The emulator itself: its fragments multiply matrices, and each kind of mistake is reported.
+#include <algorithm>
 #include <cmath>
 #include <random>
 
@@ -66,6 +67,27 @@ void lanes_that_part_are_reported() {
   });
   fails(32, "different masks",
         [](const Block& block) { block.shuffle_xor(1, block.lane() < 16 ? 1 : 2); });
+}
+
+void memory_of_others_is_reported() {
+  static int32_t values[4] = {};
+  const auto begin = reinterpret_cast<uintptr_t>(values);
+  const auto reading = [](int first, int last) {
+    return [=](const Block& block) {
+      for (int i = first; i <= last; ++i) block.load(&values[i]);
+    };
+  };
+  const emulator::Pieces known{{begin + 4, begin + 12}, {begin + 1000, begin + 2000}};
+  emulator::run({1, 1, 32, 0, 0, &known}, reading(1, 2));
+  for (int other : {0, 3}) {
+    bool failed = false;
+    try {
+      emulator::run({1, 1, 32, 0, 0, &known}, reading(std::min(other, 1), std::max(other, 1)));
+    } catch (const Fault& fault) {
+      failed = std::strstr(fault.what(), "4 bytes that are not the device's") != nullptr;
+    }
+    CHECK(failed);
+  }
 }
 
 void races_are_reported_in_either_order() {
@@ -378,6 +400,7 @@ int main() {
   zeros = source.data();
   barriers_that_only_some_reach_are_reported();
   lanes_that_part_are_reported();
+  memory_of_others_is_reported();
   races_are_reported_in_either_order();
   accesses_outside_of_shared_memory_are_reported();
   copies_that_are_read_too_early_are_reported();

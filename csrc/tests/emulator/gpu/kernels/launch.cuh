@@ -9,6 +9,13 @@
 #include "tests/emulator/block.h"
 #include "tests/emulator/machine.h"
 
+namespace privimage::emulator {
+
+// What is allocated on the device.
+Pieces allocated();
+
+}  // namespace privimage::emulator
+
 namespace privimage::cuda {
 
 inline int64_t most_shared_bytes() { return kMostSharedBytes; }
@@ -18,8 +25,10 @@ int launch(void (*kernel)(Job), const LaunchShape& shape, const Job& job, void*)
   static std::atomic<uint64_t> launches{0};
   if (shape.empty()) return 0;
   if (!shape.possible()) return kTooLarge;
-  emulator::run({shape.blocks_x, shape.blocks_y, shape.threads, shape.shared_bytes, ++launches},
-                [&](const Block&) { kernel(job); });
+  const emulator::Pieces memory = emulator::allocated();
+  emulator::run(
+      {shape.blocks_x, shape.blocks_y, shape.threads, shape.shared_bytes, ++launches, &memory},
+      [&](const Block&) { kernel(job); });
   return 0;
 }
 
