@@ -111,7 +111,7 @@ class DPOptimizer(torch.optim.Optimizer):
         self._ema_decay = ema_decay
         for piece in self._pieces():
             state = self.state[piece]
-            state["step"] = torch.tensor(0)
+            state["step"] = torch.tensor(0, device="cpu")
             state["exp_avg"] = torch.zeros_like(piece.detach())
             if self._has_second_moment:
                 state["exp_avg_sq"] = torch.zeros_like(piece.detach())

@@ -102,7 +102,7 @@ class SecretStream:
     def __init__(self, key: SecretKey, domain: Domain) -> None:
         """For `SecretKey.stream` alone."""
         self._key = key._key
-        self._counter = torch.tensor([int(domain) << _STEP_BITS])
+        self._counter = torch.tensor([int(domain) << _STEP_BITS], device="cpu")
         self._drawn_to = math.inf
         self._process = os.getpid()
         self.is_secret = key.is_secret

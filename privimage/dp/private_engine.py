@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from privimage.dp.flat_optimizer import GradientNoise
+from privimage.dp.gradients.chance import seeded
 from privimage.dp.gradients.engine import ExampleGradients, Losses, check_mode
 from privimage.dp.gradients.independence import check_independence
 from privimage.dp.gradients.micro_batch import most_examples, usual_memory
@@ -173,8 +174,7 @@ class PrivateEngine:
         total: torch.Tensor | None = None
         seed = int(self._words.words(1))
         device = self._gradients.device
-        with torch.random.fork_rng([device] if device.type != "cpu" else []):
-            torch.manual_seed(seed)
+        with seeded(seed, device):
             for rows, count in self._loader.micro_batches(
                 self._sampling, plan.examples, self._filler
             ):

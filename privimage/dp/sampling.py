@@ -48,7 +48,7 @@ def poisson_sample(examples: int, threshold: int, stream: SecretStream) -> torch
     # Signed comparison of words with the highest bit flipped is unsigned comparison.
     words = stream.words(examples) ^ torch.iinfo(torch.int64).min
     if threshold >= _CERTAIN:
-        return torch.arange(examples)
+        return torch.arange(examples, device="cpu")
     return (words < threshold - _CERTAIN // 2).nonzero().flatten()
 
 
@@ -109,7 +109,7 @@ class PoissonLoader:
         """
         if self._tensors is None and len(self) == 0:
             raise UserError("data: the data set is empty, so nobody knows the shape of an example")
-        rows = self._rows(torch.arange(0 if self._tensors is not None else 1))
+        rows = self._rows(torch.arange(0 if self._tensors is not None else 1, device="cpu"))
         return tuple(_made_up(tensor.dtype, tensor.shape[1:]) for tensor in rows)
 
     def check_form(self, made_up: Rows) -> None:
@@ -167,8 +167,9 @@ class PoissonLoader:
 def _made_up(dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
     """Two examples that differ, [2, *shape]."""
     if dtype.is_floating_point:
-        return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    places = torch.arange(shape.numel()).view(shape)
+        random = torch.Generator().manual_seed(0)
+        return torch.randn(2, *shape, generator=random, device="cpu").to(dtype)
+    places = torch.arange(shape.numel(), device="cpu").view(shape)
     # Not 1, 0, 1 … beside 0, 1, 0 …: a sum over words would be the same.
     return torch.stack([places % 2, torch.ones_like(places)]).to(dtype)
 

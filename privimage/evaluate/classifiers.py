@@ -156,8 +156,8 @@ def _networks(
     def begun(trial: Trial) -> Training:
         images, repeat = trial
         # Initialisation draws from a generator that threads would share, so this is in turn.
-        with torch.random.fork_rng():
-            torch.manual_seed(seed + repeat)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed + repeat)
             model = build_network(kind, images.images.shape[1], len(images.names))
         random = generator(seed, "evaluation", kind, repeat)
         return Training(model.to(resources.device), images, settings.epochs, settings.flip, random)

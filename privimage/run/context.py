@@ -101,8 +101,8 @@ class Run:
 
     def network(self, weights: Path | None = None) -> Network:
         """The UNet on the run's device; from `weights`, or as the seed makes it."""
-        with torch.random.fork_rng():
-            torch.manual_seed(self.recipe.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.recipe.seed)
             build = CompactUNet if self.recipe.network.kind == "compact" else UNet
             network = build(self.network_shape)
         if weights is not None:

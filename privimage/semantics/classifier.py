@@ -164,8 +164,8 @@ def train_classifier(
 
 def build(settings: ClassifierSettings, channels: int, classes: int, seed: int) -> nn.Module:
     """An untrained classifier of images with `channels` into `classes`."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         return build_network(settings.network, channels, classes)
 
 

@@ -1,5 +1,6 @@
 """The constants of the cost model: measured, cached for this machine, and for no other."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -29,6 +30,11 @@ def test_they_are_measured_once(monkeypatch, device):
     assert found.layer > 0
     monkeypatch.setattr(costs, "measure_costs", lambda device: pytest.fail("measured twice"))
     assert costs.machine_costs(there) == costs.cached_costs(there) == found
+
+
+def test_those_of_a_cpu_are_a_cpu_s_whatever_the_default_device_is():
+    with torch.device("meta"):
+        assert costs.machine_costs().multiply_add > 0
 
 
 def test_each_kind_of_gpu_has_its_own(monkeypatch):
@@ -67,6 +73,21 @@ def test_a_gpu_is_timed_between_events(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     assert costs._on_gpu(lambda: order.append("run")) == 2e-3
     assert order == ["record", "run", "record", "synchronize"]
+
+
+def test_another_gpu_than_the_current_one_is_timed_on_its_own_stream(monkeypatch):
+    inside = []
+
+    @contextlib.contextmanager
+    def current(device):
+        inside.append(device)
+        yield
+        inside.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", current)
+    monkeypatch.setattr(costs, "_measured", lambda _: (inside[-1], torch.get_default_device()))
+    other = torch.device("cuda:1")
+    assert costs.measure_costs(other) == (other, other)
 
 
 @pytest.mark.parametrize("build", ["cuda", "cpu", "none"])

@@ -1,11 +1,15 @@
 """A model or loss that mixes the examples of a batch is found before data is touched."""
 
+import contextlib
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from privimage.dp import ExampleGradients, check_independence
+from privimage.dp.gradients.chance import seeded
 from privimage.errors import UserError
 
 
@@ -104,3 +108,50 @@ def test_a_buffer_that_learns_from_the_data_is_found():
 
     with pytest.raises(UserError, match=r"buffer '0\.seen' changes with the data"):
         check_independence(ExampleGradients(nn.Sequential(Counting())), row_sums, torch.randn(3, 3))
+
+
+class Rounding(torch.autograd.Function):
+    """Passes gradients on, with other last bits each time, as a sum by atomics does."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        other = torch.from_numpy(np.random.default_rng().random(3)).to(gradient)
+        return gradient * (1 + 1e-4 * other)
+
+
+@pytest.mark.parametrize(
+    ("mix", "problem"),
+    [
+        (lambda h: h, None),
+        (lambda h: h + 0.1 * h.mean(0), "changes with the other examples"),
+        (lambda h: h * torch.linspace(1, 2, len(h))[:, None], "changes with its place"),
+    ],
+)
+def test_another_rounding_each_time_hides_nothing(mix, problem):
+    model = Mixing(lambda h: mix(Rounding.apply(h).square()))
+    refused = pytest.raises(UserError, match=problem) if problem else contextlib.nullcontext()
+    with refused:
+        check_independence(ExampleGradients(model), row_sums, torch.randn(4, 3))
+
+
+def test_numbers_that_no_seed_decides_are_refused():
+    random = np.random.default_rng(0)
+    losses = lambda m, x: m(x).square().sum(1) * float(1 + random.random())  # noqa: E731
+    with pytest.raises(UserError, match="changes with the other examples"):
+        check_independence(ExampleGradients(nn.Linear(3, 3)), losses, torch.randn(4, 3))
+
+
+def test_numbers_from_a_seed_leave_gpus_alone_that_are_not_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("seeds them all"))
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    before, found = torch.get_rng_state(), []
+    for _ in range(2):
+        with seeded(7, torch.device("cpu")):
+            found.append(torch.rand(3))
+    assert torch.equal(*found)
+    assert torch.equal(before, torch.get_rng_state())

@@ -104,6 +104,37 @@ def test_without_noise_a_step_is_the_mean_of_the_clipped_gradients(clipping, dra
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("clipping", ["flat", "per_layer", "automatic"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_step_on_a_gpu_is_that_on_the_cpu_bit_for_bit(known_key, clipping, recorded):
+    """Of whole numbers, whose products and sums are exact in any order and with half of the bits.
+
+    Sampling, gradients, norms, scales, sums, noise and the update.
+    """
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.Flatten(), nn.Linear(128, 3))
+    for parameter in model.parameters():
+        parameter.data = torch.randint(-1, 2, parameter.shape).float()
+    data = torch.randint(-3, 4, (40, 2, 4, 4)).float(), torch.randint(-2, 3, (40, 3)).float()
+    sums, ends = [], []
+    for device in ("cpu", "cuda"):
+        there = copy.deepcopy(model).to(device)
+        made = PrivateEngine(
+            *(there, DPAdam(there.parameters(), lr=0.1), lambda m, x, y: (m(x) * y).sum(1), data),
+            privacy(sample_rate=0.7, clipping=clipping, max_grad_norm=30.0),
+            recorded=recorded,
+        )
+        step = made._stepper.step
+        made._stepper.step = lambda total, step=step: (sums.append(total.cpu()), step(total))
+        made.step()
+        ends.append(weights(made).cpu())
+    assert torch.equal(*sums)
+    assert torch.equal(*ends)
+    assert sums[0].any()
+    assert not torch.equal(ends[0], torch.cat([p.detach().flatten() for p in model.parameters()]))
+
+
 @pytest.mark.parametrize("clipping", ["flat", "per_layer", "automatic"])
 @pytest.mark.parametrize("draws", [1, 2])
 def test_recorded_steps_are_the_steps_bit_for_bit(known_key, clipping, draws):
@@ -118,6 +149,17 @@ def test_recorded_steps_are_the_steps_bit_for_bit(known_key, clipping, draws):
         found.append(weights(made))
     assert torch.equal(*found)
     assert not torch.equal(found[0], weights(engine()))
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_the_default_device_decides_nothing(known_key, rate):
+    model, found = network(), []
+    for default in ("cpu", "meta"):
+        made = engine(model=copy.deepcopy(model), sample_rate=rate)
+        with torch.device(default):
+            made.step()
+        found.append(weights(made))
+    assert torch.equal(*found)
 
 
 def test_losses_that_look_at_values_are_not_recorded():

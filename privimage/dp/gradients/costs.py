@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from privimage import durable, ops
+from privimage.dp.gradients.chance import seeded
 from privimage.dp.gradients.engine import ExampleGradients
 from privimage.errors import UserError
 
@@ -80,10 +81,13 @@ def cache_path(device: torch.device = _CPU) -> Path:
 
 def measure_costs(device: torch.device = _CPU) -> Costs:
     """Times a convolution, wide linear layers, and layers with nothing to do."""
-    if device.type == "cpu":  # A default device, even the CPU, costs every call some time.
+    if device.type == "cuda":
+        with torch.cuda.device(device), device:  # Events are of the stream of the current one.
+            return _measured(128)
+    if torch.get_default_device() == device:  # Said once more, it costs every call some time.
         return _measured(8)
     with device:
-        return _measured(128)
+        return _measured(8)
 
 
 def _measured(examples: int) -> Costs:
@@ -95,7 +99,7 @@ def _measured(examples: int) -> Costs:
     large = _seconds(
         lambda: ops.example_weight_norms(images, images, examples, (3, 3), False, _THREE_TAPS)
     )
-    with torch.random.fork_rng():
+    with seeded(0, images.device):
         pairs = [(nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8)) for _ in range(layers // 2)]
     chain = nn.Sequential(*(layer for pair in pairs for layer in pair))
     gradients, point = ExampleGradients(chain, torch.channels_last), torch.ones(1, 8, 2, 2)
