@@ -200,10 +200,10 @@ class Finetuner:
             there.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
             noise[rows].normal_(generator=there)
             coins[rows] = torch.rand(draws, generator=generator)
-        images[: len(shown)] = self._images[shown.to(self._device)]
+        images[: len(shown)] = self._images[self._sent(shown)]
         labels[: len(shown)] = self._sensitive.labels[shown]
         labels = drop_labels(labels, coins, settings.label_dropout, no_label)
-        batch = images, sigma.to(self._device), noise, labels.to(self._device)
+        batch = images, self._sent(sigma), noise, self._sent(labels)
         return self._sum(*batch, self._counted(len(chosen)))
 
     def _summed(self, *batch: torch.Tensor) -> torch.Tensor:
@@ -219,7 +219,12 @@ class Finetuner:
         )
 
     def _counted(self, units: int) -> torch.Tensor:
-        return torch.tensor(units, device=self._device)
+        return self._sent(torch.tensor(units))
+
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the network's device; a GPU gets it when it comes to that, and nobody waits."""
+        ready = tensor.pin_memory() if self._device.type == "cuda" else tensor
+        return ready.to(self._device, non_blocking=True)
 
     def _filler(self, rows: int) -> tuple[torch.Tensor, ...]:
         """Grey images without label or noise, as `_losses` takes them."""

@@ -199,6 +199,21 @@ def test_a_test_key_is_written_into_the_ledger_before_anything_else(tmp_path, wo
     assert marks == ["test key", "step", "step"]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_nobody_waits_for_the_last_micro_batch(workers):
+    """With real draws, and the sum as the pipeline has it."""
+    images, settings = _images(5), _settings(sample_rate=1.0)
+    tuner = Finetuner(images, _network().cuda(), settings, 0.0, 2, workers)
+    piece = torch.arange(5), tuner._draws.words(5)
+    tuner._clipped_sum(piece)  # Loads kernels, and takes memory.
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = tuner._clipped_sum(piece)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert found.any()
+
+
 def test_the_sum_is_the_same_for_any_number_of_threads(monkeypatch):
     settings = _settings(sample_rate=1.0)
     sums = []
