@@ -36,7 +36,9 @@ from records import machine
 
 import privimage.cli
 from privimage import ops
+from privimage.acceleration import in_turns
 from privimage.dp import ClipRule, ExampleGradients, StepPlan
+from privimage.pipeline import Machine
 from privimage.synthesis import finetune
 
 WAYS = ("plain", "engine")
@@ -76,7 +78,12 @@ def main() -> None:
         print(f"{row['way']:<7} {row['step_seconds']:.3f} s a private step; {stages}")
     print(f"the same either way: {same}")
     if options.json:
-        figures = {**machine(), "arguments": arguments, "same": same, "rows": rows}
+        figures = {
+            **machine(device_of(arguments)),
+            "arguments": arguments,
+            "same": same,
+            "rows": rows,
+        }
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
@@ -88,6 +95,8 @@ def run(folder: Path, way: str, arguments: list[str]) -> None:
     def timed(tuner: finetune.Finetuner) -> None:
         began = time.perf_counter()
         step_of(tuner)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
 
     def noted(total: torch.Tensor, key: torch.Tensor, step: torch.Tensor, *rest: Any) -> None:
@@ -99,6 +108,7 @@ def run(folder: Path, way: str, arguments: list[str]) -> None:
     if way == "plain":
         finetune.planned_clipped_sum = one_image_at_a_time
         finetune.record = lambda function, *made_up: function
+        finetune.accelerated = in_turns
     sys.argv = ["privimage", "train", "--out", str(folder), *arguments, "--until", "finetune"]
     try:
         privimage.cli.main()
@@ -118,12 +128,18 @@ def one_image_at_a_time(
     """What `planned_clipped_sum` does, by ordinary autograd."""
     network = gradients.model
     parameters = [p for p in network.parameters() if p.requires_grad]
-    total = torch.zeros(gradients.size, dtype=torch.int64)
+    total = torch.zeros(gradients.size, dtype=torch.int64, device=gradients.device)
     for example in list(zip(*(t.split(plan.draws) for t in batch), strict=True))[: int(examples)]:
         parts = torch.autograd.grad(losses(network, *example).mean(), parameters)
         row = torch.cat([part.flatten() for part in parts])[None]
         total += rule.sum(row, gradients.module_sizes)
     return total
+
+
+def device_of(arguments: list[str]) -> str:
+    """Where `privimage train` computes with these."""
+    given = arguments[arguments.index("--device") + 1] if "--device" in arguments else None
+    return Machine(given).torch_device().type
 
 
 def ledger(folder: Path) -> list[dict[str, Any]]:
