@@ -34,7 +34,8 @@ cuda-check: native
 	$(TEST)/bin/python csrc/tests/kernel_resources.py $(CMAKE_BUILD)
 	PYTHONPATH=tests PRIVIMAGE_EMULATED_GPU=$(CURDIR)/$(CMAKE_BUILD)/libemulated_gpu.so OMP_NUM_THREADS=1 \
 	  $(TEST)/bin/pytest -p emulated_gpu --numprocesses auto -k '(cuda or gpu) and not replayed' \
-	  tests/ops/test_devices.py tests/dp/test_recompute.py tests/diffusion/test_pretrain.py
+	  tests/ops/test_devices.py tests/dp/test_recompute.py tests/dp/test_private_engine.py \
+	  tests/diffusion/test_pretrain.py tests/synthesis/test_finetune.py
 
 # C++ tests, and CUDA kernels where there is nvcc.
 native: $(TEST)/installed

@@ -103,7 +103,8 @@ sys.exit(not describe_build().startswith('$DEVICE,'))" || { echo "no $DEVICE bui
 TEST='-P -m pytest --noconftest -W default -q -p no:cacheprovider'
 ! wants operators || part operators 120 "$PYTHON" $TEST tests/ops/test_devices.py -k "$DEVICE"
 ! wants engine || part engine 150 "$PYTHON" $TEST tests/test_acceleration.py \
-    tests/dp/test_recording.py tests/dp/test_recompute.py tests/dp/test_costs.py -k "$DEVICE"
+    tests/dp/test_recording.py tests/dp/test_recompute.py tests/dp/test_costs.py \
+    tests/dp/test_private_engine.py -k "$DEVICE"
 
 # Timings run from another folder, so that a script sees its neighbours and not the sources. Ours and
 # the ordinary steps first: a peer that fails takes nothing with it.

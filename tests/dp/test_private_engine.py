@@ -27,6 +27,9 @@ from privimage.dp import (
 from privimage.dp.noise import TEST_KEY
 from privimage.errors import UserError
 
+CUDA = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+)
 NEVER = 1e-15
 EXAMPLES = 12
 
@@ -104,10 +107,10 @@ def test_without_noise_a_step_is_the_mean_of_the_clipped_gradients(clipping, dra
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("clipping", ["flat", "per_layer", "automatic"])
 @pytest.mark.parametrize("recorded", [False, True])
-def test_a_step_on_a_gpu_is_that_on_the_cpu_bit_for_bit(known_key, clipping, recorded):
+@pytest.mark.parametrize("device", [CUDA])
+def test_a_step_on_a_gpu_is_that_on_the_cpu_bit_for_bit(known_key, device, recorded, clipping):
     """Of whole numbers, whose products and sums are exact in any order and with half of the bits.
 
     Sampling, gradients, norms, scales, sums, noise and the update.
@@ -118,8 +121,8 @@ def test_a_step_on_a_gpu_is_that_on_the_cpu_bit_for_bit(known_key, clipping, rec
         parameter.data = torch.randint(-1, 2, parameter.shape).float()
     data = torch.randint(-3, 4, (40, 2, 4, 4)).float(), torch.randint(-2, 3, (40, 3)).float()
     sums, ends = [], []
-    for device in ("cpu", "cuda"):
-        there = copy.deepcopy(model).to(device)
+    for place in ("cpu", device):
+        there = copy.deepcopy(model).to(place)
         made = PrivateEngine(
             *(there, DPAdam(there.parameters(), lr=0.1), lambda m, x, y: (m(x) * y).sum(1), data),
             privacy(sample_rate=0.7, clipping=clipping, max_grad_norm=30.0),

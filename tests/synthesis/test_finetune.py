@@ -17,6 +17,9 @@ from privimage.synthesis import finetune as module
 from privimage.synthesis.finetune import Finetuner, FinetuneSettings, finetune
 from privimage.threads import Workers
 
+CUDA = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+)
 SHAPE = UNetShape(image_size=8, image_channels=1, channels=8, multipliers=(1,), classes=3)
 
 
@@ -199,11 +202,11 @@ def test_a_test_key_is_written_into_the_ledger_before_anything_else(tmp_path, wo
     assert marks == ["test key", "step", "step"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu_nobody_waits_for_the_last_micro_batch(workers):
+@pytest.mark.parametrize("device", [CUDA])
+def test_on_a_gpu_nobody_waits_for_the_last_micro_batch(workers, device):
     """With real draws, and the sum as the pipeline has it."""
-    images, settings = _images(5), _settings(sample_rate=1.0)
-    tuner = Finetuner(images, _network().cuda(), settings, 0.0, 2, workers)
+    images, settings = _images(5), _settings(sample_rate=1.0, draws=1)
+    tuner = Finetuner(images, _network().to(device), settings, 0.0, 2, workers)
     piece = torch.arange(5), tuner._draws.words(5)
     tuner._clipped_sum(piece)  # Loads kernels, and takes memory.
     torch.cuda.set_sync_debug_mode("error")
