@@ -33,7 +33,7 @@ def example_embedding_grad(
         ValueError: shapes that don't fit, or rows of `weight` in pieces.
     """
     wide = _wide_type(indices, grad)
-    if weight.dtype != wide or weight.device != grad.device or indices.device != grad.device:
+    if weight.dtype != wide or weight.device != grad.device:
         there = f"{weight.dtype} on {weight.device}"
         raise TypeError(f"weight: expected {wide} on {grad.device} as grad, got {there}")
     fits = weight.dim() == 3 and indices.shape == grad.shape[:-1] and grad.dim() == 3
@@ -124,6 +124,8 @@ def _check_read(indices: torch.Tensor, grad: torch.Tensor) -> None:
 def _wide_type(indices: torch.Tensor, grad: torch.Tensor) -> torch.dtype:
     if indices.dtype != torch.int64:
         raise TypeError(f"indices: expected torch.int64, got {indices.dtype}")
+    if indices.device != grad.device:
+        raise TypeError(f"indices: expected them on {grad.device} as grad, got {indices.device}")
     return wide_type(grad, "grad")
 
 

@@ -106,6 +106,7 @@ INDICES, GRAD, WEIGHT = torch.zeros(2, 3).long(), torch.zeros(2, 3, 4), torch.ze
     ("arguments", "error", "problem"),
     [
         ((INDICES.int(), GRAD, WEIGHT), TypeError, "indices: .*int32"),
+        ((INDICES.to("meta"), GRAD, WEIGHT), TypeError, "indices: .*on cpu as grad, got meta"),
         ((INDICES, GRAD.bfloat16(), WEIGHT), TypeError, "grad: .*bfloat16"),
         ((INDICES, GRAD, WEIGHT.double()), TypeError, "weight: .*float64"),
         ((INDICES[:1], GRAD, WEIGHT), ValueError, r"got \[1, 3\], \[2, 3, 4\]"),

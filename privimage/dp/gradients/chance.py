@@ -12,7 +12,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
     Afterwards they are as before; those of other GPUs always are, and need not even be there.
     """
-    others = [device] if device.type != "cpu" else []
+    others = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(others):
         torch.default_generator.manual_seed(seed)
         for other in others:
