@@ -89,6 +89,21 @@ def in_another_thread(y):
         return pool.submit(lambda: 2 * y).result()
 
 
+@pytest.mark.parametrize("input_of", [lambda x, scale: x, lambda x, scale: scale])
+def test_what_it_takes_in_may_not_change_while_it_waits(input_of):
+    """The result would be that of the new values; nothing else keeps the old ones."""
+
+    def normed(model, x):
+        scale = 2 * model.weight
+        y = F.group_norm(x, 2, scale)
+        input_of(x, scale).add_(1)
+        return y.flatten(1).sin().sum(1)
+
+    engine = ExampleGradients(nn.GroupNorm(2, 6))
+    with pytest.raises(UserError, match="normalisation takes in is changed in place before its re"):
+        engine(normed, torch.randn(3, 6, 5))
+
+
 @pytest.mark.parametrize("use", [Doubled.apply, in_another_thread])
 def test_a_use_that_the_engine_cannot_see_is_refused(use):
     with pytest.raises(UserError, match=r"a normalised result is used where .* can't see it"):

@@ -168,3 +168,19 @@ class Learned(nn.GRU):
 def test_what_a_layer_cannot_do_is_refused(model, run, problem):
     with pytest.raises(UserError, match=rf"parameter '(weight_ih_l0|start)' in torch\..*{problem}"):
         ExampleGradients(model)(run, torch.randn(2, 4, 3))
+
+
+def test_a_first_state_that_is_changed_later_counts_as_it_was():
+    model = nn.RNN(3, 2, batch_first=True).double()
+
+    def changing(by):
+        def losses(model, x):
+            first = x.new_ones(1, len(x), 2)
+            output, _ = model(x, first)
+            first += by
+            return output.sin().flatten(1).sum(1)
+
+        return ExampleGradients(model)(losses, x)
+
+    x = torch.randn(4, 3, 3).double()
+    assert torch.equal(changing(by=1), changing(by=0))

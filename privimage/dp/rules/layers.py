@@ -56,7 +56,8 @@ def group_norm(
 ) -> Pending:
     """`F.group_norm` on [rows, channels, ...], with the SiLU that follows in one go."""
     check_dimensions(x, 2)
-    return Pending(x.shape, partial(_normalised, examples, x, weight, bias, num_groups, eps))
+    compute = partial(_normalised, examples, x, weight, bias, num_groups, eps)
+    return Pending(x.shape, (x, weight, bias), compute)
 
 
 def layer_norm(

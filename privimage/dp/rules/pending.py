@@ -1,10 +1,12 @@
 """Results that wait for the operation that follows, because together they cost less."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+
+from privimage.errors import UserError
 
 
 class Pending:
@@ -12,12 +14,21 @@ class Pending:
 
     Attributes:
         shape: of the result.
+
+    Args:
+        inputs: what it is computed from.
         compute: `compute(silu)`.
     """
 
-    def __init__(self, shape: torch.Size, compute: Callable[[bool], torch.Tensor]) -> None:
+    def __init__(
+        self,
+        shape: torch.Size,
+        inputs: Iterable[torch.Tensor | None],
+        compute: Callable[[bool], torch.Tensor],
+    ) -> None:
         self.shape = shape
-        self.compute = compute
+        self._inputs = [(x, x._version) for x in inputs if x is not None]
+        self._compute = compute
         self._plain: torch.Tensor | None = None
 
     @property
@@ -30,6 +41,15 @@ class Pending:
         if self._plain is None:
             self._plain = self.compute(False)
         return self._plain
+
+    def compute(self, silu: bool) -> torch.Tensor:
+        """Raises UserError if the inputs are no longer what they were."""
+        if any(x._version != version for x, version in self._inputs):
+            raise UserError(
+                "what a normalisation takes in is changed in place before its result is used; "
+                "write to a new tensor (inplace=False)"
+            )
+        return self._compute(silu)
 
 
 class StandIns:

@@ -123,6 +123,7 @@ def _run(
     w_ih, w_hh, *biases = parameters
     b_ih, b_hh = biases or (None, None)
     inner = linear(examples, x, w_ih, b_ih)
+    state = (state[0].clone(), *state[1:])  # It may be changed in place before it is read again.
     before: list[torch.Tensor] = []
     weight, bias = examples.hide(w_hh), examples.hide(b_hh)
     added: torch.Tensor = _Recurrent.apply(  # type: ignore[no-untyped-call]
