@@ -251,7 +251,7 @@ class PrivateEngine:
 
     def _record(self, rows: Rows) -> None:
         size = cast(StepPlan, self.plan).examples
-        full = tuple(tensor[:1].expand(size, *tensor.shape[1:]) for tensor in rows)
+        full = tuple(tensor[:1].repeat(size, *[1] * (tensor.dim() - 1)) for tensor in rows)
         try:
             self._recorded = record(self._summed, *self._filled(full, 1))
         except RuntimeError as problem:

@@ -165,6 +165,26 @@ def test_the_default_device_decides_nothing(known_key, rate):
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_losses_may_change_their_batch_in_place(known_key, recorded):
+    def changing(model, x, y):
+        return losses(model, x.mul_(2).sub_(model[0].bias[:4]), y)
+
+    def plain(model, x, y):
+        return losses(model, 2 * x - model[0].bias[:4], y)
+
+    def steps(of):
+        model, data = network(), examples()
+        options = {"recorded": recorded, "micro_batch": 3}
+        chosen = DPSGD(model.parameters(), lr=0.1)
+        made = PrivateEngine(model, chosen, of, data, privacy(sample_rate=0.5), **options)
+        found = moved(made, steps=2)
+        assert torch.equal(data[0], examples()[0])
+        return found
+
+    assert torch.equal(steps(changing), steps(plain))
+
+
 def test_losses_that_look_at_values_are_not_recorded():
     def looking(model, x, y):
         return losses(model, x if model[0].bias.max() > 1 else -x, y)

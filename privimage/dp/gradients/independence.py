@@ -70,7 +70,8 @@ def _observe(
         return seen[-1]
 
     with seeded(seed, gradients.device):
-        rows = gradients(noted, *batch, draws=draws)
+        # The losses may change their batch in place.
+        rows = gradients(noted, *map(torch.clone, batch), draws=draws)
     return mean_over_draws(seen[0].detach(), len(rows), draws), rows
 
 

@@ -88,7 +88,7 @@ def observe(
         example: made-up tensors [draws, ...].
         draws: rows of the example.
     """
-    arena = gradients.arena(1)
+    arena, example = gradients.arena(1), [tensor.clone() for tensor in example]
     live = _LiveBytes()
     live.ignore([*model.parameters(), *model.buffers(), *example, arena])
     notes = _Notes([], [], set(), live)
@@ -171,7 +171,9 @@ class _Noting(Slot):
     def take(
         self, x: torch.Tensor, grad: torch.Tensor, bias: Slot | None, geometry: ops.ConvGeometry
     ) -> bool:
-        """Notes the use."""
+        """Notes the use, if the bias is none or a parameter; one that is derived needs rows."""
+        if not (bias is None or isinstance(bias, _Noting)):
+            return False
         self._note()
         positions = grad.numel() // max(grad.shape[1], 1)
         shape = tuple(super().rows.shape[1:])
