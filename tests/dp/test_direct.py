@@ -48,6 +48,62 @@ def assert_exact(model, x, draws):
 
 PAIRS = (torch.arange(4)[:, None] - torch.arange(4)).abs()
 
+
+def overwritten(m, x):
+    """A scale and its views, used before and after what they hold is overwritten."""
+    scale = 2 * m.w
+    before, first = x + scale, scale[:1]
+    scale.mul_(m.v).clamp_(max=0.7)
+    between = x.cos() + first
+    first += 1
+    return before + between + scale.sin() + first.sin()
+
+
+def put_into_constants(m, x):
+    """A table of zeros and parameters, which a view of it is changed by, too."""
+    table = torch.zeros(4, 3).double()
+    table[1:] = m.w[:3]
+    row = table[0]
+    x = x + 2 * row
+    row += m.v
+    return x + table.cos() + table[0]
+
+
+def put_into_data(m, x):
+    """Learned tokens in the place of some, of a column and of some numbers."""
+    x = x.sin().masked_fill(x > 0.5, m.v)
+    x[x[..., 0] > 0] = m.w
+    x[:, 1:2] = m.w.exp()
+    x[..., -1].copy_(m.w[0])
+    return x.cos()
+
+
+def repeated_and_changed(m, x):
+    """A token for each row, of which the first stands for all of them only while it is one."""
+    token = m.w.repeat(len(x), 4, 1)
+    token.data.mul_(2)  # Not seen by autograd.
+    shift = x + token
+    token.mul_(m.v)
+    positions = F.embedding(torch.arange(4).expand(len(x), 4), m.v.expand(4, 3))
+    y = x * positions
+    positions += token
+    return shift + y * token + positions.sin()
+
+
+def parts(m, x):
+    """Two results of one operation."""
+    first, second = m.w.sin().chunk(2)
+    return x * first + x.cos() * second
+
+
+def turned(m, x):
+    """A square matrix, used as it was and turned."""
+    matrix = m.w + m.v
+    y = x + matrix[0]
+    matrix.t_()
+    return y + x @ matrix
+
+
 # x has 6 rows [4, 3] each.
 USES = {
     "scale": (lambda m, x: x * m.w, (3,)),
@@ -61,6 +117,14 @@ USES = {
     "clamped": (lambda m, x: x.clamp(max=m.w) + torch.maximum(x, m.v), (3,), (3,)),
     "chosen": (lambda m, x: torch.where(x > 0, m.w, x * m.v), (3,), (4, 3)),
     "in place": (lambda m, x: x.exp().mul_(m.w).add_(m.v, alpha=2), (3,), (4, 3)),
+    "overwritten": (overwritten, (3,), (3,)),
+    "put into constants": (put_into_constants, (4, 3), (3,)),
+    "put into data": (put_into_data, (3,), ()),
+    "repeated and changed": (repeated_and_changed, (3,), (3,)),
+    "parts": (parts, (2, 3)),
+    "turned": (turned, (3, 3), (3,)),
+    "nothing left of it": (lambda m, x: x * m.v + (2 * m.w).zero_(), (3,), (3,)),
+    "filled where data says": (lambda m, x: x * m.w.masked_fill(x > 0, 0.5), (3,)),
     "mixed": (lambda m, x: torch.lerp(x, x.sin(), m.w), (3,)),
     "matrix": (lambda m, x: x @ m.w, (3, 5)),
     "matrix before": (lambda m, x: m.w @ x, (5, 4)),
@@ -293,6 +357,20 @@ def test_a_learned_first_state():
     assert_exact(model, torch.randn(6, 4, 3), 2)
 
 
+def test_a_learned_number_fills_data_of_another_type():
+    model, x = Own(lambda m, x: x.masked_fill(x > 0, m.w.exp()), ()), torch.randn(6, 4, 3).half()
+    model.double()
+    assert model(x).dtype == torch.half
+    numbers = (x > 0).flatten(1).sum(1, keepdim=True)
+    found = ExampleGradients(model)(lambda model, x: model(x).flatten(1).sum(1), x)
+    torch.testing.assert_close(found[:, :1], numbers * model.w.exp().detach())
+
+
+def put(x, index, value):
+    x[index] = value
+    return x
+
+
 @pytest.mark.parametrize(
     ("use", "shape", "problem"),
     [
@@ -303,7 +381,15 @@ def test_a_learned_first_state():
         (lambda m, x: x * m.w.detach(), (3,), "detach: its values would be used where"),
         (lambda m, x: x * m.w.data, (3,), "data.*: its values would be used where"),
         (lambda m, x: x * m.w.item(), (), "item: its values would be used"),
-        (lambda m, x: x * (2 * m.w).mul_(3), (3,), "mul_: it is changed in place"),
+        (lambda m, x: x * m.w[:1].mul_(3), (3,), "mul_: it is changed in place"),
+        (lambda m, x: [part.mul_(3) for part in m.w.exp().chunk(3)], (3,), "mul_: it is changed"),
+        (lambda m, x: x * m.w.exp().detach_(), (3,), "detach_: its values would be used where"),
+        (lambda m, x: put(x.exp(), 0, m.w), (3,), "by a mask .* or by x.:, i. alone"),
+        (lambda m, x: put(x.exp(), (slice(None), True), m.w), (3,), "or by x.:, i. alone"),
+        (lambda m, x: put(x.exp(), x > 0, m.w), (4,), "by a mask .* or by x.:, i. alone"),
+        (lambda m, x: put(2 * m.w, slice(2), x[0]), (4, 3), "a parameter is changed in place"),
+        (lambda m, x: put(m.w.expand(2, 4, 3) + 1, x > 0, 0.0), (3,), "is changed in place"),
+        (lambda m, x: x + F.embedding(PAIRS, m.w, max_norm=1e9)[0], (4, 3), "changed in place"),
         (lambda m, x: x * m.w.exp_(), (3,), "exp_: it is changed in place"),
         (lambda m, x: x * m.w[:1].detach(), (3,), "detach: its values would be used where"),
         (lambda m, x: F.linear(m.w, x[0]), (4, 3), "can't be the input.*new_zeros"),
@@ -329,7 +415,7 @@ def test_a_learned_first_state():
         (lambda m, x: torch.matmul(input=x, other=m.w), (3, 3), "matmul: its rule .* by position"),
         (lambda m, x: torch.prelu(weight=m.w, x=x), (3,), "prelu: its rule .* input is missing"),
         (lambda m, x: torch.randn(3, 3) @ m.w + x, (3, 3), "has to be|must be that of the 2 rows"),
-        (lambda m, x: (x, x.new_zeros(2, 3).copy_(m.w))[0], (3,), "copy_: no per-example"),
+        (lambda m, x: (2 * m.w).copy_(x), (4, 3), "copy_: a parameter is changed in place"),
     ],
 )
 def test_what_has_no_rule_is_refused_by_name(use, shape, problem):
@@ -340,6 +426,23 @@ def test_what_has_no_rule_is_refused_by_name(use, shape, problem):
     ):
         ExampleGradients(model)(lambda m, x: m["head"](x).flatten(1).sum(1), torch.randn(2, 4, 3))
     assert torch.equal(model["head"].w, before)
+
+
+def test_data_written_into_what_parameters_made_is_refused():
+    """The layer that made it would not see the gradient that goes on from there."""
+
+    def use(m, x):
+        table = torch.zeros(len(x), 3)
+        left, right = table[:, :2], table[:, 2:]
+        left.copy_(m.w)
+        assert right.grad_fn  # Without asking, PyTorch refuses the next line.
+        right.copy_(m.layer(x[:, 0]))
+        return x[:, 0] * table
+
+    model = Own(use, (2,))
+    model.layer = nn.Linear(3, 1)
+    with pytest.raises(UserError, match="data is written through a view into what was computed"):
+        ExampleGradients(model)(losses, torch.randn(6, 4, 3))
 
 
 def test_a_parameter_without_gradient_is_a_constant():

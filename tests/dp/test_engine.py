@@ -238,6 +238,13 @@ def test_a_hidden_use_of_a_parameter_is_found_and_named(how):
         engine(row_sums, torch.randn(2, 3))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_model_is_refused_by_name():
+    model = torch.jit.script(nn.Sequential(nn.Linear(3, 3)))
+    with pytest.raises(UserError, match=r"module '0' \(.*\): parameter '0.weight' .* \(torch.jit"):
+        ExampleGradients(model)(row_sums, torch.randn(2, 3))
+
+
 def _in_another_thread(model, x):
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(lambda: F.linear(x, model.weight)).result()

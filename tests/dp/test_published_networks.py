@@ -32,6 +32,8 @@ _DISTIL = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "vocab_size
 _BLOOM = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": WORDS}
 _SPANS = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
 _PATCHES = {"image_size": 32, "patch_size": 8, "num_labels": CLASSES, **_SIZES}
+_WINDOWS = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2, 2]}
+_WINDOWS |= {"num_heads": [2, 4], "window_size": 4, "num_labels": CLASSES}
 _SEGMENTS = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_attention_heads": [1, 2]}
 _SEGMENTS |= {"num_encoder_blocks": 2, "sr_ratios": [2, 1], "decoder_hidden_size": 8}
 
@@ -48,11 +50,13 @@ SENTENCES = {
     "RobertaForSequenceClassification": ("RobertaConfig", _SIZES | {"pad_token_id": 0}),
     "DistilBertForSequenceClassification": ("DistilBertConfig", _DISTIL),
     "DebertaV2ForSequenceClassification": ("DebertaV2Config", _SIZES | _SPANS),
+    "DebertaForSequenceClassification": ("DebertaConfig", _SIZES | _SPANS),
     "AlbertForSequenceClassification": ("AlbertConfig", _SIZES | {"embedding_size": 16}),
 }
 PICTURES = {
     "ViTForImageClassification": ("ViTConfig", _PATCHES),
     "Dinov2ForImageClassification": ("Dinov2Config", _PATCHES),
+    "Swinv2ForImageClassification": ("Swinv2Config", _WINDOWS),
     "SegformerForImageClassification": ("SegformerConfig", _SEGMENTS | {"num_labels": CLASSES}),
 }
 TIMM = {

@@ -17,6 +17,7 @@ from privimage.dp import (
     clipped_sum,
     plan,
     planned_clipped_sum,
+    record,
 )
 from privimage.dp.gradients.costs import Costs
 from privimage.dp.gradients.kept import Arena
@@ -164,6 +165,41 @@ def test_products_with_matrices_are_planned_as_layers(draws, rule):
     assert (sums[2] - sums[0]).abs().max() <= 3e-5 * GRID_UNITS
 
 
+class Changing(nn.Module):
+    """Overwrites what it computes from parameters, and data by them; a bias is computed, too."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.scale, self.token = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(8))
+
+    def forward(self, x, labels):
+        scale = 2 * self.scale
+        h = self.first(x.view(len(x), 21, 6)) + scale
+        scale.clamp_(max=1).mul_(self.token)
+        h[h[..., 0] > 0] = self.token
+        h[:, 0] = scale
+        shift = torch.zeros(3)
+        shift[1:] = self.last.bias[1:]
+        return F.linear(h.sin(), self.last.weight, shift).flatten(1) + labels[:, None]
+
+
+@native
+def test_what_is_changed_in_place_is_planned_and_recorded():
+    model, data = Changing(), batch(7, 2)
+    expected = clipped_sum(ExampleGradients(model)(losses, *data, draws=2), 0.5)
+    assert expected.abs().max() > 1e-2 * GRID_UNITS
+    chosen = planned(model, 2, examples=3)
+    assert [layer.weight for layer in chosen.layers] == ["first.weight"]
+    for choice in ("keep", "recompute", "ghost"):
+        chosen = chosen.choosing("", choice)
+        found = total(model, data, chosen)
+        assert (found - expected).abs().max() <= 3e-5 * GRID_UNITS
+        recorded = record(lambda *data, plan=chosen: total(model, data, plan), *batch(7, 2))
+        assert torch.equal(recorded(*data), found)
+
+
 @native
 @pytest.mark.parametrize("rule", RULES[:2], ids=lambda rule: rule.way)
 @pytest.mark.parametrize("again", ["", "second", "spare"])
@@ -213,10 +249,11 @@ def test_what_fills_a_batch_up_adds_nothing(choice):
         total(model, data, chosen, examples=6)
 
 
-def test_nothing_is_kept_longer_than_the_sum_takes():
+@pytest.mark.parametrize("kind", [Net, Changing])
+def test_nothing_is_kept_longer_than_the_sum_takes(kind):
     gc.disable()
     try:
-        model, data = Net(), batch(5, 1)
+        model, data = kind(), batch(5, 1)
         chosen, made = planned(model), []
         total(model, data, chosen)
         real = torch.empty

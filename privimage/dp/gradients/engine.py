@@ -11,7 +11,8 @@ The parameters stay in their modules and no state is shared: threads can use one
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -152,7 +153,8 @@ class ExampleGradients:
             raise UserError("the losses don't depend on any trainable parameter")
         examples.open()
         watched = [anchor, *watching.stand_ins, *self._parameters]
-        _, *unseen = _gradients(total, watched)
+        with _explained():
+            _, *unseen = torch.autograd.grad(total, watched, allow_unused=True)
         results = ["a normalised result"] * len(watching.stand_ins)
         for name, gradient in zip(results + self._described, unseen, strict=True):
             if gradient is not None:
@@ -162,7 +164,8 @@ class ExampleGradients:
                     "use it through plain PyTorch calls, register_rule for an own function, "
                     "or freeze it with requires_grad_(False)"
                 )
-        hand_back(examples, self._parameters)
+        with _explained():
+            hand_back(examples, self._parameters)
         for slot in slots.values():
             slot.finish()
 
@@ -192,19 +195,18 @@ def _computed(losses: Losses, model: nn.Module, batch: Sequence[torch.Tensor]) -
         ) from error
 
 
-def _gradients(
-    total: torch.Tensor, watched: Sequence[torch.Tensor]
-) -> tuple[torch.Tensor | None, ...]:
-    """`torch.autograd.grad`, with a sentence for what was overwritten or is computed again."""
+@contextmanager
+def _explained() -> Iterator[None]:
+    """A backward pass, with a sentence for what was overwritten or is computed again."""
     try:
-        return torch.autograd.grad(total, watched, allow_unused=True)
+        yield
     except CheckpointError as error:
         raise UserError(
             "torch.utils.checkpoint computes layers again where they can't be watched; leave it "
             "out, and save memory by smaller micro-batches"
         ) from error
     except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
+        if "inplace" not in str(error):
             raise
         raise UserError(
             "a parameter, or what a layer takes in or puts out, was changed in place after it was "
@@ -231,7 +233,7 @@ def _check_parameter(name: str, parameter: nn.Parameter) -> None:
 def _described(model: nn.Module, name: str) -> str:
     """A parameter in words, with the module that owns it."""
     path, _, _ = name.rpartition(".")
-    kind = type(model.get_submodule(path)).__name__
+    kind = type(dict(model.named_modules())[path]).__name__  # TorchScript has no get_submodule.
     module = f"module '{path}' ({kind})" if path else f"the model ({kind})"
     return f"{module}: parameter '{name}'"
 

@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from privimage.dp.gradients.provenance import FROM_CONSTANTS, Provenance
-from privimage.dp.rules.derived import BY_FORM, by_form, derive, tensors_in
+from privimage.dp.rules.derived import BY_FORM, CHANGED, by_form, derive, tensors_in, with_bases
 from privimage.dp.rules.pending import Pending, StandIns
 from privimage.dp.rules.registry import REGISTERED, Rule
 from privimage.dp.rules.slots import Examples
@@ -94,12 +94,9 @@ class Exchange(TorchFunctionMode):
                 "give them by position"
             ) from error
         except RuntimeError as error:
-            if "functorch" not in str(error):
+            if (advice := _advice(str(error))) is None:
                 raise
-            raise UserError(
-                f"{name} in {_called(func)}: torch.func can't transform what has per-example "
-                "gradients; call the model without it"
-            ) from error
+            raise UserError(f"{name} in {_called(func)}: {advice}") from error
 
     def _look(self, values: Iterable[Any]) -> tuple[str | None, bool]:
         """What a parameter among nested arguments is, and whether a stand-in is among them.
@@ -141,7 +138,7 @@ class Exchange(TorchFunctionMode):
                 return output
         if not any(map(self._provenance.is_data, tensors_in((args, kwargs)))):
             output = derive(self._examples, func, args, kwargs)
-            for tensor in filter(self._examples.owns, tensors_in(output)):
+            for tensor in filter(self._examples.owns, with_bases(output)):
                 self._names.setdefault(id(tensor), name)
             return output
         rule = REGISTERED.get(func)
@@ -194,6 +191,16 @@ def _no_rule(is_derived: bool) -> str:
         "privimage.dp.register_rule, or freeze the parameter with requires_grad_(False)"
     )
     return f"{advice}. {FROM_CONSTANTS}" if is_derived else advice
+
+
+def _advice(problem: str) -> str | None:
+    """What to do about an error of PyTorch; None if it says so itself."""
+    if "functorch" in problem:
+        return (
+            "torch.func can't transform what has per-example gradients; call the model without it"
+        )
+    # Of a parameter, a view of one, or a part that chunk or unbind gave.
+    return CHANGED if "inplace" in problem or "in-place" in problem else None
 
 
 def _called(func: Callable[..., Any]) -> str:

@@ -4,19 +4,23 @@ Such a tensor has one gradient an example as a parameter has. After the backward
 the parameters, through the very operations that made it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn import functional as F
 
 from privimage.dp.rules.embeddings import NOT_SPARSE
-from privimage.dp.rules.slots import DerivedSlot, Examples
+from privimage.dp.rules.slots import Examples, content
 from privimage.errors import UserError
 
 _REPEATING = (torch.Tensor.expand, torch.Tensor.repeat)
 _CUTTING = (torch.Tensor.detach, torch.detach, getattr(torch.Tensor, "data").__get__)  # noqa: B009
 """What hands out the values of a parameter without its gradient, to be changed in place perhaps."""
+
+_CUTTING_OFF = (torch.Tensor.detach_, torch.detach_)
+"""What makes a constant of the tensor itself, which is known as something else."""
 
 BY_FORM: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.Tensor.expand_as: torch.Tensor.expand,
@@ -28,7 +32,7 @@ BY_FORM: dict[Callable[..., Any], Callable[..., Any]] = {
 """What takes another tensor for its form alone, and what takes the form instead."""
 
 _UNSEEN = "its values would be used where its gradient is not seen; use a frozen copy"
-_CHANGED = "it is changed in place; write to a new tensor (inplace=False)"
+CHANGED = "it is changed in place; write to a new tensor (inplace=False)"
 
 
 def derive(
@@ -42,34 +46,34 @@ def derive(
     if func in _CUTTING:
         if args[0].is_leaf or (args[0]._base is not None and args[0]._base.is_leaf):
             raise UserError(_UNSEEN)
-        return func(*args, **kwargs)  # A constant, whose memory is no parameter's.
+        # A constant, whose memory is no parameter's; by `detach`, whose versions are those of both.
+        return args[0].detach()
+    if func in _CUTTING_OFF:
+        raise UserError(_UNSEEN)
     if kwargs.get("sparse"):
         raise UserError(NOT_SPARSE)
-    owned = [value for value in tensors_in((args, kwargs)) if examples.owns(value)]
-    versions = [value._version for value in owned]
-    try:
-        output = func(*args, **kwargs)
-    except RuntimeError as error:
-        if "leaf Variable" not in str(error):
-            raise
-        raise UserError(_CHANGED) from error
-    if [value._version for value in owned] != versions:
-        raise UserError(_CHANGED)
+    parameters = [value for value in tensors_in((args, kwargs)) if id(value) in examples.slots]
+    versions = [parameter._version for parameter in parameters]
+    output = func(*args, **kwargs)
+    if [parameter._version for parameter in parameters] != versions:
+        raise UserError(CHANGED)
+    if func is torch.Tensor.__setitem__:
+        output = args[0]
     several = isinstance(output, tuple | list)
     results = [each for each in output if each is not None] if several else [output]
     if not all(isinstance(result, torch.Tensor) for result in results):
         raise UserError(_UNSEEN)
-    for result in results:
+    for result in with_bases(results):
         # What has no gradient, such as a comparison, is a constant.
         if result.requires_grad and not examples.owns(result):
             examples.derive(result)
     if func is F.embedding and args and _is_repeated(args[0]):
         once = func(args[0][:1], *args[1:], **kwargs)
-        examples.repeated[id(output)] = examples.derive(once)
+        examples.repeated[content(output)] = examples.derive(once)
     if func in _REPEATING and len(args) > 1 and examples.owns(output):
         tensor, sizes = args[0], torch.Size(args[1:] if isinstance(args[1], int) else args[1])
         if len(sizes) > tensor.dim() or (sizes and len(tensor) == 1):
-            examples.repeated[id(output)] = examples.derive(func(tensor, 1, *sizes[1:]))
+            examples.repeated[content(output)] = examples.derive(func(tensor, 1, *sizes[1:]))
     return output
 
 
@@ -89,14 +93,24 @@ def by_form(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, tuple
 
 
 def hand_back(examples: Examples, parameters: Sequence[torch.Tensor]) -> None:
-    """Adds the gradients of what was computed from parameters to theirs."""
-    used = list(_used(examples))
+    """Adds the gradients of what was computed from parameters to theirs.
+
+    Raises:
+        UserError: it depends on a layer's result as well, which was written to it out of sight,
+            through a view of constants that were there before: that layer would not see them.
+    """
+    used = [slot for slot in examples.derived_slots.values() if slot.used]
     if not used:
         return
+    if _reach([slot.edge.node for slot in used], get_gradient_edge(examples.anchor).node):
+        raise UserError(
+            "data is written through a view into what was computed from parameters; write to a "
+            "new tensor, or to the whole one"
+        )
     gradients = torch.autograd.grad(
-        [slot.value for slot in used],
+        [slot.edge for slot in used],
         parameters,
-        [slot.rows.to(slot.value.dtype) for slot in used],
+        [slot.rows.to(slot.dtype) for slot in used],
         allow_unused=True,
         is_grads_batched=True,
     )
@@ -105,10 +119,23 @@ def hand_back(examples: Examples, parameters: Sequence[torch.Tensor]) -> None:
             examples.slots[id(parameter)].add(gradient)
 
 
-def _used(examples: Examples) -> Iterator[DerivedSlot]:
-    for slot in examples.slots.values():
-        if isinstance(slot, DerivedSlot) and slot.used:
-            yield slot
+def _reach(nodes: Iterable[Node], goal: Node) -> bool:
+    """Whether PyTorch's graph leads from one of the nodes to `goal`."""
+    found = set(nodes)
+    waiting = list(found)
+    while waiting:
+        following = {node for node, _ in waiting.pop().next_functions if node is not None}
+        waiting.extend(following - found)
+        found |= following
+    return goal in found
+
+
+def with_bases(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a structure, and what they are views of, which is written to through them."""
+    for tensor in tensors_in(value):
+        yield tensor
+        if tensor._base is not None:
+            yield tensor._base
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

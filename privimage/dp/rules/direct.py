@@ -55,11 +55,45 @@ def aligned_in_place(operation: Operation) -> Operation:
     """As `aligned`, of an operation that writes to its first argument, which must be data."""
 
     def apply(examples: Examples, x: torch.Tensor, *others: Any, **kwargs: Any) -> Any:
-        if examples.owns(x):
-            raise UserError("a parameter is changed in place; write to a new tensor")
+        _check_writable(examples, x)
         return aligned(operation)(examples, x, *others, **kwargs)
 
     return apply
+
+
+def filled(examples: Examples, x: torch.Tensor, mask: torch.Tensor, value: Any) -> torch.Tensor:
+    """`torch.masked_fill`, where the number is learned or what is filled is."""
+    output: torch.Tensor = aligned(torch.where)(examples, mask, value, x)
+    return output.to(x.dtype)
+
+
+def assigned(examples: Examples, x: torch.Tensor, index: Any, value: torch.Tensor) -> None:
+    """`x[index] = value` of data [rows, ...] and a parameter: tokens by a mask, a column."""
+    _check_writable(examples, x)
+    if isinstance(index, torch.Tensor) and index.dtype == torch.bool:
+        behind = x.dim() - index.dim()
+        if value.dim() <= behind:
+            mask = index[(..., *[None] * behind)]
+            aligned_in_place(torch.Tensor.copy_)(examples, x, filled(examples, x, mask, value))
+            return
+    elif _keeps_rows(x, index):
+        aligned_in_place(torch.Tensor.copy_)(examples, x[index], value)
+        return
+    raise UserError("data takes a parameter by a mask [rows, ...] or by x[:, i] alone")
+
+
+def _check_writable(examples: Examples, x: torch.Tensor) -> None:
+    """Raises UserError if data would be written to a parameter."""
+    if examples.owns(x):
+        raise UserError("a parameter is changed in place; write to a new tensor")
+
+
+def _keeps_rows(x: torch.Tensor, index: Any) -> bool:
+    """Whether `x[index]` is a view of the same part of every row."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if not all(part is Ellipsis or type(part) in (int, slice) for part in parts):
+        return False
+    return parts[:1] == (slice(None),) or (parts[:1] == (Ellipsis,) and len(parts) <= x.dim())
 
 
 def joined(operation: Operation, new_dimension: int) -> Operation:
@@ -186,7 +220,9 @@ def _rows(examples: Examples, tensors: list[torch.Tensor]) -> tuple[int, int]:
 
 OPERATIONS: dict[Operation, Operation] = {
     **{operation: aligned(operation) for operation in _named(_ARITHMETIC)},
-    **{operation: aligned_in_place(operation) for operation in _named("add_ sub_ mul_ div_")},
+    **{operation: aligned_in_place(operation) for operation in _named("add_ sub_ mul_ div_ copy_")},
+    **dict.fromkeys(_named("masked_fill"), filled),
+    torch.Tensor.__setitem__: assigned,
     F.scaled_dot_product_attention: aligned(F.scaled_dot_product_attention),
     **{operation: joined(operation, 0) for operation in _named("cat concat concatenate")},
     **{operation: joined(operation, 1) for operation in _named("stack")},

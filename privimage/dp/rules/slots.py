@@ -7,6 +7,7 @@ from typing import Any, overload
 
 import torch
 from torch.autograd import Function
+from torch.autograd.graph import Node, get_gradient_edge
 
 from privimage import ops
 from privimage.errors import UserError
@@ -57,22 +58,39 @@ class Slot:
 
 
 class DerivedSlot(Slot):
-    """The gradients of a tensor that was computed from parameters; takes memory once it is used."""
+    """The gradients of what was computed from parameters; takes memory once it is used.
+
+    Attributes:
+        edge: where they go on to in PyTorch's graph. That stays when the tensor is changed in place
+            later: then the tensor holds something else, which has a slot of its own.
+        dtype: of the tensor.
+    """
 
     def __init__(self, value: torch.Tensor, count: int) -> None:
         super().__init__(torch.empty(0))
-        self.value = value
-        self._count = count
+        self.edge = get_gradient_edge(value)
+        self.dtype = value.dtype
+        self._shape, self._device = (count, *value.shape), value.device
         self._has_rows = False
 
     @property
     def rows(self) -> torch.Tensor:
         """[examples, *shape], in float32 or better."""
         if not self._has_rows:
-            dtype = torch.promote_types(self.value.dtype, torch.float32)
-            self._rows = self.value.new_empty(self._count, *self.value.shape, dtype=dtype)
+            dtype = torch.promote_types(self.dtype, torch.float32)
+            self._rows = torch.empty(self._shape, dtype=dtype, device=self._device)
             self._has_rows = True
         return self._rows
+
+
+Content = tuple[Node, int, int]
+"""What tells apart what a tensor holds at one time and at another."""
+
+
+def content(value: torch.Tensor) -> Content:
+    """What a tensor that has a gradient holds now; another one after each change in place."""
+    edge = get_gradient_edge(value)
+    return edge.node, edge.output_nr, value._version
 
 
 Slots = tuple[Slot | None, Slot | None]
@@ -122,9 +140,11 @@ class Examples:
         count: number of examples.
         rows: examples x draws.
         anchor: an input that makes autograd visit whoever writes into a slot; has no gradient.
-        slots: by the `id` of the trainable parameter, or of what was computed from such alone.
+        slots: by the `id` of the trainable parameter.
         memory_format: that of images between convolutions.
-        repeated: by the `id` of a tensor that repeats a parameter along its first dimension, the
+        derived: by `id`, the tensors that were computed from parameters alone.
+        derived_slots: by what such a tensor held when it was used with data.
+        repeated: by what a tensor holds that repeats a parameter along its first dimension, the
             same with a first dimension of 1.
         merged: how long a first dimension is that holds rows and then windows, tokens or heads of
             each, after a view.
@@ -135,12 +155,14 @@ class Examples:
     anchor: torch.Tensor
     slots: MutableMapping[int, Slot]
     memory_format: torch.memory_format = torch.preserve_format
-    repeated: MutableMapping[int, torch.Tensor] = field(default_factory=dict)
+    derived: MutableMapping[int, torch.Tensor] = field(default_factory=dict)
+    derived_slots: MutableMapping[Content, DerivedSlot] = field(default_factory=dict)
+    repeated: MutableMapping[Content, torch.Tensor] = field(default_factory=dict)
     merged: set[int] = field(default_factory=set)
 
     def open(self) -> None:
         """The losses are computed: from now on gradients are written."""
-        for slot in self.slots.values():
+        for slot in (*self.slots.values(), *self.derived_slots.values()):
             slot.is_open = True
 
     def in_format(self, images: torch.Tensor) -> torch.Tensor:
@@ -151,16 +173,25 @@ class Examples:
 
     def slots_of(self, weight: torch.Tensor | None, bias: torch.Tensor | None) -> Slots:
         """The slots of a layer's parameters."""
-        return self.slots.get(id(weight)), self.slots.get(id(bias))
+        return self.slot_of(weight), self.slot_of(bias)
+
+    def slot_of(self, tensor: torch.Tensor | None) -> Slot | None:
+        """That of a trainable parameter, or of what a derived tensor holds now; else None."""
+        if tensor is None or id(tensor) not in self.derived:
+            return self.slots.get(id(tensor))
+        held = content(tensor)
+        if held not in self.derived_slots:
+            self.derived_slots[held] = DerivedSlot(tensor, self.count)
+        return self.derived_slots[held]
 
     def derive(self, value: torch.Tensor) -> torch.Tensor:
         """The tensor, computed from parameters alone, ready to be used as a parameter is."""
-        self.slots[id(value)] = DerivedSlot(value, self.count)
+        self.derived[id(value)] = value
         return value
 
     def owns(self, value: Any) -> bool:
         """Whether it is a trainable parameter, or was computed from such alone."""
-        return isinstance(value, torch.Tensor) and id(value) in self.slots
+        return id(value) in self.slots or id(value) in self.derived
 
     def own(self, value: Any) -> tuple[Any, int | None]:
         """A trainable parameter as `expand` gives it, and 0; anything else as it is, and None."""
@@ -197,7 +228,7 @@ class Examples:
 
     def expand(self, tensor: torch.Tensor) -> torch.Tensor:
         """[*shape] -> [count, *shape] without a copy; a parameter's gradient goes into its slot."""
-        slot = self.slots.get(id(tensor))
+        slot = self.slot_of(tensor)
         if slot is None:
             return tensor.expand(self.count, *tensor.shape)
         expanded: torch.Tensor = _Expand.apply(  # type: ignore[no-untyped-call]
@@ -210,8 +241,8 @@ class Examples:
 
         Of one that has a first dimension for the rows already, each row gets its own part.
         """
-        if tensor.dim() == dimensions:
-            tensor = self.repeated.get(id(tensor), tensor)
+        if tensor.dim() == dimensions and id(tensor) in self.derived:
+            tensor = self.repeated.get(content(tensor), tensor)
         part: torch.Tensor = self.expand(tensor)
         draws = rows // self.count
         if tensor.dim() == dimensions and len(tensor) == 1:
