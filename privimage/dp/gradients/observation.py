@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from privimage import ops
+from privimage.dp.gradients.chance import seeded
 from privimage.dp.gradients.engine import ExampleGradients, Losses
 from privimage.dp.rules.slots import Slot
 
@@ -95,7 +96,7 @@ def observe(
     slots = {
         name: _Noting(name, slot.rows, notes) for name, slot in gradients.slots_in(arena).items()
     }
-    with torch.random.fork_rng(), live:
+    with seeded(0, gradients.device), live:
         gradients.write_into(slots, losses, *example, draws=draws)
     others = frozenset(notes.others)
     return Pass(tuple(notes.uses), tuple(notes.writes), live.most(), others)
