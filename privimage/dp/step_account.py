@@ -53,7 +53,8 @@ class StepAccount:
         """Counts the next step, and reserves it in the ledger, if there is one, before.
 
         Raises:
-            UserError: the ledger's budget is used up, or the disk refuses the record.
+            UserError: the ledger's budget is used up, it has another plan by now, or the disk
+                refuses the record.
         """
         if self._ledger is not None:
             if self._budget is None:
@@ -103,6 +104,8 @@ class StepAccount:
         self._budget = None
 
     def _open_budget(self, ledger: Ledger) -> StepBudget:
+        # Another engine may have set its own plan since this one was made.
+        _check_plan(ledger, self._privacy)
         budget = ledger.step_budget(self._privacy.steps - self.begun, first_step=self.begun)
         if not self.is_secret:
             ledger.mark_not_private("test key")

@@ -518,6 +518,24 @@ def test_a_step_is_in_the_ledger_before_data_is_touched(tmp_path):
             other.load_state_dict(state)
 
 
+@pytest.mark.parametrize("steps_before", [0, 1])
+def test_no_step_is_reserved_with_the_noise_of_another_engine(tmp_path, steps_before):
+    """Two engines share a ledger, and the plan of the second has a fiftieth of the first's cost."""
+    noisy = privacy(noise_multiplier=20.0, sample_rate=0.5)
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        ledger.set_plan(privacy().plan(1e-5))
+        first = engine(options={"ledger": ledger})
+        for _ in range(steps_before):
+            first.step()
+        ledger.set_plan(noisy.plan(1e-5))
+        engine(noise_multiplier=20.0, sample_rate=0.5, options={"ledger": ledger})
+        spent, before = ledger.spent(), weights(first)
+        with pytest.raises(UserError, match=r"plan is not that of the engine|something else was"):
+            first.step()
+        assert ledger.spent() == spent
+        assert torch.equal(weights(first), before)
+
+
 def test_a_step_that_cannot_be_taken_is_not_paid_for(tmp_path):
     chosen = privacy(steps=np.int64(3), noise_multiplier=np.float32(1.5))  # A ledger takes these.
     with Ledger(tmp_path / "ledger.jsonl") as ledger:
