@@ -4,6 +4,7 @@ Where a folder names the person, folders may lie in folders, and the class is re
 """
 
 import csv
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,15 @@ from privimage.data.persons import (
     refuse_persons,
     too_deep,
 )
-from privimage.data.source import SUFFIXES, Entry, Source, no_images, one_line, refuse_splits, some
+from privimage.data.source import (
+    MOST_BYTES,
+    SUFFIXES,
+    Entry,
+    Source,
+    no_images,
+    refuse_splits,
+    some,
+)
 from privimage.errors import UserError
 
 LABELS = "labels.csv"
@@ -39,13 +48,14 @@ class FolderSource(Source):
     files: tuple[File, ...]
 
     def entries(self) -> Iterator[Entry]:
-        """A file that can't be read has no content."""
+        """A file that can't be read, or is too large for an image, has no content."""
         for name, label, person in self.files:
             try:
-                content = (self.path / name).read_bytes()
+                with open(self.path / name, "rb") as file:
+                    content = file.read(MOST_BYTES + 1)
             except OSError:
                 content = b""
-            yield Entry(content, label, name, person)
+            yield Entry(content if len(content) <= MOST_BYTES else b"", label, name, person)
 
 
 def open_folder(name: str, path: Path, person: PersonKey | None = None) -> Source:
@@ -94,9 +104,9 @@ def _open_with_csv(name: str, path: Path, person: PersonKey | None) -> Source:
         raise too_deep(name, path, person)
     row_of = _read_csv(name, path / LABELS, None if person is None else person.column)
     values = {label for label, _ in row_of.values() if label}
-    # "10" comes after "9" where all are numbers.
+    # "10" comes after "9" where all are numbers, however many digits one has.
     are_numbers = all(value.isdecimal() for value in values)
-    names = tuple(sorted(values, key=lambda value: (int(value) if are_numbers else 0, value)))
+    names = tuple(sorted(values, key=_by_number if are_numbers else None))
     number_of = {value: number for number, value in enumerate(names)}
     files = []
     for file in _image_files(path):
@@ -110,6 +120,7 @@ def _open_with_csv(name: str, path: Path, person: PersonKey | None) -> Source:
 def _read_csv(name: str, path: Path, column: str | None) -> dict[str, tuple[str, str]]:
     """File → its label and its person, whom `column` names, if any; all as text."""
     row_of: dict[str, tuple[str, str]] = {}
+    limit = csv.field_size_limit(sys.maxsize)  # A cell that is too long would refuse all others.
     try:
         # Two names of persons may differ in nothing but bytes that are no UTF-8.
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -122,9 +133,15 @@ def _read_csv(name: str, path: Path, column: str | None) -> dict[str, tuple[str,
             for row in reader:
                 label, person = _printable(row["label"]), row[column] if column else ""
                 row_of.setdefault(_printable(row["file"]), (label, person or ""))
-    except csv.Error as error:
-        raise UserError(f"{name}: '{path}' is not readable as CSV ({one_line(error)})") from error
+    finally:
+        csv.field_size_limit(limit)
     return row_of
+
+
+def _by_number(digits: str) -> tuple[int, str, str]:
+    """What decimal numbers are to be sorted by, as text: `int` refuses very long ones."""
+    significant = digits.lstrip("0")
+    return len(significant), significant, digits
 
 
 def _printable(text: str | None) -> str:

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
+from privimage.data.source import MOST_BYTES
+
 DAMAGE = (
     zipfile.BadZipFile,
     NotImplementedError,
@@ -23,7 +25,6 @@ DAMAGE = (
 """What reading an archive raises when it is cut short or is none."""
 
 _MOST_MEMBERS = 20_000_000
-_MOST_BYTES = 64 * 2**20
 # Deflate packs up to 1,032 bytes into one; images, which are packed already, come nowhere near.
 _MOST_RATIO = 200
 _FREE_MEMBER_BYTES = 2**20
@@ -75,7 +76,7 @@ def _zip_members(path: Path) -> Iterator[Member]:
                 is_folder=info.is_dir(),
                 is_file=is_file,
                 size=info.file_size,
-                most=min(_MOST_BYTES, ratio_bound),
+                most=min(MOST_BYTES, ratio_bound),
                 read=partial(_read_zipped, archive, info),
             )
 
@@ -103,7 +104,7 @@ def _tar_members(path: Path) -> Iterator[Member]:
                     is_folder=info.isdir(),
                     is_file=info.isreg(),
                     size=info.size,
-                    most=_MOST_BYTES,
+                    most=MOST_BYTES,
                     read=partial(_read_tarred, archive, info),
                 )
             # tarfile takes a damaged header in the middle for the end.
@@ -129,7 +130,7 @@ class _Bounded:
 
     def read(self, count: int) -> bytes:
         """Up to `count` bytes; headers that claim more than an image may have are refused."""
-        if count > _MOST_BYTES + _BLOCK or self.tell() + count > self._most:
+        if count > MOST_BYTES + _BLOCK or self.tell() + count > self._most:
             raise ValueError("it unpacks to far more than it holds")
         return self._file.read(count)
 

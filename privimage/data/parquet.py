@@ -15,6 +15,8 @@ from privimage.data.source import Entry, Source, one_line, some
 from privimage.errors import UserError
 
 _BATCH_ROWS = 512
+# Arrow can't put 2 GiB into one batch; of a row group that might have them, each row is one.
+_LARGE_GROUP = 2**30
 _SHARD = re.compile(r"(.+)-\d+-of-\d+")
 
 
@@ -42,7 +44,7 @@ class ParquetSource(Source):
         row = 0
         # With buffers Arrow keeps all row groups that it has read: the whole file in the end.
         with pq.ParquetFile(shard, pre_buffer=False) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=sorted(columns)):
+            for batch in _batches(file, sorted(columns)):
                 images = batch.column("image").field("bytes").to_pylist()
                 is_null = batch.column("image").is_null().to_pylist()
                 labels = batch.column("label").to_pylist() if self.is_labelled else None
@@ -53,6 +55,14 @@ class ParquetSource(Source):
                     person = "" if persons is None else persons[place]
                     yield Entry(known, label, f"{shard.name} row {row}", person)
                     row += 1
+
+
+def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of a file, group by group."""
+    for group in range(file.num_row_groups):
+        is_large = file.metadata.row_group(group).total_byte_size >= _LARGE_GROUP
+        rows = 1 if is_large else _BATCH_ROWS
+        yield from file.iter_batches(rows, row_groups=[group], columns=columns)
 
 
 def open_parquet(

@@ -29,6 +29,9 @@ SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "val
 # More than any image set for networks holds; a file that claims more is a decompression bomb.
 MOST_PIXELS = 64 * 2**20
 
+# More than any image file has, so that none fills the memory.
+MOST_BYTES = 64 * 2**20
+
 Content = bytes | np.ndarray
 """An image file, empty if it can't be had; or pixels, uint8 [height, width] or [height, width,
 channels]."""

@@ -184,6 +184,15 @@ def test_no_content_can_stop_a_sensitive_set(tmp_path, capfd, caplog, recwarn):
         assert np.array_equal(found.images[row], expected)
 
 
+def test_a_file_larger_than_any_image_is_grey_and_not_read_whole(tmp_path):
+    path = write_classes(tmp_path, {"cat": {"a.png": png(0), "c.png": png(1)}})
+    with open(path / "cat" / "b.png", "wb") as file:
+        file.truncate(2**40)  # Takes up no room on the disk, and would in memory.
+    found = _sensitive(path)
+    assert torch.equal(found.images[[0, 2]], _images([0, 1]))
+    assert (found.images[1] == 128).all()
+
+
 def test_whatever_a_decoder_raises_makes_a_grey_image(tmp_path, monkeypatch):
     path = write_hub(tmp_path / "x.parquet", [png(0), png(1)])
     fitted = decode_module._fitted
