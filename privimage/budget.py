@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from privimage import dp, durable
 from privimage.dp import Epsilon, Gaussian, Mechanism, SubsampledGaussian
 from privimage.errors import UserError, check_choice, check_count, check_positive, check_probability
+from privimage.rounding import rounded_up
 
 _MOST_STEPS = 10**9
 _QUERY_NOISES = (2.0, 5.0, 10.0, 20.0, 50.0)
@@ -112,17 +113,18 @@ def as_json(answer: Answer, group_size: int | None = None) -> dict[str, Any]:
 def explain(answer: Answer, group_size: int | None = None) -> Iterator[str]:
     """The answer in lines of text, what a query is worth among them; slow ones come last."""
     delta, bounds = answer.question.delta, answer.epsilon
-    yield f"ε ≤ {bounds.upper:.4f} at δ = {delta:g} for {_in_words(answer)}"
-    yield f"  between {bounds.lower:.4f} and {bounds.upper:.4f}, estimated {bounds.estimate:.4f}"
+    upper = rounded_up(bounds.upper)
+    yield f"ε ≤ {upper} at δ = {delta} for {_in_words(answer)}"
+    yield f"  between {bounds.lower:.4f} and {upper}, estimated {bounds.estimate:.4f}"
     unit = answer.question.unit
     yield f"  one {unit} added to or removed from the sensitive set"
     replaced = dp.replace_one_epsilon(answer.mechanisms, delta)
-    yield f"  ε ≤ {replaced:.4f} if one {unit} is replaced by another"
+    yield f"  ε ≤ {rounded_up(replaced)} if one {unit} is replaced by another"
     if group_size is not None:
         grouped = dp.group_epsilon(answer.mechanisms, delta, group_size)
         by_image = "all images of a person who has up to {}"
         whose = by_image if unit == "image" else "up to {} persons together"
-        yield f"  ε ≤ {grouped:.4f} for {whose.format(group_size)}"
+        yield f"  ε ≤ {rounded_up(grouped)} for {whose.format(group_size)}"
     if answer.plan is not None:
         try:
             yield from _worth_of_a_query(answer, answer.plan)

@@ -8,6 +8,7 @@ from privimage import budget, cli
 from privimage.budget import Question
 from privimage.dp import Gaussian, SubsampledGaussian, epsilon, group_epsilon, replace_one_epsilon
 from privimage.errors import UserError
+from privimage.rounding import rounded_up
 
 STEPS = {"sample_rate": 0.05, "steps": 40, "noise_multiplier": 2.0}
 PLAN = SubsampledGaussian(0.05, 2.0, 40)
@@ -74,7 +75,7 @@ def test_the_text_names_every_promise_and_what_a_query_is_worth(privimage):
         replace_one_epsilon(MECHANISMS, 1e-5),
         group_epsilon(MECHANISMS, 1e-5, 2),
     ):
-        assert f"ε ≤ {promise:.4f}" in out
+        assert f"ε ≤ {rounded_up(promise)}" in out
     table = [line.split() for line in out.splitlines() if "%)" in line or "too dear" in line]
     assert [float(row[0]) for row in table] == [2, 5, 10, 20, 50]
     own = next(row for row in table if row[0] == "5")

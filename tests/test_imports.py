@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "privimage"
 GROUND = {"errors", "durable", "checkpoint", "progress", "loop", "seeds", "threads", "pace"}
-GROUND |= {"acceleration"}
+GROUND |= {"acceleration", "rounding"}
 MAY_IMPORT = {
     "errors": set(),
     "durable": {"errors"},
@@ -17,11 +17,12 @@ MAY_IMPORT = {
     "seeds": set(),
     "threads": set(),
     "pace": set(),
+    "rounding": set(),
     "acceleration": set(),
     "networks": {"errors"},
     "_host": set(),
     "ops": {"errors", "_host"},
-    "dp": {"ops", "durable", "errors"},
+    "dp": {"ops", "durable", "errors", "rounding"},
     "data": GROUND,
     "semantics": GROUND | {"networks", "data", "dp"},
     "diffusion": GROUND | {"data"},
@@ -31,7 +32,8 @@ MAY_IMPORT = {
     "release": {"errors", "durable", "data", "dp", "evaluate"},
     "run": GROUND | {"recipe", "data", "diffusion", "dp", "evaluate"},
     "audit": {"durable", "dp", "evaluate", "run"},
-    "report": {"errors", "durable", "data", "dp", "evaluate", "audit", "recipe", "release", "run"},
+    "report": {"errors", "durable", "data", "dp", "evaluate", "audit", "recipe", "release", "run"}
+    | {"rounding"},
     "pipeline": GROUND
     | {"data", "semantics", "diffusion", "synthesis", "evaluate", "dp", "recipe", "run"}
     | {"release", "report"},
@@ -41,7 +43,7 @@ MAY_IMPORT = {
     "export": GROUND | {"data", "dp", "hub", "recipe", "release", "run"},
     "hub": {"errors", "durable", "diffusion"},
     "synthesizer": GROUND | {"data", "diffusion", "dp", "evaluate", "release", "run"},
-    "budget": {"errors", "durable", "dp"},
+    "budget": {"errors", "durable", "dp", "rounding"},
     "inspection": {"durable", "data"},
     "cli": {"errors", "progress", "recipe", "data", "pipeline", "audit", "doctor", "budget"}
     | {"assessment", "inspection", "selftest", "export", "report", "run"},

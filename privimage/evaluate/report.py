@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from privimage.data import ImageSet
 from privimage.errors import UserError
+from privimage.rounding import rounded_up
 
 _COLUMNS = 10
 _ROWS = 20
@@ -58,14 +59,14 @@ def epsilon_sentence(epsilon: float | None, delta: float, unit: str) -> str:
     """
     if epsilon is None:
         return "NOT PRIVATE: nothing is promised to anybody in the images."
-    upper = Decimal(epsilon).quantize(Decimal("0.01"), ROUND_CEILING)
+    upper = rounded_up(epsilon, decimals=2)
     whose = "all images of any one person" if unit == "person" else "any one sensitive image"
-    factor = _ROUNDED_UP.plus(upper.exp())
+    factor = _ROUNDED_UP.plus(Decimal(upper).exp())
     times = f"{factor:,.0f}" if 1000 <= factor < _LONG else f"{factor:.3g}"
     return (
-        f"ε = {upper} at δ = {delta:g}: with {whose} added or removed, "
+        f"ε = {upper} at δ = {delta}: with {whose} added or removed, "
         f"any outcome is at most {times} times as likely, "
-        f"but for a probability of {delta:g}."
+        f"but for a probability of {delta}."
     )
 
 

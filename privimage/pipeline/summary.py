@@ -40,7 +40,7 @@ def say_plan(run: Run, plan: Plan, unit: str) -> None:
     steps, noise = plan.finetune, plan.query_noise_multiplier
     query = "" if noise is None else f"query σ {noise:g}; "
     run.reporter.say(
-        f"privacy      ε ≤ {plan.epsilon:g} at δ = {plan.delta:g} for one {unit}: {query}"
+        f"privacy      ε ≤ {plan.epsilon:g} at δ = {plan.delta} for one {unit}: {query}"
         f"{steps.steps} steps at rate {steps.sample_rate:.4g}, σ {steps.noise_multiplier:g}"
     )
     if (drawn := steps.sample_rate * run.public_size) < _FEW:

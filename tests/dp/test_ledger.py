@@ -26,6 +26,7 @@ from privimage.dp import (
 )
 from privimage.dp.ledger import chain
 from privimage.errors import UserError
+from privimage.rounding import rounded_up
 
 STEPS = SubsampledGaussian(sample_rate=0.2, noise_multiplier=1.7464, steps=300)
 PLAN = Plan(epsilon=10.0, delta=1e-4, query_noise_multiplier=5.0, finetune=STEPS)
@@ -454,15 +455,16 @@ def test_a_person_can_read_it(path):
         ledger.record_nonprivate("accuracy of a train-on-real ceiling")
         ledger.mark_not_private("test key")
         lines = [line.split("Z  ", 1)[-1] for line in narrate(ledger)]
-        upper = [epsilon(ledger.spent()[:count], 1e-4).upper for count in (1, 4)]
+        spent = ledger.spent()
+        upper = [rounded_up(epsilon(spent[:count], 1e-4).upper) for count in (1, 4)]
     digest = "abababababababab…"
     assert lines == [
         "begun     privimage-ledger/2, unit image, add_remove_one_image",
         "planned   ε ≤ 10 at δ = 0.0001 for one image: query σ 5; 300 steps at rate 0.2, σ 1.7464",
-        f"reserved  query: σ 5, 1 vote an image, std 5 on each count; ε so far {upper[0]:.4f}",
+        f"reserved  query: σ 5, 1 vote an image, std 5 on each count; ε so far {upper[0]}",
         f"released  query: sha256 {digest}",
         "reserved  fine-tuning: 18 steps in 3 records (step 0 to 11, 6 of them again after a "
-        f"crash), σ 1.7464; ε so far {upper[1]:.4f}",
+        f"crash), σ 1.7464; ε so far {upper[1]}",
         f"released  fine-tuning after 12 steps: sha256 {digest}",
         "outside ε accuracy of a train-on-real ceiling",
         "NOT PRIVATE from here on: test key",
@@ -484,8 +486,8 @@ def test_the_story_ends_with_the_promise_under_both_adjacencies(path):
         "build cpu, avx2, compiler gcc): FAILED: noise, sampling"
     )
     assert promise == (
-        f"In all: ε = {added:.4f} at δ = 0.0001 if one image is added or removed, "
-        f"{replaced:.4f} if one image is replaced by another."
+        f"In all: ε = {rounded_up(added)} at δ = 0.0001 if one image is added or removed, "
+        f"{rounded_up(replaced)} if one image is replaced by another."
     )
     assert added < replaced
 

@@ -101,6 +101,11 @@ def test_epsilon_is_said_rounded_up(epsilon, shown, times):
         assert float(times.replace(",", "")) >= math.exp(epsilon)
 
 
+def test_delta_is_said_in_full():
+    delta = 1.00000049e-5  # In six digits it would be 1e-5.
+    assert epsilon_sentence(1.0, delta, "image").count("1.00000049e-05") == 2
+
+
 def test_no_promise_is_said_to_be_none():
     sentence = epsilon_sentence(None, 1e-5, "image")
     assert sentence.startswith("NOT PRIVATE")

@@ -13,6 +13,7 @@ from privimage.dp import History, Ledger
 from privimage.errors import UserError
 from privimage.evaluate.result import Accuracy, Estimate, Evaluation, Floor, Score, SetScores
 from privimage.report import facts, write_report
+from privimage.rounding import rounded_up
 from privimage.run.folder import RunFolder
 
 _VOID = {"meta", "img", "br", "link", "input"}
@@ -64,7 +65,7 @@ def _written(run):
 
 def test_it_says_what_the_ledger_says(finished, page):
     found = audit.verify(finished[1])
-    assert f"{found['epsilon_lower']:.4f} and {found['epsilon']:.4f}" in page.text
+    assert f"{found['epsilon_lower']:.4f} and {rounded_up(found['epsilon'])}" in page.text
     assert found["epsilon"] <= float(page.text.split("ε ≤ ")[1].split()[0])
     assert "1 query and 6 steps were reserved" in page.text
     assert History.read(finished[1] / "ledger.jsonl").head in page.text

@@ -19,6 +19,7 @@ from privimage.dp.ledger.records import (
     Selftest,
     StepReservation,
 )
+from privimage.rounding import rounded_up
 
 _NAMES = {"query": "query", "finetune": "fine-tuning", "synthetic": "synthetic images"}
 
@@ -40,7 +41,7 @@ def narrate(history: History) -> Iterator[str]:
         ]
         so_far += spends
         if spends and plan is not None:
-            text += f"; ε so far {accountant.epsilon(so_far, plan.delta).upper:.4f}"
+            text += f"; ε so far {rounded_up(accountant.epsilon(so_far, plan.delta).upper)}"
         yield f"{entries[-1].time}  {text}"
     if plan is not None:
         yield from _promise(history, plan)
@@ -52,11 +53,11 @@ def _promise(history: History, plan: Plan) -> Iterator[str]:
     if reasons:
         yield f"In all: NOT PRIVATE ({'; '.join(reasons)}), so no ε is promised."
     else:
-        unit, added = history.unit, history.epsilon(plan.delta).upper
+        unit, added = history.unit, rounded_up(history.epsilon(plan.delta).upper)
         replaced = history.replace_one_epsilon(plan.delta)
-        exchanged = f"{replaced:.4f}" if math.isfinite(replaced) else "unbounded"
+        exchanged = rounded_up(replaced) if math.isfinite(replaced) else "unbounded"
         yield (
-            f"In all: ε = {added:.4f} at δ = {plan.delta:g} if one {unit} is added or removed, "
+            f"In all: ε = {added} at δ = {plan.delta} if one {unit} is added or removed, "
             f"{exchanged} if one {unit} is replaced by another."
         )
     if history.nonprivate:
@@ -123,6 +124,6 @@ def _plan(plan: Plan, unit: str) -> str:
     noise, steps = plan.query_noise_multiplier, plan.finetune
     query = "" if noise is None else f"query σ {noise:g}; "
     return (
-        f"ε ≤ {plan.epsilon:g} at δ = {plan.delta:g} for one {unit}: {query}{steps.steps} steps "
+        f"ε ≤ {plan.epsilon:g} at δ = {plan.delta} for one {unit}: {query}{steps.steps} steps "
         f"at rate {steps.sample_rate:.4g}, σ {steps.noise_multiplier:g}"
     )

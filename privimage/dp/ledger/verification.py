@@ -18,6 +18,7 @@ from privimage.dp.ledger.records import (
     StepReservation,
 )
 from privimage.dp.sampling import rate_threshold
+from privimage.rounding import rounded_up
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def verify(path: Path, made: Made) -> Verification:
         if test.failed
     ]
     if bounds.upper > plan.epsilon:
-        problems.append(f"ε is {bounds.upper:.4f}, above the planned {plan.epsilon:g}")
+        problems.append(f"ε is {rounded_up(bounds.upper)}, above the planned {plan.epsilon:g}")
     return Verification(
         epsilon=bounds,
         replace_one_epsilon=history.replace_one_epsilon(plan.delta),
