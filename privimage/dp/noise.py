@@ -12,6 +12,7 @@ import hmac
 import math
 import os
 import weakref
+from threading import Lock
 from typing import NoReturn
 
 import torch
@@ -86,7 +87,10 @@ class SecretKey:
 
 
 class SecretStream:
-    """The words of one purpose, a step at a time; each step is drawn once.
+    """The words of one purpose, a step at a time; each step is drawn once, whoever asks for it.
+
+    Formal guarantee: no two draws are of one step, of several threads neither
+    (tests/dp/test_noise.py::test_no_two_threads_draw_the_same_noise).
 
     Raises:
         RuntimeError: from every draw in a forked process, whose parent draws the same words
@@ -97,7 +101,7 @@ class SecretStream:
         is_secret: as the key's.
     """
 
-    __slots__ = ("_counter", "_drawn_to", "_key", "_process", "is_secret")
+    __slots__ = ("_counter", "_drawn_to", "_key", "_process", "_turn", "is_secret")
 
     def __init__(self, key: SecretKey, domain: Domain) -> None:
         """For `SecretKey.stream` alone."""
@@ -105,6 +109,7 @@ class SecretStream:
         self._counter = torch.tensor([int(domain) << _STEP_BITS], device="cpu")
         self._drawn_to = math.inf
         self._process = os.getpid()
+        self._turn = Lock()
         self.is_secret = key.is_secret
 
     def words(self, count: int) -> torch.Tensor:
@@ -141,11 +146,12 @@ class SecretStream:
         (tests/dp/test_noise.py::test_no_two_updates_draw_the_same_noise).
         """
         self._check_key()
-        self._counter = self._counter.to(state.parameters.device)
-        goes_on = first_index >= self._drawn_to
-        counter = self._counter - 1 if goes_on else self._counter
-        ops.private_update(clipped_sum, self._key, counter, state, rule, first_index)
-        self._drawn_to = first_index + len(clipped_sum)
+        with self._turn:
+            self._counter = self._counter.to(state.parameters.device)
+            goes_on, self._drawn_to = first_index >= self._drawn_to, math.inf
+            counter = self._counter - 1 if goes_on else self._counter
+            ops.private_update(clipped_sum, self._key, counter, state, rule, first_index)
+            self._drawn_to = first_index + len(clipped_sum)
 
     def __repr__(self) -> str:
         return f"SecretStream(is_secret={self.is_secret})"
@@ -161,9 +167,10 @@ class SecretStream:
 
     def _next(self) -> int:
         self._check_key()
-        step = int(self._counter)
-        self._counter += 1
-        self._drawn_to = math.inf
+        with self._turn:
+            step = int(self._counter)
+            self._counter += 1
+            self._drawn_to = math.inf
         return step
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from threading import Lock
 from typing import Any, cast
 
 import torch
@@ -119,6 +120,7 @@ class PrivateEngine:
         self._micro_batch = micro_batch
         noise = GradientNoise.make(privacy.noise_multiplier, expected, key, privacy.max_grad_norm)
         self._stepper = Stepper(optimizer, self._parameters, noise)
+        self._turn = Lock()  # A step is counted and drawn once, whoever calls.
         self._hooks = [
             p.register_post_accumulate_grad_hook(partial(_refuse_backward, name))
             for name, p in self._parameters.items()
@@ -166,23 +168,8 @@ class PrivateEngine:
                 the model has other trainable parameters than before, this is in
                 torch.inference_mode, or as `check`.
         """
-        self._check_ready()
-        if self.plan is None:
-            self.check()
-        plan = cast(StepPlan, self.plan)
-        self._account.begin()
-        total: torch.Tensor | None = None
-        seed = int(self._words.words(1))
-        device = self._gradients.device
-        with seeded(seed, device):
-            for rows, count in self._loader.micro_batches(
-                self._sampling, plan.examples, self._filler
-            ):
-                part = (self._recorded or self._summed)(*self._filled(rows, count))
-                total = part if total is None else total.add_(part)
-        if total is None:  # An empty batch is a step like any other.
-            total = torch.zeros(self._gradients.size, dtype=torch.int64, device=device)
-        self._stepper.step(total)
+        with self._turn:
+            self._step()
 
     @property
     def steps_spent(self) -> int:
@@ -233,6 +220,25 @@ class PrivateEngine:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+    def _step(self) -> None:
+        self._check_ready()
+        if self.plan is None:
+            self.check()
+        plan = cast(StepPlan, self.plan)
+        self._account.begin()
+        total: torch.Tensor | None = None
+        seed = int(self._words.words(1))
+        device = self._gradients.device
+        with seeded(seed, device):
+            for rows, count in self._loader.micro_batches(
+                self._sampling, plan.examples, self._filler
+            ):
+                part = (self._recorded or self._summed)(*self._filled(rows, count))
+                total = part if total is None else total.add_(part)
+        if total is None:  # An empty batch is a step like any other.
+            total = torch.zeros(self._gradients.size, dtype=torch.int64, device=device)
+        self._stepper.step(total)
 
     def _summed(self, *batch: torch.Tensor) -> torch.Tensor:
         """The clipped sum of a micro-batch, of which its last tensor says how many examples count.

@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,29 @@ def _updates(*calls):
 def test_no_two_updates_draw_the_same_noise(calls):
     drawn = torch.cat(_updates(*calls))
     assert len(drawn.unique()) >= len(drawn) - 1
+
+
+def test_no_two_threads_draw_the_same_noise():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    words, updates = (
+        SecretKey.from_os().stream(domain) for domain in (Domain.QUERY, Domain.UPDATE)
+    )
+
+    def update(_):
+        zeros = torch.zeros(2000, dtype=torch.int64)
+        state = ops.UpdateState(torch.zeros(2000), torch.zeros(2000))
+        updates.private_update(zeros, state, ops.UpdateRule(2.0**40, 2.0**-30, step_size=1.0))
+        return tuple(state.parameters[:4].tolist())
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            drawn = list(pool.map(lambda _: int(words.words(1)), range(20_000)))
+            noises = list(pool.map(update, range(5_000)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(set(drawn)) == 20_000
+    assert len(set(noises)) == 5_000
 
 
 def test_pieces_one_behind_the_other_draw_one_step_s_noise(monkeypatch):

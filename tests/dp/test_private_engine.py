@@ -3,6 +3,8 @@
 import copy
 import io
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -404,6 +406,25 @@ def test_epsilon_is_the_accountant_s_upper_bound_for_the_steps_begun():
         assert made.epsilon(1e-5) == epsilon([steps], 1e-5).upper
     with pytest.raises(UserError, match="delta"):
         made.epsilon(0.5)
+
+
+def test_two_threads_take_their_steps_one_after_the_other():
+    inside, most = [], []
+
+    def watched(model, x, y):
+        inside.append(1)
+        time.sleep(0.02)
+        most.append(len(inside))
+        inside.pop()
+        return losses(model, x, y)
+
+    made = engine()
+    made._losses = watched
+    made.check()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: made.step(), range(8)))
+    assert made.steps_spent == 8
+    assert set(most) == {1}
 
 
 def test_a_step_that_fails_is_spent():
