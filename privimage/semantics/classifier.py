@@ -176,6 +176,9 @@ def predict(model: nn.Module, images: torch.Tensor, steps: Steps | None = None) 
     Libraries may choose another algorithm for another batch size, and the last bits differ; so
     every batch has the same physical shape, the last one being padded.
 
+    Formal guarantee: an image's logits are the same bits in every place, whoever else is there
+    (tests/semantics/test_query.py::test_an_image_s_logits_are_the_same_bits_whoever_else_is_there).
+
     Args:
         model: in evaluation mode.
         images: uint8 [images, channels, height, width].

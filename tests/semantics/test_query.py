@@ -9,6 +9,8 @@ from privimage.data import ImageSet
 from privimage.dp import Gaussian, Ledger, Plan, SubsampledGaussian
 from privimage.dp.noise import TEST_KEY
 from privimage.errors import UserError
+from privimage.semantics import classifier
+from privimage.semantics.classifier import ClassifierSettings
 from privimage.semantics.query import (
     VOTE,
     QuerySettings,
@@ -88,6 +90,19 @@ def test_a_person_with_one_image_counts_as_an_image():
     assert together[1].tolist() == alone[1].tolist()
     expected = [int(count * VOTE * math.sqrt(2 / 6)) for count in (2, 1, 1)]
     assert together[0].tolist() == expected
+
+
+@pytest.mark.parametrize("network", ["cnn", "resnet9"])
+def test_an_image_s_logits_are_the_same_bits_whoever_else_is_there(network):
+    """Without the first image all others move up, by a place or into the batch before."""
+    model = classifier.build(ClassifierSettings(network), 3, 47, 0).eval()
+    random = torch.Generator().manual_seed(0)
+    count = classifier.PREDICT_ROWS + 3
+    images = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=random)
+    logits = classifier.predict(model, images)
+    assert len(logits.unique(dim=0)) == count
+    for kept in (slice(1, None), slice(None, -1), slice(-2, None), slice(0, 1)):
+        assert torch.equal(classifier.predict(model, images[kept]), logits[kept])
 
 
 def test_ties_and_non_numbers_go_to_the_lower_class():
