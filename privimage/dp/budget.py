@@ -30,6 +30,8 @@ class StepBudget:
         check_count("steps", steps)
         if steps > self.left:
             raise UserError(f"the privacy budget pays for {self.left} more steps, not {steps}")
-        self._spend(self, self._next, steps)
+        first = self._next
+        # Before it is on disk: whoever is interrupted right after that has spent it.
         self.left -= steps
         self._next += steps
+        self._spend(self, first, steps)

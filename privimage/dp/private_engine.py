@@ -34,9 +34,9 @@ class PrivateEngine:
     is open, `backward()` into the model's parameters raises. Learning-rate schedulers and whatever
     else reads the optimiser go between the steps as ever.
 
-    Formal guarantee: under add/remove-one adjacency, if `losses` treats the rows one by one and no
-    random number of it serves two rows (then which rows share it would depend on who else was
-    sampled), what `step` changes (parameters, state of the
+    Formal guarantee: under add/remove-one adjacency, if `losses` treats the rows one by one, raises
+    for nothing that a row holds, and no random number of it serves two rows (then which rows share
+    it would depend on who else was sampled), what `step` changes (parameters, state of the
     optimiser, PyTorch's random state) is a function of as many Poisson-subsampled Gaussian releases
     with the rate and noise multiplier of `privacy` as there were calls, empty batches included
     (tests/dp/test_private_engine.py::test_one_example_moves_a_step_by_at_most_the_clip,
@@ -188,7 +188,8 @@ class PrivateEngine:
         """An upper bound on ε at `delta` of the steps begun so far; infinite without secret noise.
 
         With a ledger, of everything ever reserved in it. Without one, steps that were taken after
-        the state that was loaded was saved are not known, and not counted.
+        the state that was loaded was saved are not known, and not counted; nor are those of another
+        engine on the same data.
 
         Raises:
             UserError: δ is out of range, or the accountants disagree.
@@ -212,8 +213,8 @@ class PrivateEngine:
                 the ledger does not know it.
         """
         self._account.check_state(state)
+        self._account.take_over(state)  # Even if the rest fails: the model's own state is loaded.
         self._optimizer.load_state_dict(state["optimizer"])
-        self._account.take_over(state)
 
     def close(self) -> None:
         """Gives the model back: there are no more steps, and `backward()` works again."""

@@ -202,6 +202,27 @@ def test_reservations_say_which_steps_they_are_for(path):
         assert {part.sample_rate_threshold for part in steps} == {str(int(0.2 * 2**64))}
 
 
+def test_an_interrupt_right_after_a_reservation_lets_no_more_steps_through(path):
+    with Ledger(path) as ledger:
+        ledger.set_plan(PLAN)
+        budget = ledger.step_budget(5)
+        spend = budget._spend
+
+        def interrupted(*reservation):
+            spend(*reservation)
+            raise KeyboardInterrupt
+
+        budget._spend = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            budget.reserve(3)
+        budget._spend = spend
+        with pytest.raises(UserError, match="pays for 2 more steps, not 3"):
+            budget.reserve(3)
+        budget.reserve(2)
+        steps = [e.content for e in ledger.entries if isinstance(e.content, StepReservation)]
+        assert [(part.first_step, part.mechanism.steps) for part in steps] == [(0, 3), (3, 2)]
+
+
 def test_the_plan_under_which_something_was_paid_is_found(path):
     raised = Plan(20.0, 1e-4, None, STEPS)
     with Ledger(path) as ledger:

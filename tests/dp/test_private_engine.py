@@ -497,6 +497,16 @@ def test_no_step_is_forgotten_or_counted_twice_when_states_are_loaded():
     assert one.steps_spent == 6
 
 
+def test_a_state_that_loads_in_part_counts_as_a_whole():
+    """Whoever goes on after the exception has loaded the model's state already."""
+    saved = engine()
+    moved(saved, 4)
+    other = engine(optimizer=torch.optim.Adam)
+    with pytest.raises((KeyError, ValueError)):
+        other.load_state_dict({**saved.state_dict(), "optimizer": {"param_groups": []}})
+    assert other.steps_spent == 4
+
+
 def test_a_state_of_other_noise_is_refused():
     saved = engine(noise_multiplier=0.5).state_dict()
     with pytest.raises(UserError, match=r"noise_multiplier=0\.5.* this engine has"):
