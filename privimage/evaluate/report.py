@@ -71,6 +71,7 @@ def epsilon_sentence(epsilon: float | None, delta: float, unit: str) -> str:
 
 
 def _shortened(name: str) -> str:
+    name = name.encode(errors="replace").decode()  # A folder's name need not be UTF-8.
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 

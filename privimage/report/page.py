@@ -45,7 +45,8 @@ def write_report(path: Path) -> Path:
     )
     page = environment.get_template("report.html.j2").render(_values(folder, recipe))
     report = path / "report.html"
-    durable.write_text(report, page)
+    # A folder's name, which a class may have, need not be UTF-8.
+    durable.write_bytes(report, page.encode(errors="replace"))
     return report
 
 

@@ -39,7 +39,12 @@ def test_the_picture_has_a_row_a_label_and_a_column_a_set(tmp_path, channels, la
 
 
 @pytest.mark.parametrize(
-    "name", ["$x^2$", "US$ or AU$", r"$\frac$", "猫", "a" * 300, "", "_private", "two\nlines"]
+    "name",
+    [
+        *("$x^2$", "US$ or AU$", r"$\frac$", "猫", "a" * 300, "", "_private", "two\nlines"),
+        "caf\udce9",  # A folder whose name is no UTF-8.
+    ],
+    ids=ascii,
 )
 def test_a_label_may_be_called_anything(tmp_path, name):
     comparison_picture(tmp_path / "x.png", _images([name, "dog"]), None)

@@ -139,6 +139,7 @@ def test_a_label_shows_its_classes_even_if_others_have_all_that_it_voted_for(cop
 def test_names_are_text(copied):
     declared = json.loads((copied / "declared.json").read_text())
     declared["names"][3] = "<b onclick=x>&"
+    declared["names"][4] = "caf\udce9"  # A folder whose name is no UTF-8.
     (copied / "declared.json").write_text(json.dumps(declared))
     page = _written(copied)
     assert "<b onclick=x>&" in page.text
