@@ -1,6 +1,8 @@
 """Public randomness: generators that the user's seed reproduces; never used for privacy."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -14,3 +16,15 @@ def generator(seed: int, *words: str | int) -> torch.Generator:
     text = "/".join(str(word) for word in (seed, *words))
     digest = hashlib.sha256(text.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+@contextmanager
+def initialising(seed: int) -> Iterator[None]:
+    """Inside, a network that is made on the CPU draws its parameters from `seed`.
+
+    Threads share the generator that it draws from, so networks are made in turn; afterwards that
+    generator is as before, and no GPU's is touched.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

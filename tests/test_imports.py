@@ -39,7 +39,7 @@ MAY_IMPORT = {
     | {"release", "report"},
     "assessment": GROUND | {"pipeline", "run", "recipe", "data", "dp", "evaluate", "release"},
     "doctor": {"errors", "ops", "dp"},
-    "selftest": {"ops", "dp", "data", "synthesis", "threads"},
+    "selftest": {"ops", "dp", "data", "synthesis", "threads", "seeds"},
     "export": GROUND | {"data", "dp", "hub", "recipe", "release", "run"},
     "hub": {"errors", "durable", "diffusion"},
     "synthesizer": GROUND | {"data", "diffusion", "dp", "evaluate", "release", "run"},

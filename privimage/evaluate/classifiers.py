@@ -24,7 +24,7 @@ from privimage.evaluate.settings import LABELS, EvaluationSettings
 from privimage.evaluate.training import Training
 from privimage.networks import NETWORKS, build_network
 from privimage.progress import Reporter
-from privimage.seeds import generator
+from privimage.seeds import generator, initialising
 from privimage.threads import Workers
 
 # Fewer images of a label leave none to hold out.
@@ -155,9 +155,7 @@ def _networks(
 
     def begun(trial: Trial) -> Training:
         images, repeat = trial
-        # Initialisation draws from a generator that threads would share, so this is in turn.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed + repeat)
+        with initialising(seed + repeat):
             model = build_network(kind, images.images.shape[1], len(images.names))
         random = generator(seed, "evaluation", kind, repeat)
         return Training(model.to(resources.device), images, settings.epochs, settings.flip, random)

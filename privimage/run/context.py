@@ -16,6 +16,7 @@ from privimage.diffusion.unet import UNet, UNetShape
 from privimage.progress import Reporter
 from privimage.recipe import Recipe
 from privimage.run.folder import RunFolder
+from privimage.seeds import initialising
 from privimage.threads import Workers
 
 # What leaves the stages that the ledger vouches for: their hashes stand in it.
@@ -101,8 +102,7 @@ class Run:
 
     def network(self, weights: Path | None = None) -> Network:
         """The UNet on the run's device; from `weights`, or as the seed makes it."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.recipe.seed)
+        with initialising(self.recipe.seed):
             build = CompactUNet if self.recipe.network.kind == "compact" else UNet
             network = build(self.network_shape)
         if weights is not None:

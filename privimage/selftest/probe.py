@@ -9,6 +9,7 @@ from torch import nn
 
 from privimage.data import ImageSet
 from privimage.dp.noise import TEST_KEY
+from privimage.seeds import initialising
 from privimage.synthesis.finetune import Finetuner, FinetuneSettings
 from privimage.threads import Workers
 
@@ -55,8 +56,7 @@ def tuner(
     settings = FinetuneSettings(
         sample_rate=sample_rate, draws=2, max_grad_norm=0.01, ema_decay=0.9, steps=100
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with initialising(seed):
         network = Network().to(device)
     return Finetuner(made_up, network, settings, noise_multiplier, PUBLIC_SIZE, _WORKERS)
 

@@ -15,7 +15,7 @@ from privimage.errors import check_choice, check_count, check_positive
 from privimage.loop import resumable_steps
 from privimage.networks import NETWORKS, build_network
 from privimage.progress import Reporter
-from privimage.seeds import generator
+from privimage.seeds import generator, initialising
 
 _HELD_OUT = 0.05
 _MOST_HELD_OUT = 10_000
@@ -164,8 +164,7 @@ def train_classifier(
 
 def build(settings: ClassifierSettings, channels: int, classes: int, seed: int) -> nn.Module:
     """An untrained classifier of images with `channels` into `classes`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with initialising(seed):
         return build_network(settings.network, channels, classes)
 
 
