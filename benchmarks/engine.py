@@ -38,7 +38,6 @@ import privimage.cli
 from privimage import ops
 from privimage.acceleration import in_turns
 from privimage.dp import ClipRule, ExampleGradients, StepPlan
-from privimage.pipeline import Machine
 from privimage.synthesis import finetune
 
 WAYS = ("plain", "engine")
@@ -79,7 +78,7 @@ def main() -> None:
     print(f"the same either way: {same}")
     if options.json:
         figures = {
-            **machine(device_of(arguments)),
+            **machine(rows[0]["device"]),
             "arguments": arguments,
             "same": same,
             "rows": rows,
@@ -88,9 +87,9 @@ def main() -> None:
 
 
 def run(folder: Path, way: str, arguments: list[str]) -> None:
-    """One run up to fine-tuning, in this process; beside it the noise's hash and a step's time."""
+    """One run up to fine-tuning, in this process; beside it what was seen of noise and steps."""
     digest, update = hashlib.sha256(), ops.private_update
-    times, step_of = [], finetune.Finetuner.step
+    times, devices, step_of = [], set[str](), finetune.Finetuner.step
 
     def timed(tuner: finetune.Finetuner) -> None:
         began = time.perf_counter()
@@ -102,6 +101,7 @@ def run(folder: Path, way: str, arguments: list[str]) -> None:
     def noted(total: torch.Tensor, key: torch.Tensor, step: torch.Tensor, *rest: Any) -> None:
         integers = ops.gaussian_integers(key, int(step), 0, len(total), float(ops.LARGEST_STD))
         digest.update(integers.numpy().tobytes())
+        devices.add(total.device.type)
         update(total, key, step, *rest)
 
     ops.private_update, finetune.Finetuner.step = noted, timed
@@ -114,7 +114,7 @@ def run(folder: Path, way: str, arguments: list[str]) -> None:
         privimage.cli.main()
     finally:
         seen = {"noise_sha256": digest.hexdigest(), "step_seconds": statistics.median(times)}
-        (folder / SEEN).write_text(json.dumps(seen))
+        (folder / SEEN).write_text(json.dumps(seen | {"device": devices.pop()}))
 
 
 def one_image_at_a_time(
@@ -134,12 +134,6 @@ def one_image_at_a_time(
         row = torch.cat([part.flatten() for part in parts])[None]
         total += rule.sum(row, gradients.module_sizes)
     return total
-
-
-def device_of(arguments: list[str]) -> str:
-    """Where `privimage train` computes with these."""
-    given = arguments[arguments.index("--device") + 1] if "--device" in arguments else None
-    return Machine(given).torch_device().type
 
 
 def ledger(folder: Path) -> list[dict[str, Any]]:
