@@ -18,9 +18,14 @@ def tile(name: str, before: str, after: str) -> Bug:
     return Bug(name, "conv_weight_grad", before, after, "kernels/conv_tile.h")
 
 
-def slots(name: str, before: str, after: str) -> Bug:
-    """A bug in where squares go."""
-    return Bug(name, "conv_weight_grad", before, after, "kernels/weight_grad.h")
+def fp32(name: str, before: str, after: str) -> Bug:
+    """A bug in how float32 is multiplied there."""
+    return Bug(name, "conv_weight_grad_fp32", before, after, "kernels/conv_weight_grad.cuh")
+
+
+def layers(name: str, before: str, after: str, file: str = "conv_weight_grad.cuh") -> Bug:
+    """A bug in how several layers share a launch."""
+    return Bug(name, "conv_one_launch", before, after, f"kernels/{file}")
 
 
 BUGS = [
@@ -118,17 +123,17 @@ BUGS = [
         "return tap;",
     ),
     stages("a single tap that ignores its stride", "column * right;", "column;"),
-    conv(
+    fp32(
         "tf32 fragments of the gradient swapped",
         "i / 4 * 16 + i % 2 * 8",
         "i / 4 * 16 + i / 2 % 2 * 8",
     ),
-    conv(
+    fp32(
         "tf32 pixels in the wrong order",
         "places.load(pixel + member + 4)",
         "places.load(pixel + member)",
     ),
-    conv("fp32 neighbours swapped", "input.at[i % 2]", "input.at[1 - i % 2]"),
+    fp32("fp32 neighbours swapped", "input.at[i % 2]", "input.at[1 - i % 2]"),
     stages(
         "bands as large as everywhere",
         "conv_band<Tile>(job.geometry, job.band_pixels)",
@@ -155,32 +160,35 @@ BUGS = [
     conv("every warp has the first turn at the bias", "pixel = turn * 8;", "pixel = 0;"),
     conv("bias in every tile of inputs", "channels > 0 && stages_.first_in() == 0", "channels > 0"),
     # Several layers in one launch
-    conv("the first layer's tensors for all", "jobs.layers[layer],", "jobs.layers[0],"),
-    conv("blocks counted from the first layer on", "- jobs.first_block[layer])", "- 0)"),
-    conv(
+    layers("the first layer's tensors for all", "jobs.layers[layer],", "jobs.layers[0],"),
+    layers("blocks counted from the first layer on", "- jobs.first_block[layer])", "- 0)"),
+    layers(
         "the last layer's blocks as its neighbour's",
         "layer + 1 < jobs.count",
         "layer + 2 < jobs.count",
     ),
-    conv(
+    layers(
         "a layer's first block as the last one's",
         "block.y() >= jobs.first_block",
         "block.y() > jobs.first_block",
     ),
-    tile(
+    layers(
         "a layer's blocks where the first one's are",
         "first_block[together.count] = shape.blocks_y",
         "first_block[together.count] = 0",
+        "conv_tile.h",
     ),
-    tile(
+    layers(
         "shared memory of the last layer alone",
         "std::max(shape.shared_bytes, alone.shared_bytes)",
         "alone.shared_bytes",
+        "conv_tile.h",
     ),
-    slots("a layer's squares over another's", "first + slots}", "slots}"),
-    slots(
+    layers("a layer's squares over another's", "first + slots}", "slots}", "weight_grad.h"),
+    layers(
         "squares of all in the first slots",
         "example * count + first + slot",
         "example * count + slot",
+        "weight_grad.h",
     ),
 ]
