@@ -46,7 +46,6 @@ native: $(TEST)/installed
 %/installed: pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find privimage csrc -type f -not -name '*.pyc' -not -name '*.so')
 	$(PYTHON) -m venv $*
 	$*/bin/pip install --quiet --constraint constraints.txt torch numpy setuptools wheel ninja pybind11
-	$*/bin/pip install --quiet --constraint constraints.txt --no-build-isolation --force-reinstall --no-deps .
 	$*/bin/pip install --quiet --constraint constraints.txt --no-build-isolation '.$(EXTRAS)'
 	touch $@
 
