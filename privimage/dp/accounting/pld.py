@@ -32,7 +32,8 @@ def add_or_remove(composition: Composition, delta: float) -> float:
         UserError: the losses are too large, or the accountant fails.
     """
     mesh = max(_MESH, _largest_loss(composition, 1) / _MOST_POINTS)
-    return _epsilon(composition, delta, 1, mesh, _step(NeighboringRelation.ADD_OR_REMOVE_ONE, mesh))
+    relation = NeighboringRelation.ADD_OR_REMOVE_ONE
+    return _epsilon(composition, delta, 1, mesh, _one_step(relation, mesh))
 
 
 @functools.lru_cache(maxsize=256)
@@ -43,7 +44,7 @@ def replace_one(composition: Composition, delta: float) -> float:
         UserError: the losses are too large, or the accountant fails.
     """
     mesh = max(_MESH, _largest_loss(composition, 2) / _MOST_POINTS)
-    return _epsilon(composition, delta, 2, mesh, _step(NeighboringRelation.REPLACE_ONE, mesh))
+    return _epsilon(composition, delta, 2, mesh, _one_step(NeighboringRelation.REPLACE_ONE, mesh))
 
 
 @functools.lru_cache(maxsize=256)
@@ -96,16 +97,25 @@ def _epsilon(
         ) from error
 
 
-def _step(relation: NeighboringRelation, mesh: float) -> Callable[[Steps], PrivacyLossDistribution]:
-    def step(steps: Steps) -> PrivacyLossDistribution:
-        return losses.from_gaussian_mechanism(
-            steps.noise_multiplier,
-            sampling_prob=steps.sample_rate,
-            value_discretization_interval=mesh,
-            neighboring_relation=relation,
-        )
+def _one_step(
+    relation: NeighboringRelation, mesh: float
+) -> Callable[[Steps], PrivacyLossDistribution]:
+    return lambda steps: _losses_of_a_step(
+        steps.noise_multiplier, steps.sample_rate, relation, mesh
+    )
 
-    return step
+
+# Kept, for training states ε again and again over more of the same steps; composing them is quick.
+@functools.lru_cache(maxsize=8)
+def _losses_of_a_step(
+    noise_multiplier: float, sample_rate: float, relation: NeighboringRelation, mesh: float
+) -> PrivacyLossDistribution:
+    return losses.from_gaussian_mechanism(
+        noise_multiplier,
+        sampling_prob=sample_rate,
+        value_discretization_interval=mesh,
+        neighboring_relation=relation,
+    )
 
 
 def _largest_loss(composition: Composition, sensitivity: int) -> float:
