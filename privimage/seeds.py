@@ -20,11 +20,11 @@ def generator(seed: int, *words: str | int) -> torch.Generator:
 
 @contextmanager
 def initialising(seed: int) -> Iterator[None]:
-    """Inside, a network that is made on the CPU draws its parameters from `seed`.
+    """Inside, networks are made on the CPU and draw their parameters from `seed`.
 
-    Threads share the generator that it draws from, so networks are made in turn; afterwards that
+    Threads share the generator that they draw from, so they are made in turn; afterwards that
     generator is as before, and no GPU's is touched.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         yield
