@@ -68,13 +68,16 @@ class Synthesizer:
             UserError: there is no such label, or `n` is below 1.
         """
         check_count("n", n)
-        labels = torch.full((n,), self._number(label)) if label is not None else self._in_turn(n)
+        labels = self._in_turn(n)
+        if label is not None:
+            labels.fill_(self._number(label))
         run, seed = self._run, secrets.randbits(62) if seed is None else seed
         settings, size = run.recipe.synthesis, run.shape.size
         pieces = []
         for index, piece in enumerate(labels.split(settings.batch_size)):
             random = generator(seed, "sample", index)
-            latents = torch.randn((len(piece), run.shape.channels, size, size), generator=random)
+            shape = (len(piece), run.shape.channels, size, size)
+            latents = torch.randn(shape, generator=random, device=random.device)
             images = sample(
                 self._denoise,
                 latents.to(run.device),
@@ -87,7 +90,7 @@ class Synthesizer:
         return ImageSet(torch.cat(pieces), labels, self.names)
 
     def _in_turn(self, n: int) -> torch.Tensor:
-        return torch.arange(n) % max(len(self.names), 1)
+        return torch.arange(n, device="cpu") % max(len(self.names), 1)
 
     def _number(self, label: int | str) -> int:
         """The number of a label that is given by number or name."""

@@ -29,6 +29,12 @@ def test_only_a_seed_repeats_itself(synthesizer):
     assert not torch.equal(synthesizer.sample(3, n=5).images, synthesizer.sample(3, n=5).images)
 
 
+def test_the_default_device_decides_nothing(finished, synthesizer):
+    with torch.device("meta"):
+        images = privimage.load(finished[1]).sample(n=12, seed=1).images
+    assert torch.equal(images, synthesizer.sample(n=12, seed=1).images)
+
+
 def test_more_than_a_batch_has_no_two_alike(synthesizer):
     images = synthesizer.sample(3, n=45, seed=1).images.flatten(1)
     assert len(images.unique(dim=0)) == 45
