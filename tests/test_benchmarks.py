@@ -18,6 +18,7 @@ from step.methods import CAPTURED, ORDINARY, OURS, UNRECORDED, Method, methods
 from step.models import MODELS, Setting, settings
 from step.steps import LEARNING_RATE, Step, captured, ordinary
 from step.turns import measure
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from privimage.diffusion.unet import UNet, UNetShape
 
@@ -118,6 +119,23 @@ def test_the_captured_ordinary_step_does_what_the_ordinary_one_does(monkeypatch)
     one, other = (torch.cat([p.detach().flatten() for p in each.parameters()]) for each in made)
     assert (one - other).abs().mean() <= 0.02 * LEARNING_RATE
     assert (one - before).abs().mean() >= 0.5 * LEARNING_RATE
+
+
+def test_the_captured_ordinary_step_normalises_as_ours_does():
+    step = captured(settings(["digits"], [2], sweep=[2])[0])
+    called = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Calls():
+        step.gradient()
+    norms = [name for name in called if "group_norm" in name]
+    forward = norms.count("privimage.group_norm_silu.default")
+    assert 0 < forward == norms.count("privimage.group_norm_silu_backward.default")
+    assert len(norms) == 2 * forward
 
 
 def test_settings_follow_model_draws_device_and_sweep(monkeypatch):

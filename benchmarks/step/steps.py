@@ -19,6 +19,7 @@ from privimage.dp import (
     record,
 )
 from step.models import Setting
+from step.norms import FusedNorms
 
 MAX_GRAD_NORM = 1.0
 NOISE_MULTIPLIER = 1.0
@@ -111,8 +112,8 @@ def recorded(setting: Setting) -> Step:
 def captured(setting: Setting) -> Step:
     """The ordinary step with all the care that ours gets on a GPU.
 
-    One graph of operators with channels last, weights included, there compiled and captured; the
-    gradient, the weights and their average are one vector each.
+    One graph of operators with channels last, weights included, and our group normalisation, there
+    compiled and captured; the gradient, the weights and their average are one vector each.
     """
     network, batch = setting.network(), in_format(setting.batch(), torch.channels_last)
     parameters = list(network.parameters())
@@ -124,7 +125,9 @@ def captured(setting: Setting) -> Step:
     update = Update(nn.ParameterList([flat]))
 
     def gradients(*given: torch.Tensor) -> torch.Tensor:
-        found = torch.autograd.grad(setting.losses(network, *given).mean(), parameters)
+        with FusedNorms():
+            losses = setting.losses(network, *given)
+        found = torch.autograd.grad(losses.mean(), parameters)
         return torch.cat([_channels_last(each).flatten() for each in found])
 
     graph = accelerated(record(gradients, *batch), batch[0].device)
