@@ -102,7 +102,7 @@ class Run:
 
     def network(self, weights: Path | None = None) -> Network:
         """The UNet on the run's device; from `weights`, or as the seed makes it."""
-        with initialising(self.recipe.seed), torch.device("cpu"):
+        with initialising(self.recipe.seed):
             build = CompactUNet if self.recipe.network.kind == "compact" else UNet
             network = build(self.network_shape)
         if weights is not None:
