@@ -30,7 +30,7 @@ for _commands in (runs, privacy, looks):
 def main() -> None:
     """Entry point: a user's mistake ends in one line and status 2."""
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(standalone_mode=False, prog_name="privimage"))
     except SystemExit as ended:
         # Whoever read our output stopped reading (`| head -1`): typer and rich make it a plain 1.
         if isinstance(ended.__context__, BrokenPipeError):
