@@ -4,6 +4,7 @@ Where a folder names the person, folders may lie in folders, and the class is re
 """
 
 import csv
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,10 +53,11 @@ class FolderSource(Source):
         for name, label, person in self.files:
             try:
                 with open(self.path / name, "rb") as file:
-                    content = file.read(MOST_BYTES + 1)
+                    is_image = os.fstat(file.fileno()).st_size <= MOST_BYTES
+                    content = file.read() if is_image else b""
             except OSError:
                 content = b""
-            yield Entry(content if len(content) <= MOST_BYTES else b"", label, name, person)
+            yield Entry(content, label, name, person)
 
 
 def open_folder(name: str, path: Path, person: PersonKey | None = None) -> Source:
