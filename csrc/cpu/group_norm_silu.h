@@ -210,16 +210,15 @@ PRIVIMAGE_INLINE void backward(const GroupNormSiluBackward<Scalar>& job, int64_t
 PRIVIMAGE_CLONES void group_norm_silu(const GroupNormSilu<float>& job, int64_t begin, int64_t end) {
   forward(job, begin, end);
 }
-PRIVIMAGE_CLONES void group_norm_silu(const GroupNormSilu<double>& job, int64_t begin,
-                                      int64_t end) {
+inline void group_norm_silu(const GroupNormSilu<double>& job, int64_t begin, int64_t end) {
   forward(job, begin, end);
 }
 PRIVIMAGE_CLONES void group_norm_silu_backward(const GroupNormSiluBackward<float>& job,
                                                int64_t begin, int64_t end) {
   backward(job, begin, end);
 }
-PRIVIMAGE_CLONES void group_norm_silu_backward(const GroupNormSiluBackward<double>& job,
-                                               int64_t begin, int64_t end) {
+inline void group_norm_silu_backward(const GroupNormSiluBackward<double>& job, int64_t begin,
+                                     int64_t end) {
   backward(job, begin, end);
 }
 
