@@ -20,11 +20,13 @@ unless the same was measured again. --peak measures memory instead, stage by sta
 how).
 
 Prediction: `privimage` at most 1.10, 1.05 and 1.02 at 1, 4 and 8 draws on the CIFAR-10 network.
-Seen on a 2-core Xeon, both cores (results/dp_step-cpu.json): 0.96, 0.92 and 0.90 (in other hours
-0.95 to 1.02), call by call 1.10, 1.02 and 1.01; vmap(grad) 1.82, 1.59 and 1.55, Opacus' hooks 2.15,
-2.03 and 2.06, a loop over images 2.91, 1.77 and 1.35. On one thread 0.93 and 0.94 at 4 and 8 draws.
-ViT-Ti 1.29, 1.09 and 1.12; at one draw ResNet-18 1.24 (1.17 in another hour), and the digits
-network, where calls are most of a step, 1.23.
+Seen on both cores of a Xeon with AVX-512 (results/dp_step-cpu.json): 0.96, 0.92 and 0.90 (in other
+hours 0.95 to 1.02), call by call 1.10, 1.02 and 1.01; vmap(grad) 1.82, 1.59 and 1.55, Opacus' hooks
+2.15, 2.03 and 2.06, a loop over images 2.91, 1.77 and 1.35. On one thread 0.93 and 0.94 at 4 and 8
+draws. On an EPYC without AVX-512 (results/dp_step-cpu-avx2.json) 0.95 (in another hour 0.86), 0.84
+and 0.87. ViT-Ti 1.29 and 1.12 at 1 and 8 draws, on the EPYC, where memory is slower, 1.39 and 1.17;
+at one draw ResNet-18 1.24 and 1.18, and the digits network, where calls are most of a step, 1.23
+and 1.04.
 """
 
 import argparse
