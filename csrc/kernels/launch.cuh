@@ -21,21 +21,27 @@ inline int64_t most_shared_bytes() {
 }
 
 // Queues kernel(job) on `stream` (a cudaStream_t) and returns the CUDA error code, 0 for none, or
-// kTooLarge.
+// kTooLarge. An error is taken back from CUDA, or whoever launches next would be told of it.
 template <typename Job>
 int launch(void (*kernel)(Job), const LaunchShape& shape, const Job& job, void* stream) {
   if (shape.empty()) return static_cast<int>(cudaSuccess);
-  if (!shape.possible(most_shared_bytes())) return kTooLarge;
+  const int64_t most = most_shared_bytes();
+  if (!shape.possible(most)) return kTooLarge;
   constexpr int64_t kWithoutAsking = 48 * 1024;
-  const size_t bytes = static_cast<size_t>(shape.shared_bytes);
-  if (shape.shared_bytes > kWithoutAsking) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (error != cudaSuccess) return static_cast<int>(error);
+  // A kernel has one limit on a device, for all threads of the host and for captured launches. So
+  // it is the same whatever this launch needs: none is lowered before another launch comes to it.
+  if (shape.shared_bytes > kWithoutAsking &&
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(most)) != cudaSuccess) {
+    return static_cast<int>(cudaGetLastError());
   }
   const dim3 blocks(static_cast<unsigned>(shape.blocks_x), static_cast<unsigned>(shape.blocks_y));
-  kernel<<<blocks, static_cast<unsigned>(shape.threads), bytes,
-           static_cast<cudaStream_t>(stream)>>>(job);
+  const dim3 threads(static_cast<unsigned>(shape.threads));
+  void* arguments[] = {const_cast<Job*>(&job)};
+  // Reported by the next line, as is what went wrong before.
+  static_cast<void>(cudaLaunchKernel(kernel, blocks, threads, arguments,
+                                     static_cast<size_t>(shape.shared_bytes),
+                                     static_cast<cudaStream_t>(stream)));
   return static_cast<int>(cudaGetLastError());
 }
 
