@@ -127,13 +127,14 @@ PEERS='vmap,loop,hooks,ghost,call by call'
 cd "$ROOT" || exit 1
 
 # The smallest shapes under the sanitizer, which slows kernels down a hundredfold. Each tensor has an
-# allocation of its own, else it would not see who reads behind one.
+# allocation of its own, else it would not see who reads behind one. It looks at kernels alone: a
+# newer library's questions to an older driver, which says no, are errors to it as well.
 LAYERS='2x20x9 or 1x2x0x1x1x8x20x11 or 3x2x1x1x1x16x64x15 or 5x1x2x1x1x4x6x9'
 SMALL="$DEVICE and (update or sum or embedding or one_call or affine_rows or $LAYERS)"
 if wants sanitizer && command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck initcheck; do
         part "$tool" 90 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
-            --error-exitcode 1 "$PYTHON" $TEST tests/ops/test_devices.py -k "$SMALL"
+            --report-api-errors no --error-exitcode 1 "$PYTHON" $TEST tests/ops/test_devices.py -k "$SMALL"
     done
 elif wants sanitizer; then
     echo 'sanitizer    no compute-sanitizer: skipped' | tee -a "$TABLE"
