@@ -132,7 +132,10 @@ def test_a_step_on_a_gpu_is_that_on_the_cpu_bit_for_bit(known_key, device, recor
         )
         step = made._stepper.step
         made._stepper.step = lambda total, step=step: (sums.append(total.cpu()), step(total))
-        made.step()
+        made.check()
+        # cuDNN may take a convolution by Winograd's way, whose sixths no float32 holds.
+        with torch.backends.cudnn.flags(enabled=False):
+            made.step()
         ends.append(weights(made).cpu())
     assert torch.equal(*sums)
     assert torch.equal(*ends)
