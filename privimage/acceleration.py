@@ -97,8 +97,12 @@ class _Graph:
                 function(*self._given)
         torch.cuda.current_stream().wait_stream(beside)
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        # PyTorch's own stream for captures is on the GPU that was captured on first. Other threads
+        # may allocate meanwhile.
+        capturing = torch.cuda.graph(
+            self._graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"
+        )
+        with capturing:
             self._result = function(*self._given)
 
     def replay(self, given: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -79,6 +81,31 @@ def test_threads_that_share_a_gpu_take_turns():
         return max(most)
 
     assert at_once("cuda") == 1 < at_once("cpu")
+
+
+def test_a_capture_is_in_a_stream_of_the_gpu_in_use(monkeypatch):
+    """PyTorch's own stream stays on the GPU of the first capture, and would record nothing."""
+    made, captured = [], []
+
+    def stream():
+        made.append(Mock())
+        return made[-1]
+
+    def graph(_, *, stream, capture_error_mode):
+        captured.append(stream)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    for name in ("CUDAGraph", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Mock())
+    given = torch.ones(2)
+    for _ in range(2):
+        graph_of = acceleration._Graph(torch.neg, (given,))
+        assert captured[-1] is made[-1]
+        assert torch.equal(graph_of.replay((given,)), -given)
+    assert captured[0] is not captured[1]
 
 
 @pytest.mark.parametrize("device", [CUDA])
