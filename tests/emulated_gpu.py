@@ -43,6 +43,8 @@ torch.cuda.synchronize = lambda *_: None
 torch.cuda.current_device = lambda: 0
 torch.cuda.get_device_properties = lambda *_: SimpleNamespace(multi_processor_count=132)
 torch.cuda.Event = Event
+torch.cuda.current_stream = lambda *_: torch.device("cuda:0")  # The only one.
+torch.cuda.is_current_stream_capturing = lambda: False
 torch.cuda.is_bf16_supported = lambda *_: True
 torch.cuda.get_device_name = lambda *_: "the emulator"
 torch.cuda.set_sync_debug_mode = lambda mode: DEVICE.privimage_must_not_wait(mode == "error")

@@ -90,7 +90,8 @@ class SecretStream:
     """The words of one purpose, a step at a time; each step is drawn once, whoever asks for it.
 
     Formal guarantee: no two draws are of one step, of several threads neither
-    (tests/dp/test_noise.py::test_no_two_threads_draw_the_same_noise).
+    (tests/dp/test_noise.py::test_no_two_threads_draw_the_same_noise), nor on several streams of a
+    GPU (tests/dp/test_noise.py::test_streams_of_a_gpu_count_one_after_the_other).
 
     Raises:
         RuntimeError: from every draw in a forked process, whose parent draws the same words
@@ -101,12 +102,13 @@ class SecretStream:
         is_secret: as the key's.
     """
 
-    __slots__ = ("_counter", "_drawn_to", "_key", "_process", "_turn", "is_secret")
+    __slots__ = ("_counted_on", "_counter", "_drawn_to", "_key", "_process", "_turn", "is_secret")
 
     def __init__(self, key: SecretKey, domain: Domain) -> None:
         """For `SecretKey.stream` alone."""
         self._key = key._key
         self._counter = torch.tensor([int(domain) << _STEP_BITS], device="cpu")
+        self._counted_on: torch.cuda.Stream | None = None
         self._drawn_to = math.inf
         self._process = os.getpid()
         self._turn = Lock()
@@ -147,7 +149,9 @@ class SecretStream:
         """
         self._check_key()
         with self._turn:
+            self._wait_for_the_count()
             self._counter = self._counter.to(state.parameters.device)
+            self._wait_for_the_count()
             goes_on, self._drawn_to = first_index >= self._drawn_to, math.inf
             counter = self._counter - 1 if goes_on else self._counter
             ops.private_update(clipped_sum, self._key, counter, state, rule, first_index)
@@ -165,9 +169,24 @@ class SecretStream:
         if not self._key.any():
             raise RuntimeError("the key was overwritten, as the process is ending")
 
+    def _wait_for_the_count(self) -> None:
+        """On a GPU: has the current stream wait for the one that counted last.
+
+        The count is read when a kernel runs, and of two streams nobody knows which runs first. A
+        capture can't wait for what is not captured; it begins when nothing is under way.
+        """
+        device = self._counter.device
+        if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+            return
+        current = torch.cuda.current_stream(device)
+        if self._counted_on is not None and self._counted_on != current:
+            current.wait_stream(self._counted_on)
+        self._counted_on = current
+
     def _next(self) -> int:
         self._check_key()
         with self._turn:
+            self._wait_for_the_count()
             step = int(self._counter)
             self._counter += 1
             self._drawn_to = math.inf

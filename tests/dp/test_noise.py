@@ -5,6 +5,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -231,6 +233,29 @@ def test_no_two_threads_draw_the_same_noise():
         sys.setswitchinterval(interval)
     assert len(set(drawn)) == 20_000
     assert len(set(noises)) == 5_000
+
+
+def test_streams_of_a_gpu_count_one_after_the_other(monkeypatch):
+    class Stream:
+        waits: ClassVar = []
+
+        def wait_stream(self, other):
+            self.waits.append((self, other))
+
+    stream, one, two = _stream(), Stream(), Stream()
+    stream._counter = SimpleNamespace(device=torch.device("cuda:0"))
+
+    def count_on(current, *, captures=False):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captures)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+        stream._wait_for_the_count()
+
+    for current in (one, one, two, two, one):
+        count_on(current)
+    assert Stream.waits == [(two, one), (one, two)]
+    count_on(Stream(), captures=True)
+    count_on(two)
+    assert Stream.waits[2:] == [(two, one)]
 
 
 def test_pieces_one_behind_the_other_draw_one_step_s_noise(monkeypatch):
