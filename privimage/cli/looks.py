@@ -11,9 +11,9 @@ from privimage.data import ImageShape, PersonKey
 from privimage.errors import check_choice, check_count
 
 app = typer.Typer()
-presets = typer.Typer(help="Recipes.")
+presets = typer.Typer(help="Lists the recipes, or shows one.")
 app.add_typer(presets, name="presets")
-data = typer.Typer(help="Image sets.", no_args_is_help=True)
+data = typer.Typer(help="Looks at image sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
@@ -30,7 +30,8 @@ def show_preset(
     name: Annotated[
         str,
         typer.Argument(
-            help="One of those listed.", autocompletion=options.one_of(recipe.preset_names)
+            help="One of those that `presets` lists.",
+            autocompletion=options.one_of(recipe.preset_names),
         ),
     ],
 ) -> None:
@@ -62,7 +63,9 @@ def show_doctor() -> None:
 def inspect_data(
     path: Annotated[Path, typer.Argument(help="Image set: file, folder or pattern.")],
     person: options.Person = None,
-    grid: Annotated[Path | None, typer.Option(help="PNG to write: images of each class.")] = None,
+    grid: Annotated[
+        Path | None, typer.Option(help="PNG file to write: images of each class.")
+    ] = None,
     image_size: Annotated[int, typer.Option(help="Height and width in the grid, pixels.")] = 32,
     channels: Annotated[int, typer.Option(help="1 for grey, 3 for RGB.")] = 3,
 ) -> None:

@@ -28,20 +28,27 @@ def _settings() -> list[str]:
 
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
 Test = Annotated[
-    str | None, typer.Option(help="Images you declare public, to test on; of a run its own.")
+    str | None,
+    typer.Option(help="Real images that you declare public, to test on; default: the run's."),
 ]
 Public = Annotated[str | None, typer.Option(help="Labelled public images.")]
-Classes = Annotated[str | None, typer.Option(help="Sensitive labels: a,b,c or a number.")]
+Classes = Annotated[
+    str | None, typer.Option(help="Names of the sensitive labels: a,b,c; or how many.")
+]
 Person = Annotated[
-    str | None, typer.Option(help="Names an image's person: column:NAME or folder:LEVEL.")
+    str | None, typer.Option(help="What names an image's person: column:NAME or folder:LEVEL.")
 ]
 ImageSize = Annotated[int | None, typer.Option(help="Height and width, pixels.")]
 Channels = Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB.")]
-Seed = Annotated[int | None, typer.Option(help="For everything but privacy.")]
+Seed = Annotated[
+    int | None, typer.Option(help="Random seed; DP noise and DP sampling never use it.")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="Any recipe value: finetune.steps=20.", autocompletion=one_of(_settings)
+        "--set",
+        help="Any recipe value, such as finetune.steps=20.",
+        autocompletion=one_of(_settings),
     ),
 ]
 Unit = Annotated[
@@ -51,17 +58,19 @@ Unit = Annotated[
         autocompletion=one_of(lambda: recipe.WORDS["privacy.unit"]),
     ),
 ]
-MaxMinutes = Annotated[float | None, typer.Option(help="Stop cleanly after so long.")]
-Threads = Annotated[int | None, typer.Option(help="Cores to use; default all.")]
-MaxMemory = Annotated[float | None, typer.Option(help="MB for a core's share of a private step.")]
+MaxMinutes = Annotated[float | None, typer.Option(help="Stop cleanly after so many minutes.")]
+Threads = Annotated[int | None, typer.Option(help="Cores to use; default: all.")]
+MaxMemory = Annotated[
+    float | None, typer.Option(help="MB that a core's share of a private step may take.")
+]
 Device = Annotated[
     str | None,
     typer.Option(
-        help="cpu or cuda; default what is there.", autocompletion=one_of(lambda: DEVICES)
+        help="cpu or cuda; default: cuda if it is there.", autocompletion=one_of(lambda: DEVICES)
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and errors only.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 _VALUES = {
     "sensitive": "data.sensitive",

@@ -14,15 +14,15 @@ from privimage.cli import options
 from privimage.errors import UserError
 
 app = typer.Typer()
-ledger = typer.Typer(help="What a run has spent.", no_args_is_help=True)
+ledger = typer.Typer(help="Shows and checks what a run has spent.", no_args_is_help=True)
 app.add_typer(ledger, name="ledger")
 
 
 @app.command()
 def budget(
-    delta: Annotated[float, typer.Option(help="Below 1 / number of units.")],
+    delta: Annotated[float, typer.Option(help="Below 1 / number of images or persons.")],
     sample_rate: Annotated[
-        float | None, typer.Option(help="Probability that a step takes a unit.")
+        float | None, typer.Option(help="Probability that a step takes an image or person.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="DP-SGD steps.")] = None,
     noise_multiplier: Annotated[float | None, typer.Option(help="σ of a step.")] = None,
@@ -30,13 +30,14 @@ def budget(
         float | None, typer.Option(help="σ of the query, relative to its sensitivity.")
     ] = None,
     target_epsilon: Annotated[
-        float | None, typer.Option(help="Find the noise multiplier or the steps left out.")
+        float | None,
+        typer.Option(help="Find the noise multiplier or the steps, whichever is left out."),
     ] = None,
     group_size: Annotated[
-        int | None, typer.Option(help="State ε also for so many images of one person.")
+        int | None, typer.Option(help="State ε for so many images of one person, too.")
     ] = None,
     unit: Annotated[str, typer.Option(help="Whom ε protects: image or person.")] = "image",
-    plot: Annotated[Path | None, typer.Option(help="PNG file: ε over steps.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG file to write: ε over steps.")] = None,
     json_: options.Json = False,
 ) -> None:
     """Says what a plan costs, or what a budget pays for, before any data is touched."""
@@ -58,7 +59,9 @@ def selftest(
     privacy: Annotated[
         bool, typer.Option("--privacy", help="Check noise, sampling and clipping.")
     ] = False,
-    run: Annotated[Path | None, typer.Option(help="Run whose ledger shall say so.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder whose ledger records the outcome.")
+    ] = None,
     device: options.Device = None,
     json_: options.Json = False,
 ) -> None:
@@ -86,14 +89,14 @@ def selftest(
 
 @ledger.command("show")
 def show_ledger(run: options.Run) -> None:
-    """Shows when what was reserved and released, and ε so far."""
+    """Shows what was reserved and released, when, and ε so far."""
     for line in audit.show(run):
         typer.echo(line)
 
 
 @ledger.command("verify")
 def verify_ledger(run: options.Run) -> None:
-    """Recomputes ε from the ledger and holds it against what the run has made; JSON."""
+    """Computes ε again from the ledger and checks what the run has made against it; JSON."""
     result = audit.verify(run)
     typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
     if result["problems"]:
@@ -104,7 +107,7 @@ def verify_ledger(run: options.Run) -> None:
 def compose_ledgers(
     runs: Annotated[list[Path], typer.Argument(help="Run folders on the same people.")],
     delta: Annotated[
-        float | None, typer.Option(help="δ of the joint ε; default the runs' smallest.")
+        float | None, typer.Option(help="δ of the joint ε; default: the runs' smallest.")
     ] = None,
 ) -> None:
     """States the joint ε of several runs on the same people; JSON."""

@@ -28,28 +28,35 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help=f"Recipe, see `presets`; default that of the run, or else {_DEFAULT_PRESET}.",
+            help=f"Recipe, one of `presets`; default: the run's, or else {_DEFAULT_PRESET}.",
             autocompletion=options.one_of(recipe.preset_names),
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/PRESET.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/PRESET.")] = None,
     sensitive: Annotated[str | None, typer.Option(help="Images to protect.")] = None,
     public: options.Public = None,
     test: options.Test = None,
     classes: options.Classes = None,
     public_size: Annotated[
-        int | None, typer.Option(help="Number of sensitive images or persons, made public.")
+        int | None,
+        typer.Option(
+            help="Number of sensitive images or persons; default: their count, made public."
+        ),
     ] = None,
     unit: options.Unit = None,
     person: options.Person = None,
     image_size: options.ImageSize = None,
     channels: options.Channels = None,
-    epsilon: Annotated[float | None, typer.Option(help="Privacy budget; inf for none.")] = None,
-    delta: Annotated[float | None, typer.Option(help="Below 1 / number of units.")] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Privacy budget; inf for no privacy.")
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Below 1 / number of images or persons.")
+    ] = None,
     selection: Annotated[
         str | None,
         typer.Option(
-            help="semantic, all or none.",
+            help="How public classes are chosen: semantic, all or none.",
             autocompletion=options.one_of(lambda: recipe.WORDS["selection.mode"]),
         ),
     ] = None,
@@ -57,13 +64,14 @@ def train(
     set_: options.Set = None,
     from_stage: Annotated[
         str | None,
-        typer.Option(help="Repeat this stage and later ones.", autocompletion=_stages),
+        typer.Option(help="Repeat this stage and the later ones.", autocompletion=_stages),
     ] = None,
     until: Annotated[
         str | None, typer.Option(help="The last stage to do.", autocompletion=_stages)
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would do, cost and take.")
+        bool,
+        typer.Option("--dry-run", help="Say what would be done, its ε and its time; do nothing."),
     ] = False,
     json_: options.Json = False,
     max_minutes: options.MaxMinutes = None,
@@ -107,7 +115,7 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
     signature = inspect.signature(train)
     kept = [p for p in signature.parameters.values() if p.name not in ("from_stage", "until")]
     command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
-    command.__doc__ = f"{stage.work.__doc__} Options as those of `train`."
+    command.__doc__ = f"{stage.work.__doc__} Takes the options of `train`."
     return command
 
 
@@ -125,13 +133,14 @@ def evaluate(
     image_size: options.ImageSize = None,
     channels: options.Channels = None,
     features: Annotated[
-        str | None, typer.Option(help="efficientnet-lite0, inception or torchvision:NETWORK.")
+        str | None,
+        typer.Option(help="Features: efficientnet-lite0, inception or torchvision:NETWORK."),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="File of their weights; default torch's hub cache.")
+        str | None, typer.Option(help="File of the features' weights; default: torch's hub cache.")
     ] = None,
     classifiers: Annotated[
-        str | None, typer.Option(help="Of cnn, resnet9, wrn40_4, mlp, logistic: a,b,c.")
+        str | None, typer.Option(help="Some of cnn, resnet9, wrn40_4, mlp, logistic: a,b,c.")
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="Trainings of each classifier.")] = None,
     ceiling: Annotated[
@@ -140,7 +149,9 @@ def evaluate(
     ] = None,
     sensitive_duplicates: Annotated[
         bool | None,
-        typer.Option("--sensitive-duplicates", help="Near duplicates of them: OUTSIDE ε."),
+        typer.Option(
+            "--sensitive-duplicates", help="Also find near duplicates of those: OUTSIDE ε."
+        ),
     ] = None,
     seed: options.Seed = None,
     set_: options.Set = None,
@@ -169,7 +180,9 @@ def export_images(
         ),
     ],
     out: Annotated[Path, typer.Option(help="File (zip) or folder to make.")],
-    count: Annotated[int | None, typer.Option(help="The first so many; default all.")] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Only the first so many images; default: all.")
+    ] = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Writes a run's synthetic images, or its network, with a card that says what is promised."""

@@ -8,14 +8,14 @@ from privimage.dp import History
 
 _NEVER_COVERED = (
     "several runs on the same people, or anything else released about them: each has an ε of its "
-    "own, and together they weigh more than any of them (`privimage ledger compose`)",
-    "what is true of the sensitive images as a group: it is what the synthetic ones are to show",
+    "own, and together they promise less than any one of them (`privimage ledger compose`)",
+    "what is true of the sensitive images as a group: the synthetic ones are meant to show it",
     "how long the run took and how much memory and power it used",
     "anything that somebody computed on the sensitive images outside this run",
 )
 _MANY_IMAGES = (
-    "a person with several images: the promise is for one image, and for all images of a person it "
-    "is weaker (`privimage budget --group-size`), or `privimage train --unit person` is needed"
+    "a person with several images: the promise is for one image, and weaker for all images of one "
+    "person (`privimage budget --group-size`); `privimage train --unit person` protects the person"
 )
 _AS_NAMED = (
     "a person under two names, who counts as two, and a person seen in somebody else's image"
