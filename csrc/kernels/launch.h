@@ -12,6 +12,8 @@ constexpr int64_t kMostSharedBytes = 163 * 1024;
 
 // In place of a CUDA error code: no grid or no shared memory of this GPU is large enough.
 constexpr int kTooLarge = -1;
+// cudaErrorNoKernelImageForDevice, for those who don't see CUDA's headers.
+constexpr int kNoImage = 209;
 
 struct LaunchShape {
   int64_t blocks_x;

@@ -76,6 +76,9 @@ GradRows<Real> grad_rows(const Tensor& rows, bool accumulate) {
 inline void check_launched(int error, const char* name) {
   STD_TORCH_CHECK(error != cuda::kTooLarge, name,
                   ": needs more blocks, or more shared memory, than this GPU has");
+  STD_TORCH_CHECK(error != cuda::kNoImage, name,
+                  ": this GPU is older than compute capability 8.0, the least that PrivImage has "
+                  "kernels for; built with PRIVIMAGE_BUILD=cpu it leaves GPUs to PyTorch");
   STD_TORCH_CHECK(error == 0, name, ": CUDA error ", error);
 }
 #endif

@@ -96,7 +96,7 @@ def _epsilon_picture(history: History, statement: dict[str, Any], limit: float) 
     if not statement["private"]:
         return None
     steps, epsilons = facts.epsilon_curve(history)
-    labels = ("fine-tuning steps reserved", f"ε at δ = {statement['delta']:g}")
+    labels = ("fine-tuning steps reserved", f"ε at δ = {statement['delta']}")
     return pictures.curve("epsilon", steps, epsilons, labels, limit)
 
 
