@@ -33,7 +33,8 @@ def test_known_settings(setting):
     assert bounds.lower == pytest.approx(lower, abs=1e-6)
     assert bounds.upper == pytest.approx(upper, abs=1e-6)
     other = pld.add_or_remove(accountant.composed(mechanisms), delta)
-    assert other == pytest.approx(loss_distribution, abs=1e-6)
+    # A mesh that is coarser, for fewer steps, may add a little and take nothing.
+    assert loss_distribution - 1e-6 <= other <= loss_distribution + 1e-4
     assert bounds.lower <= bounds.estimate <= bounds.upper
     assert bounds.lower <= other <= bounds.upper
 

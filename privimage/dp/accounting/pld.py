@@ -5,6 +5,7 @@ Manurangsi, "Connect the dots", arXiv 2207.04380).
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +19,7 @@ from privimage.errors import UserError
 
 # The package inverts the loss point by point, in Python: a few seconds for so many points. Where
 # losses reach further than that the mesh grows with them.
-_MESH, _MOST_POINTS = 1e-4, 2**19
+_FINEST_MESH, _COARSEST_MESH, _MOST_POINTS = 1e-4, 1e-3, 2**19
 # Mixtures of Gaussians take fifty times as long; this mesh adds 0.002 to ε over 10,000 steps.
 _GROUP_MESH, _MOST_GROUP_POINTS = 1e-3, 2**14
 _LARGEST_LOSS = 5_000.0
@@ -31,7 +32,7 @@ def add_or_remove(composition: Composition, delta: float) -> float:
     Raises:
         UserError: the losses are too large, or the accountant fails.
     """
-    mesh = max(_MESH, _largest_loss(composition, 1) / _MOST_POINTS)
+    mesh = _mesh(composition, 1)
     relation = NeighboringRelation.ADD_OR_REMOVE_ONE
     return _epsilon(composition, delta, 1, mesh, _one_step(relation, mesh))
 
@@ -43,7 +44,7 @@ def replace_one(composition: Composition, delta: float) -> float:
     Raises:
         UserError: the losses are too large, or the accountant fails.
     """
-    mesh = max(_MESH, _largest_loss(composition, 2) / _MOST_POINTS)
+    mesh = _mesh(composition, 2)
     return _epsilon(composition, delta, 2, mesh, _one_step(NeighboringRelation.REPLACE_ONE, mesh))
 
 
@@ -116,6 +117,16 @@ def _losses_of_a_step(
         value_discretization_interval=mesh,
         neighboring_relation=relation,
     )
+
+
+def _mesh(composition: Composition, sensitivity: int) -> float:
+    """As fine as the number of releases asks for: what a mesh adds to ε grows as mesh² · releases.
+
+    Powers of two apart, so that growing compositions share the losses of their steps.
+    """
+    halvings = math.ceil(math.log2(max(composition.count, 1)) / 2)
+    fine_enough = min(_COARSEST_MESH, max(_FINEST_MESH, 2.0**-halvings / 100))
+    return max(fine_enough, _largest_loss(composition, sensitivity) / _MOST_POINTS)
 
 
 def _largest_loss(composition: Composition, sensitivity: int) -> float:
