@@ -115,7 +115,7 @@ def test_where_nothing_bounds_a_norm_it_is_computed(monkeypatch):
 
 
 def test_without_kernels_everything_is_kept(monkeypatch):
-    monkeypatch.setattr("privimage.dp.gradients.plan.has_kernels", lambda device: False)
+    monkeypatch.setattr("privimage.ops.has_kernels", lambda device: False)
     found = plan(wide(), [64], costs=COSTS)
     assert not found.recomputed
     with pytest.raises(UserError, match="no native operator here repeats itself bit for bit"):

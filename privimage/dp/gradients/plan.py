@@ -25,7 +25,6 @@ from privimage.dp.gradients.engine import ExampleGradients, Losses
 from privimage.dp.gradients.micro_batch import most_examples
 from privimage.dp.gradients.observation import Pass, Use, observe
 from privimage.errors import UserError, check_count
-from privimage.ops._library import has_kernels
 
 _ALLOCATED = 1.8
 """Bytes that a process grows by, at most, for each one in tensors that operators return: what they
@@ -172,7 +171,7 @@ def plan(
     counted = Counter([*names, *observed.others])
     if device.type != "cpu":
         observed = observed.written_first()
-    native = has_kernels(device)
+    native = ops.has_kernels(device)
     layers = tuple(
         kept_layer(
             use,
