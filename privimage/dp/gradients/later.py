@@ -12,18 +12,21 @@ from privimage.dp.rules.slots import Slot
 from privimage.errors import UserError
 
 
+@dataclass(frozen=True)
 class HeldUse(ABC):
     """The one use of a weight: what of it is held, and the norms that were found.
 
     Attributes:
+        norms: the squared norm of each example's values, or a bound, float64 [examples].
         module: the row of the squared norms that it counts in.
     """
 
+    norms: torch.Tensor
     module: int
 
-    @abstractmethod
     def squares(self) -> torch.Tensor:
-        """The squared norm of each example's values, or a bound, float64 [examples]."""
+        """As of an `Arena`."""
+        return self.norms
 
     @abstractmethod
     def add_to(self, total: torch.Tensor, scales: torch.Tensor, *, accumulate: bool) -> None:
@@ -38,14 +41,8 @@ class LayerUse(HeldUse):
     grad: torch.Tensor
     shape: torch.Size
     geometry: ops.ConvGeometry
-    norms: torch.Tensor
     weight: slice
     bias: slice | None
-    module: int
-
-    def squares(self) -> torch.Tensor:
-        """As of any use."""
-        return self.norms
 
     def add_to(self, total: torch.Tensor, scales: torch.Tensor, *, accumulate: bool) -> None:
         """As of any use."""
@@ -63,13 +60,7 @@ class TableUse(HeldUse):
     grad: torch.Tensor
     padding_idx: int | None
     shape: torch.Size
-    norms: torch.Tensor
     weight: slice
-    module: int
-
-    def squares(self) -> torch.Tensor:
-        """As of any use."""
-        return self.norms
 
     def add_to(self, total: torch.Tensor, scales: torch.Tensor, *, accumulate: bool) -> None:
         """As of any use."""
@@ -134,7 +125,7 @@ class Later(Slot):
             norms = ops.example_weight_norms(x, grad, count, taps, with_bias, geometry)
         place = bias._place if isinstance(bias, Later) else None
         self.use = LayerUse(
-            *(x, grad, self._shape, geometry, norms, self._place, place, self._module)
+            *(norms, self._module, x, grad, self._shape, geometry, self._place, place)
         )
         for slot in (self, bias):
             if slot is not None:
@@ -150,7 +141,7 @@ class Later(Slot):
         grad = grad.reshape(*read.shape, self._shape[1])
         norms = ops.example_embedding_norms(read, grad, self._shape[0], padding_idx)
         self.use = TableUse(
-            *(read, grad, padding_idx, self._shape, norms, self._place, self._module)
+            *(norms, self._module, read, grad, padding_idx, self._shape, self._place)
         )
         self.used = True
         return True
