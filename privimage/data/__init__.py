@@ -1,6 +1,13 @@
 """Image sets: read by a written rule, one image at a time, and written for others to read."""
 
-from privimage.data.images import ImageSet, ImageShape, to_bytes, to_unit_range
+from privimage.data.images import (
+    ImageSet,
+    ImageShape,
+    randomly_flipped,
+    subsample,
+    to_bytes,
+    to_unit_range,
+)
 from privimage.data.load import check_source, load_public, load_sample, load_sensitive
 from privimage.data.persons import PersonKey
 from privimage.data.write import ImageFile, file_name, image_files, png, write_parquet
@@ -17,6 +24,8 @@ __all__ = [
     "load_sample",
     "load_sensitive",
     "png",
+    "randomly_flipped",
+    "subsample",
     "to_bytes",
     "to_unit_range",
     "write_parquet",

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from privimage.seeds import generator
+
 
 @dataclass(frozen=True)
 class ImageShape:
@@ -59,6 +61,21 @@ class ImageSet:
 def to_unit_range(images: torch.Tensor) -> torch.Tensor:
     """uint8 of any shape → float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
+
+
+def subsample(images: ImageSet, most: int, seed: int, purpose: str) -> ImageSet:
+    """`most` of the images, drawn by chance for this purpose and in their order; or all."""
+    if len(images) <= most:
+        return images
+    order = torch.randperm(len(images), generator=generator(seed, purpose))
+    rows = order[:most].sort().values
+    return ImageSet(images.images[rows], images.labels[rows], images.names)
+
+
+def randomly_flipped(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """Each of [rows, channels, height, width] flipped left to right with probability 1/2."""
+    mirrored = torch.rand(len(images), generator=random) < 0.5
+    return torch.where(mirrored[:, None, None, None].to(images.device), images.flip(3), images)
 
 
 def to_bytes(images: torch.Tensor) -> torch.Tensor:

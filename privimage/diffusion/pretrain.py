@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from privimage.acceleration import memory_format, mixed_precision
+from privimage.data import randomly_flipped, to_unit_range
 from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.denoiser import Denoiser, draw_noise_levels, drop_labels, losses
 from privimage.diffusion.ema import Ema
@@ -21,7 +22,7 @@ from privimage.threads import Workers
 # On a CPU a batch is cut into pieces of about this many pixels: 128 images of 8x8, 8 of 32x32.
 # Fixed, so that the order of summation does not depend on the number of cores; large enough to
 # hide the cost of launching operators, small enough for the caches.
-_PIECE_PIXELS = 8192
+PIECE_PIXELS = 8192
 
 Network = UNet | CompactUNet
 
@@ -166,10 +167,9 @@ class Pretraining:
         """Batch `index`: images, noise levels, noise and labels, each [batch_size, …]."""
         settings, random = self._settings, generator(self._seed, "pretrain", index)
         rows = torch.randint(len(self._images), (settings.batch_size,), generator=random)
-        images = self._images[rows].cpu().float() / 127.5 - 1
+        images = to_unit_range(self._images[rows].cpu())
         if settings.flip:
-            mirrored = torch.rand(settings.batch_size, generator=random) < 0.5
-            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+            images = randomly_flipped(images, random)
         sigma = draw_noise_levels(random, settings.batch_size)
         noise = torch.randn(images.shape, generator=random)
         coins = torch.rand(settings.batch_size, generator=random)
@@ -181,7 +181,7 @@ class Pretraining:
         """The gradient of the batch's mean loss, and last that loss, added in a fixed order."""
         if self._device.type != "cpu":
             return self._piece_gradients(batch)
-        rows = max(1, _PIECE_PIXELS // batch[0][0, 0].numel())
+        rows = max(1, PIECE_PIXELS // batch[0][0, 0].numel())
         pieces = list(zip(*(torch.split(tensor, rows) for tensor in batch), strict=True))
         total: list[torch.Tensor] = []
         # As many at a time as there are workers: each result is as large as the network.

@@ -7,7 +7,7 @@ from privimage.evaluate.evaluation import Material, evaluate
 from privimage.evaluate.features import FeatureNetwork, compute_features, load_features
 from privimage.evaluate.metrics import fid, inception_score, kid
 from privimage.evaluate.neighbours import manifold, nearest_distances
-from privimage.evaluate.parts import Parts, some
+from privimage.evaluate.parts import Parts
 from privimage.evaluate.report import comparison_picture, epsilon_sentence
 from privimage.evaluate.result import Evaluation, as_json, from_json
 from privimage.evaluate.scores import scores
@@ -43,5 +43,4 @@ __all__ = [
     "score_table",
     "scores",
     "sentences",
-    "some",
 ]

@@ -15,10 +15,10 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from privimage.data import ImageSet, to_unit_range
+from privimage.data import ImageSet, subsample, to_unit_range
 from privimage.errors import UserError
 from privimage.evaluate import intervals
-from privimage.evaluate.parts import Parts, digest, some
+from privimage.evaluate.parts import Parts, digest
 from privimage.evaluate.result import Accuracy
 from privimage.evaluate.settings import LABELS, EvaluationSettings
 from privimage.evaluate.training import Training
@@ -84,7 +84,7 @@ def accuracies(
     """
     check_test_set(test, training_sets[0].names)
     sets = [
-        some(_labelled(images), settings.most_training_images, seed, "training images")
+        subsample(_labelled(images), settings.most_training_images, seed, "training images")
         for images in training_sets
     ]
 

@@ -2,9 +2,8 @@
 
 import torch
 
-from privimage.data import ImageSet
+from privimage.data import ImageSet, subsample
 from privimage.evaluate.neighbours import nearest_distances
-from privimage.evaluate.parts import some
 from privimage.evaluate.result import NearDuplicates
 
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75)
@@ -29,12 +28,12 @@ def near_duplicates(
         against: what the others are: "public" or "sensitive".
         seed: decides which images are taken.
     """
-    among = some(others, MOST_AMONG, seed, _PURPOSE).images
-    looked_up = some(synthetic, MOST_LOOKED_UP, seed, _PURPOSE).images
+    among = subsample(others, MOST_AMONG, seed, _PURPOSE).images
+    looked_up = subsample(synthetic, MOST_LOOKED_UP, seed, _PURPOSE).images
     distances = nearest_distances(looked_up, among)
     reference = closer = None
     if test is not None:
-        reference = nearest_distances(some(test, MOST_LOOKED_UP, seed, _PURPOSE).images, among)
+        reference = nearest_distances(subsample(test, MOST_LOOKED_UP, seed, _PURPOSE).images, among)
         closer = float((distances < reference.quantile(_NEAREST)).double().mean())
     return NearDuplicates(
         against=against,

@@ -4,12 +4,12 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from typing import Any
 
-from privimage.data import ImageSet
+from privimage.data import ImageSet, subsample
 from privimage.evaluate import scores as scoring
 from privimage.evaluate.classifiers import Resources, accuracies
 from privimage.evaluate.duplicates import MOST_AMONG, near_duplicates
 from privimage.evaluate.features import FeatureNetwork, compute_features
-from privimage.evaluate.parts import Parts, digest, some
+from privimage.evaluate.parts import Parts, digest
 from privimage.evaluate.result import (
     Accuracy,
     Evaluation,
@@ -137,8 +137,10 @@ def _scores(
     test, network = material.test, material.features
     if test is None or network is None:
         return [None for _ in sets], None
-    real = some(test, settings.most_images, seed, _SCORED)
-    chosen = {name: some(set_, settings.most_images, seed, _SCORED) for name, set_ in sets.items()}
+    real = subsample(test, settings.most_images, seed, _SCORED)
+    chosen = {
+        name: subsample(set_, settings.most_images, seed, _SCORED) for name, set_ in sets.items()
+    }
     fewest = min(len(images) for images in (real, *chosen.values()))
     if fewest < scoring.LEAST_IMAGES:
         caveats.append(
@@ -180,7 +182,7 @@ def _near_duplicates(
     """Those of each set among the public images."""
     if material.public is None or not settings.near_duplicates:
         return [None for _ in sets]
-    test, public = material.test, some(material.public, MOST_AMONG, seed, "public images")
+    test, public = material.test, subsample(material.public, MOST_AMONG, seed, "public images")
 
     def about(images: ImageSet) -> dict[str, Any]:
         return {

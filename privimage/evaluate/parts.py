@@ -7,13 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 from privimage import durable
 from privimage.data import ImageSet
 from privimage.errors import UserError
-from privimage.seeds import generator
 
 Result = TypeVar("Result")
 _CHUNK = 4096
@@ -70,12 +68,3 @@ def digest(images: ImageSet) -> str:
         found.update(piece.contiguous().numpy().data)
     found.update(images.labels.contiguous().numpy().data)
     return found.hexdigest()
-
-
-def some(images: ImageSet, most: int, seed: int, purpose: str) -> ImageSet:
-    """`most` of the images, drawn by chance for this purpose and in their order; or all."""
-    if len(images) <= most:
-        return images
-    order = torch.randperm(len(images), generator=generator(seed, purpose))
-    rows = order[:most].sort().values
-    return ImageSet(images.images[rows], images.labels[rows], images.names)

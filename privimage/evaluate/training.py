@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from privimage.data import ImageSet, to_unit_range
+from privimage.data import ImageSet, randomly_flipped, to_unit_range
 from privimage.progress import Reporter, Stopped
 
 _BATCH_SIZE = 128
@@ -87,8 +87,5 @@ def _augmented(images: torch.Tensor, flip: bool, random: torch.Generator) -> tor
     top, left = most + int(down), most + int(right)
     shifted = padded[:, :, top : top + height, left : left + width]
     if flip:
-        mirrored = torch.rand(len(images), generator=random) < 0.5
-        shifted = torch.where(
-            mirrored[:, None, None, None].to(images.device), shifted.flip(3), shifted
-        )
+        shifted = randomly_flipped(shifted, random)
     return shifted + _NOISE * torch.randn(shifted.shape, generator=random).to(images.device)

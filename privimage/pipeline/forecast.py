@@ -9,7 +9,7 @@ import torch
 from privimage import evaluate
 from privimage.data import ImageSet
 from privimage.diffusion.denoiser import Denoiser
-from privimage.diffusion.pretrain import Pretraining
+from privimage.diffusion.pretrain import PIECE_PIXELS, Pretraining
 from privimage.diffusion.samplers import sample
 from privimage.pace import Step, Stopwatch
 from privimage.pipeline.measurement import load_features
@@ -18,8 +18,6 @@ from privimage.run.context import Run
 from privimage.semantics import classifier
 from privimage.semantics.classifier import PREDICT_ROWS, ClassifierTraining
 
-# Of as many pixels are the pieces that pre-training gives to a core.
-_PIXELS = 8192
 # A private step costs up to so much more than an ordinary one (benchmarks/dp_step.py).
 _PRIVATE = 1.2
 # For each of up to nine measurements, five in all.
@@ -64,11 +62,11 @@ def forecast(run: Run, missing: Collection[str]) -> Forecast:
     if "query" in missing:
         batches = -(-run.public_size // PREDICT_ROWS)
         found["query"] = batches * watch.a_row(lambda _: _query_step(run), 1, batches)
-    trained = {
-        "pretrain": recipe.pretrain.steps * recipe.pretrain.batch_size,
-        "finetune": _PRIVATE * _finetune_rows(run) if "finetune" in missing else 0.0,
-    }
-    trained = {stage: rows for stage, rows in trained.items() if stage in missing}
+    trained = dict[str, float]()
+    if "pretrain" in missing:
+        trained["pretrain"] = recipe.pretrain.steps * recipe.pretrain.batch_size
+    if "finetune" in missing:
+        trained["finetune"] = _PRIVATE * _finetune_rows(run)
     if trained:
         most = _rows_a_core(run) * run.workers.threads
         row = watch.a_row(lambda size: _training_step(run, size), most, sum(trained.values()))
@@ -176,7 +174,7 @@ def _measuring(run: Run, watch: Stopwatch, images: int, sets: int) -> float:
 
 
 def _rows_a_core(run: Run) -> int:
-    return max(_PIXELS // run.shape.size**2, 8)
+    return max(PIECE_PIXELS // run.shape.size**2, 8)
 
 
 def _image_shape(run: Run) -> tuple[int, int, int]:

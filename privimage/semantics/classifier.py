@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from privimage.data import ImageSet, to_unit_range
+from privimage.data import ImageSet, randomly_flipped, to_unit_range
 from privimage.data.decode import Steps
 from privimage.errors import check_choice, check_count, check_positive
 from privimage.loop import resumable_steps
@@ -90,10 +90,7 @@ class ClassifierTraining:
         rows = self._rows[torch.randint(len(self._rows), (size,), generator=random)]
         images = to_unit_range(self._images.images[rows]).to(self._device)
         if self._settings.flip:
-            mirrored = torch.rand(size, generator=random) < 0.5
-            images = torch.where(
-                mirrored[:, None, None, None].to(self._device), images.flip(3), images
-            )
+            images = randomly_flipped(images, random)
         labels = self._images.labels[rows].to(self._device)
         self._optimizer.zero_grad()
         F.cross_entropy(self._model(images), labels).backward()
@@ -187,12 +184,10 @@ def predict(model: nn.Module, images: torch.Tensor, steps: Steps | None = None) 
         float32 [images, classes], on the CPU.
     """
     device = next(model.parameters()).device
-    rows, pieces = [], images.split(PREDICT_ROWS) if len(images) else ()
+    rows, pieces = [], images.split(PREDICT_ROWS)  # One that is empty, if there is no image.
     for index in range(len(pieces)) if steps is None else steps("query", len(pieces)):
         piece = pieces[index]
         padded = torch.zeros((PREDICT_ROWS, *images.shape[1:]), dtype=torch.uint8)
         padded[: len(piece)] = piece
         rows.append(model(to_unit_range(padded).to(device)).float().cpu()[: len(piece)])
-    if not rows:
-        rows = [model(to_unit_range(images.new_zeros(1, *images.shape[1:])).to(device)).cpu()[:0]]
     return torch.cat(rows)

@@ -108,7 +108,7 @@ def test_stopping_saves_a_checkpoint(workers, tmp_path):
 
 
 def test_number_of_threads_and_seed(monkeypatch, tmp_path, workers):
-    monkeypatch.setattr(module, "_PIECE_PIXELS", 16 * 3)  # pieces of 3 images, the last one of 1
+    monkeypatch.setattr(module, "PIECE_PIXELS", 16 * 3)  # pieces of 3 images, the last one of 1
     single = Workers(1)
     one = run(tmp_path / "one", single)
     two = run(tmp_path / "two", workers)
@@ -120,7 +120,7 @@ def test_number_of_threads_and_seed(monkeypatch, tmp_path, workers):
 
 def test_gradient_does_not_depend_on_the_size_of_the_pieces(monkeypatch, workers):
     def gradients(pixels):
-        monkeypatch.setattr(module, "_PIECE_PIXELS", pixels)
+        monkeypatch.setattr(module, "PIECE_PIXELS", pixels)
         training = start(workers)
         training.step(0)
         return torch.cat([p.grad.flatten() for p in training._network.parameters()])

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from privimage.data import ImageSet
+from privimage.data import ImageSet, subsample
 from privimage.evaluate import (
     EvaluationSettings,
     Material,
@@ -15,7 +15,7 @@ from privimage.evaluate import (
     evaluate,
     parts,
 )
-from privimage.evaluate.parts import digest, some
+from privimage.evaluate.parts import digest
 from privimage.evaluate.result import Estimate
 from privimage.progress import Reporter, Stopped
 from privimage.threads import Workers
@@ -68,11 +68,14 @@ def test_a_digest_names_images_labels_and_names():
 def test_some_are_drawn_by_chance_and_keep_their_order():
     images = _set(50, 0)
     images = dataclasses.replace(images, labels=torch.arange(50))
-    chosen = some(images, 20, 0, "x")
+    chosen = subsample(images, 20, 0, "x")
     assert chosen.labels.tolist() == sorted(set(chosen.labels.tolist()))
     assert torch.equal(chosen.images, images.images[chosen.labels])
-    assert chosen.labels.tolist() not in (list(range(20)), some(images, 20, 1, "x").labels.tolist())
-    assert some(images, 50, 0, "x") is images
+    assert chosen.labels.tolist() not in (
+        list(range(20)),
+        subsample(images, 20, 1, "x").labels.tolist(),
+    )
+    assert subsample(images, 50, 0, "x") is images
 
 
 class _StopsAtLogistic(Reporter):
