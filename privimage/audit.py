@@ -1,14 +1,14 @@
 """A run's folder held against its ledger, for anybody who wants to check what is claimed."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from privimage import dp, durable, evaluate
+from privimage import dp, durable
 from privimage.dp import History, Ledger, Made, Selftest
+from privimage.promise import epsilon_sentence
 from privimage.run import spending
 from privimage.run.folder import RunFolder
 
@@ -59,7 +59,7 @@ def compose(paths: Sequence[Path], delta: float | None = None) -> dict[str, Any]
         UserError: there is no run, a ledger is damaged, or the runs can't be composed.
     """
     result = dp.compose([_folder(path).ledger for path in paths], delta)
-    promise = evaluate.epsilon_sentence(result.epsilon, result.delta, result.unit)
+    promise = epsilon_sentence(result.epsilon, result.delta, result.unit)
     sentence = f"All {len(paths)} runs together: {promise}"
     return {**asdict(result), "runs": [str(path) for path in paths], "sentence": sentence}
 
@@ -93,10 +93,7 @@ def _optimizer_steps(folder: RunFolder) -> int:
     if done.exists():
         return int(durable.read_json(done)["steps"])
     records = folder.checkpoints("finetune").glob("step-*.json")
-    return max(
-        (int(json.loads(record.read_text(encoding="utf-8"))["step"]) for record in records),
-        default=0,
-    )
+    return max((int(durable.read_json(record)["step"]) for record in records), default=0)
 
 
 def _finite(value: Any) -> Any:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from privimage import dp, durable
 from privimage.dp import Epsilon, Gaussian, Mechanism, SubsampledGaussian
 from privimage.errors import UserError, check_choice, check_count, check_positive, check_probability
-from privimage.rounding import rounded_up
+from privimage.promise import rounded_up
 
 _MOST_STEPS = 10**9
 _QUERY_NOISES = (2.0, 5.0, 10.0, 20.0, 50.0)

@@ -11,8 +11,8 @@ from privimage.diffusion.denoiser import Denoiser
 from privimage.diffusion.samplers import sample
 from privimage.dp import History
 from privimage.errors import UserError, check_count, nearest
-from privimage.evaluate import epsilon_sentence
 from privimage.progress import Reporter
+from privimage.promise import epsilon_sentence
 from privimage.release import privacy_statement
 from privimage.run import spending
 from privimage.run.context import Run

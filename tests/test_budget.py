@@ -8,7 +8,7 @@ from privimage import budget, cli
 from privimage.budget import Question
 from privimage.dp import Gaussian, SubsampledGaussian, epsilon, group_epsilon, replace_one_epsilon
 from privimage.errors import UserError
-from privimage.rounding import rounded_up
+from privimage.promise import rounded_up
 
 STEPS = {"sample_rate": 0.05, "steps": 40, "noise_multiplier": 2.0}
 PLAN = SubsampledGaussian(0.05, 2.0, 40)

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "privimage"
 GROUND = {"errors", "durable", "checkpoint", "progress", "loop", "seeds", "threads", "pace"}
-GROUND |= {"acceleration", "rounding"}
+GROUND |= {"acceleration", "promise"}
 MAY_IMPORT = {
     "errors": set(),
     "durable": {"errors"},
@@ -17,23 +17,23 @@ MAY_IMPORT = {
     "seeds": set(),
     "threads": set(),
     "pace": set(),
-    "rounding": set(),
+    "promise": set(),
     "acceleration": set(),
     "networks": {"errors"},
     "_host": set(),
     "ops": {"errors", "_host"},
-    "dp": {"ops", "durable", "errors", "rounding"},
+    "dp": {"ops", "durable", "errors", "promise"},
     "data": GROUND,
     "semantics": GROUND | {"networks", "data", "dp"},
     "diffusion": GROUND | {"data"},
     "synthesis": GROUND | {"data", "dp", "diffusion"},
     "evaluate": GROUND | {"networks", "data"},
     "recipe": {"errors", "data", "dp", "semantics", "diffusion", "synthesis", "evaluate"},
-    "release": {"errors", "durable", "data", "dp", "evaluate"},
+    "release": {"data", "dp", "promise"},
     "run": GROUND | {"recipe", "data", "diffusion", "dp", "evaluate"},
-    "audit": {"durable", "dp", "evaluate", "run"},
+    "audit": {"durable", "dp", "promise", "run"},
     "report": {"errors", "durable", "data", "dp", "evaluate", "audit", "recipe", "release", "run"}
-    | {"rounding"},
+    | {"promise"},
     "pipeline": GROUND
     | {"data", "semantics", "diffusion", "synthesis", "evaluate", "dp", "recipe", "run"}
     | {"release", "report"},
@@ -42,8 +42,8 @@ MAY_IMPORT = {
     "selftest": {"ops", "dp", "data", "synthesis", "threads", "seeds"},
     "export": GROUND | {"data", "dp", "hub", "recipe", "release", "run"},
     "hub": {"errors", "durable", "diffusion"},
-    "synthesizer": GROUND | {"data", "diffusion", "dp", "evaluate", "release", "run"},
-    "budget": {"errors", "durable", "dp", "rounding"},
+    "synthesizer": GROUND | {"data", "diffusion", "dp", "release", "run"},
+    "budget": {"errors", "durable", "dp", "promise"},
     "inspection": {"durable", "data"},
     "cli": {"errors", "progress", "recipe", "data", "pipeline", "audit", "doctor", "budget"}
     | {"assessment", "inspection", "selftest", "export", "report", "run"},

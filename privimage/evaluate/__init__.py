@@ -8,7 +8,7 @@ from privimage.evaluate.features import FeatureNetwork, compute_features, load_f
 from privimage.evaluate.metrics import fid, inception_score, kid
 from privimage.evaluate.neighbours import manifold, nearest_distances
 from privimage.evaluate.parts import Parts
-from privimage.evaluate.report import comparison_picture, epsilon_sentence
+from privimage.evaluate.picture import comparison_picture
 from privimage.evaluate.result import Evaluation, as_json, from_json
 from privimage.evaluate.scores import scores
 from privimage.evaluate.settings import EvaluationSettings
@@ -28,7 +28,6 @@ __all__ = [
     "check_test_set",
     "comparison_picture",
     "compute_features",
-    "epsilon_sentence",
     "evaluate",
     "evaluation_seconds",
     "fid",

@@ -6,6 +6,7 @@ from privimage import durable, evaluate
 from privimage.dp import Ledger, Plan
 from privimage.evaluate import Evaluation
 from privimage.progress import Reporter
+from privimage.promise import epsilon_sentence
 from privimage.release import privacy_statement
 from privimage.run.context import Run
 
@@ -106,7 +107,7 @@ def _say_privacy(run: Run, statement: dict[str, Any]) -> None:
     say = run.reporter.say
     if statement["private"]:
         promise = (statement[name] for name in ("epsilon", "delta", "unit"))
-        say(evaluate.epsilon_sentence(*promise))
+        say(epsilon_sentence(*promise))
     else:
         say(f"NOT PRIVATE ({'; '.join(statement['not_private_because'])}): nothing is promised.")
     for what in statement["nonprivate"]:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from privimage.evaluate import epsilon_sentence
+from privimage.promise import epsilon_sentence
 from privimage.release.statement import not_covered
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))

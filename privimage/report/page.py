@@ -10,10 +10,10 @@ from privimage import audit, dp, durable, evaluate
 from privimage.data import ImageShape
 from privimage.dp import History
 from privimage.errors import UserError
+from privimage.promise import epsilon_sentence, rounded_up
 from privimage.recipe import Recipe
 from privimage.release import not_covered, privacy_statement
 from privimage.report import facts, pictures
-from privimage.rounding import rounded_up
 from privimage.run.folder import RunFolder
 
 # Where the sensitive images lie is nobody's business.
@@ -65,7 +65,7 @@ def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
         "day": history.entries[-1].time[:10],
         "statement": statement,
         "rounded_up": rounded_up,
-        "sentence": evaluate.epsilon_sentence(*promise),
+        "sentence": epsilon_sentence(*promise),
         "not_covered": not_covered(statement),
         "declared": declared,
         "names": names,

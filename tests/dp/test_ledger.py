@@ -26,7 +26,7 @@ from privimage.dp import (
 )
 from privimage.dp.ledger import chain
 from privimage.errors import UserError
-from privimage.rounding import rounded_up
+from privimage.promise import rounded_up
 
 STEPS = SubsampledGaussian(sample_rate=0.2, noise_multiplier=1.7464, steps=300)
 PLAN = Plan(epsilon=10.0, delta=1e-4, query_noise_multiplier=5.0, finetune=STEPS)

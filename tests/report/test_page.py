@@ -12,8 +12,8 @@ from privimage import audit, durable
 from privimage.dp import History, Ledger
 from privimage.errors import UserError
 from privimage.evaluate.result import Accuracy, Estimate, Evaluation, Floor, Score, SetScores
+from privimage.promise import rounded_up
 from privimage.report import facts, write_report
-from privimage.rounding import rounded_up
 from privimage.run.folder import RunFolder
 
 _VOID = {"meta", "img", "br", "link", "input"}

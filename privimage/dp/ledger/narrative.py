@@ -19,7 +19,7 @@ from privimage.dp.ledger.records import (
     Selftest,
     StepReservation,
 )
-from privimage.rounding import rounded_up
+from privimage.promise import rounded_up
 
 _NAMES = {"query": "query", "finetune": "fine-tuning", "synthetic": "synthetic images"}
 

@@ -18,7 +18,7 @@ from privimage.dp.ledger.records import (
     StepReservation,
 )
 from privimage.dp.sampling import rate_threshold
-from privimage.rounding import rounded_up
+from privimage.promise import rounded_up
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""What a person sees of a result: a picture, and ε in a sentence."""
+"""Synthetic images in a picture, beside those from before DP fine-tuning."""
 
 import warnings
-from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +9,10 @@ from matplotlib.figure import Figure
 
 from privimage.data import ImageSet
 from privimage.errors import UserError
-from privimage.rounding import rounded_up
 
 _COLUMNS = 10
 _ROWS = 20
 _LONGEST_NAME = 24
-# With more digits than this one nobody reads a number.
-_LONG = 1e12
-_ROUNDED_UP = Context(prec=3, rounding=ROUND_CEILING)
 
 
 def comparison_picture(path: Path, synthetic: ImageSet, before: ImageSet | None) -> None:
@@ -50,24 +45,6 @@ def comparison_picture(path: Path, synthetic: ImageSet, before: ImageSet | None)
             figure.savefig(path)
     except OSError as error:
         raise UserError(f"{path}: can't write the picture ({error.strerror})") from error
-
-
-def epsilon_sentence(epsilon: float | None, delta: float, unit: str) -> str:
-    """What ε promises for a `unit` ("image" or "person"), in a sentence; None for no promise.
-
-    Its numbers are rounded up.
-    """
-    if epsilon is None:
-        return "NOT PRIVATE: nothing is promised to anybody in the images."
-    upper = rounded_up(epsilon, decimals=2)
-    whose = "all images of any one person" if unit == "person" else "any one sensitive image"
-    factor = _ROUNDED_UP.plus(Decimal(upper).exp())
-    times = f"{factor:,.0f}" if 1000 <= factor < _LONG else f"{factor:.3g}"
-    return (
-        f"ε = {upper} at δ = {delta}: with {whose} added or removed, "
-        f"any outcome is at most {times} times as likely, "
-        f"but for a probability of {delta}."
-    )
 
 
 def _shortened(name: str) -> str:

@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -7,8 +5,8 @@ from PIL import Image
 
 from privimage.data import ImageSet
 from privimage.errors import UserError
-from privimage.evaluate import comparison_picture, epsilon_sentence
-from privimage.evaluate.report import _tiled
+from privimage.evaluate import comparison_picture
+from privimage.evaluate.picture import _tiled
 
 
 def _images(names, per_label=12, channels=1, side=8):
@@ -83,40 +81,3 @@ def test_images_without_labels_fill_the_rows_in_turn():
 def test_a_place_that_can_not_be_written_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"x\.png: can't write the picture"):
         comparison_picture(tmp_path / "missing/x.png", _images(("a",)), None)
-
-
-@pytest.mark.parametrize(
-    ("epsilon", "shown", "times"),
-    [
-        (1.0, "1.00", "2.72"),
-        (9.9961, "10.00", "22,100"),
-        (10.0, "10.00", "22,100"),
-        (15.0, "15.00", "3,270,000"),
-        (0.0001, "0.01", "1.02"),
-        (2.001, "2.01", "7.47"),
-        (1000.0, "1000.00", "1.98e+434"),
-    ],
-)
-def test_epsilon_is_said_rounded_up(epsilon, shown, times):
-    sentence = epsilon_sentence(epsilon, 1e-5, "image")
-    assert f"ε = {shown} at δ = 1e-05" in sentence
-    assert f"at most {times} times as likely" in sentence
-    assert float(shown) >= epsilon
-    if epsilon < 700:
-        assert float(times.replace(",", "")) >= math.exp(epsilon)
-
-
-def test_delta_is_said_in_full():
-    delta = 1.00000049e-5  # In six digits it would be 1e-5.
-    assert epsilon_sentence(1.0, delta, "image").count("1.00000049e-05") == 2
-
-
-def test_no_promise_is_said_to_be_none():
-    sentence = epsilon_sentence(None, 1e-5, "image")
-    assert sentence.startswith("NOT PRIVATE")
-    assert "ε =" not in sentence
-
-
-def test_the_sentence_says_whose_images_come_and_go():
-    assert "any one sensitive image added" in epsilon_sentence(1.0, 1e-5, "image")
-    assert "all images of any one person added" in epsilon_sentence(1.0, 1e-5, "person")
