@@ -38,13 +38,8 @@ def describe(run: Run, ledger: Ledger) -> None:
 
 def say_plan(run: Run, plan: Plan, unit: str) -> None:
     """Says what may be spent, and on what."""
-    steps, noise = plan.finetune, plan.query_noise_multiplier
-    query = "" if noise is None else f"query σ {noise:g}; "
-    run.reporter.say(
-        f"privacy      ε ≤ {plan.epsilon:g} at δ = {plan.delta} for one {unit}: {query}"
-        f"{steps.steps} steps at rate {steps.sample_rate:.4g}, σ {steps.noise_multiplier:g}"
-    )
-    if (drawn := steps.sample_rate * run.public_size) < _FEW:
+    run.reporter.say(f"privacy      {plan.in_words(unit)}")
+    if (drawn := plan.finetune.sample_rate * run.public_size) < _FEW:
         run.reporter.say(
             f"             a step takes {drawn:.2g} {unit}s on average, too few to be seen in its "
             "noise: raise --set finetune.sample_rate=…"

@@ -21,10 +21,7 @@ from privimage.recipe import Recipe
 from privimage.run.context import RELEASES, Run
 from privimage.run.folder import RunFolder
 
-_RESERVATIONS: dict[str, type[QueryReservation] | type[StepReservation]] = {
-    "query": QueryReservation,
-    "finetune": StepReservation,
-}
+_RESERVATIONS = {"query": QueryReservation, "finetune": StepReservation}
 
 
 def refuse_without_ledger(folder: RunFolder) -> None:

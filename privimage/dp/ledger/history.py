@@ -16,9 +16,8 @@ from privimage.dp.ledger.records import (
     Nonprivate,
     NotPrivate,
     Plan,
-    QueryReservation,
+    Reservation,
     Selftest,
-    StepReservation,
 )
 from privimage.errors import UserError
 
@@ -91,7 +90,7 @@ class History:
             )
         return self.plan
 
-    def paid(self, kind: type[QueryReservation] | type[StepReservation]) -> Plan | None:
+    def paid(self, kind: type[Reservation]) -> Plan | None:
         """The plan under which the last reservation of this kind was made, or None."""
         plan = found = None
         for entry in self.entries:
@@ -106,7 +105,7 @@ class History:
         return [
             entry.content.mechanism
             for entry in self.entries
-            if isinstance(entry.content, QueryReservation | StepReservation)
+            if isinstance(entry.content, Reservation)
         ]
 
     def epsilon(self, delta: float) -> Epsilon:

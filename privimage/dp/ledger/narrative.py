@@ -16,6 +16,7 @@ from privimage.dp.ledger.records import (
     NotPrivate,
     Plan,
     QueryReservation,
+    Reservation,
     Selftest,
     StepReservation,
 )
@@ -35,9 +36,7 @@ def narrate(history: History) -> Iterator[str]:
         entries = list(group)
         text = _steps(entries) if len(entries) > 1 else _sentence(entries[0].content, history.unit)
         spends = [
-            entry.content.mechanism
-            for entry in entries
-            if isinstance(entry.content, QueryReservation | StepReservation)
+            entry.content.mechanism for entry in entries if isinstance(entry.content, Reservation)
         ]
         so_far += spends
         if spends and plan is not None:
@@ -88,7 +87,7 @@ def _sentence(content: Content, unit: str) -> str:
         case Genesis():
             return f"begun     {content.schema}, unit {content.unit}, {content.adjacency}"
         case Plan():
-            return f"planned   {_plan(content, unit)}"
+            return f"planned   {content.in_words(unit)}"
         case QueryReservation():
             votes = f"{content.votes_per_image} vote{'s' * (content.votes_per_image > 1)} an image"
             votes += ", clipped by person" if unit == "person" else ""
@@ -116,14 +115,3 @@ def _sentence(content: Content, unit: str) -> str:
                 f"tested    noise, sampling and clipping on {content.device} (privimage "
                 f"{content.version}, torch {content.torch}, build {content.build}): {found}"
             )
-
-
-def _plan(plan: Plan, unit: str) -> str:
-    if not plan.is_private:
-        return "no privacy: ε is infinite"
-    noise, steps = plan.query_noise_multiplier, plan.finetune
-    query = "" if noise is None else f"query σ {noise:g}; "
-    return (
-        f"ε ≤ {plan.epsilon:g} at δ = {plan.delta} for one {unit}: {query}{steps.steps} steps "
-        f"at rate {steps.sample_rate:.4g}, σ {steps.noise_multiplier:g}"
-    )

@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from privimage.dp.accounting.accountant import Gaussian, SubsampledGaussian, check_delta
 from privimage.dp.sampling import rate_threshold
@@ -74,6 +74,17 @@ class Plan:
     def is_private(self) -> bool:
         """Whether any ε is promised at all."""
         return self.epsilon < math.inf
+
+    def in_words(self, unit: str) -> str:
+        """What may be spent for one `unit`, and on what."""
+        if not self.is_private:
+            return "no privacy: ε is infinite"
+        noise, steps = self.query_noise_multiplier, self.finetune
+        query = "" if noise is None else f"query σ {noise:g}; "
+        return (
+            f"ε ≤ {self.epsilon:g} at δ = {self.delta} for one {unit}: {query}{steps.steps} steps "
+            f"at rate {steps.sample_rate:.4g}, σ {steps.noise_multiplier:g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -198,11 +209,9 @@ class Selftest:
 
 
 Reservation = QueryReservation | StepReservation
+"""What spends."""
+
 Content = Genesis | Plan | Reservation | Completion | NotPrivate | Nonprivate | Selftest
-_CLASSES: tuple[type[Content], ...] = (
-    *(Genesis, Plan, QueryReservation, StepReservation),
-    *(Completion, NotPrivate, Nonprivate, Selftest),
-)
 # The fields that are objects in JSON, and what they are here.
 _NESTED: dict[type[Any], dict[str, type[Any]]] = {
     Plan: {"finetune": SubsampledGaussian},
@@ -214,13 +223,8 @@ _NESTED: dict[type[Any], dict[str, type[Any]]] = {
 def to_fields(content: Content) -> dict[str, Any]:
     """The JSON object of `content`; JSON has no infinity, the string "inf" stands for it."""
     nested = _NESTED.get(type(content), {})
-    fields = {name: vars(value) if name in nested else value for name, value in _items(content)}
-    return {**content.KIND, **fields}
-
-
-def _items(content: Content) -> Iterator[tuple[str, Any]]:
-    for name, value in vars(content).items():
-        yield name, "inf" if value == math.inf else value
+    fields = {name: "inf" if value == math.inf else value for name, value in vars(content).items()}
+    return {**content.KIND, **fields, **{name: vars(fields[name]) for name in nested}}
 
 
 def from_fields(fields: dict[str, Any]) -> Content:
@@ -230,7 +234,8 @@ def from_fields(fields: dict[str, Any]) -> Content:
         UserError, TypeError, ValueError: a kind or field that is unknown, missing or impossible.
     """
     kind: type[Any]
-    for kind in _CLASSES:
+    kinds: tuple[type[Content], ...] = get_args(Content)
+    for kind in kinds:
         if all(fields.get(name) == value for name, value in kind.KIND.items()):
             rest = {name: value for name, value in fields.items() if name not in kind.KIND}
             for name, nested in _NESTED.get(kind, {}).items():
