@@ -38,7 +38,7 @@ import privimage.cli
 from privimage import ops
 from privimage.acceleration import in_turns
 from privimage.dp import ClipRule, ExampleGradients, StepPlan
-from privimage.synthesis import finetune
+from privimage.synthesis import finetuner
 
 WAYS = ("plain", "engine")
 SEEN = "seen.json"
@@ -89,9 +89,9 @@ def main() -> None:
 def run(folder: Path, way: str, arguments: list[str]) -> None:
     """One run up to fine-tuning, in this process; beside it what was seen of noise and steps."""
     digest, update = hashlib.sha256(), ops.private_update
-    times, devices, step_of = [], set[str](), finetune.Finetuner.step
+    times, devices, step_of = [], set[str](), finetuner.Finetuner.step
 
-    def timed(tuner: finetune.Finetuner) -> None:
+    def timed(tuner: finetuner.Finetuner) -> None:
         began = time.perf_counter()
         step_of(tuner)
         if torch.cuda.is_available():
@@ -104,11 +104,11 @@ def run(folder: Path, way: str, arguments: list[str]) -> None:
         devices.add(total.device.type)
         update(total, key, step, *rest)
 
-    ops.private_update, finetune.Finetuner.step = noted, timed
+    ops.private_update, finetuner.Finetuner.step = noted, timed
     if way == "plain":
-        finetune.planned_clipped_sum = one_image_at_a_time
-        finetune.record = lambda function, *made_up: function
-        finetune.accelerated = in_turns
+        finetuner.planned_clipped_sum = one_image_at_a_time
+        finetuner.record = lambda function, *made_up: function
+        finetuner.accelerated = in_turns
     sys.argv = ["privimage", "train", "--out", str(folder), *arguments, "--until", "finetune"]
     try:
         privimage.cli.main()

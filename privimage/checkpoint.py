@@ -64,10 +64,6 @@ class Checkpoints:
             )
         return None
 
-    def clear(self) -> None:
-        """Removes all checkpoints of this folder."""
-        durable.remove_folder(self._folder)
-
     def _records(self) -> list[Path]:
         """The JSON files, newest first."""
         return sorted(self._folder.glob("step-*.json"), reverse=True)

@@ -1,7 +1,6 @@
 """The recipe of a run as frozen dataclasses: read, overridden and checked in one place."""
 
 import hashlib
-import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,7 +20,9 @@ from privimage.evaluate import EvaluationSettings
 from privimage.semantics.classifier import ClassifierSettings
 from privimage.semantics.query import QuerySettings
 from privimage.semantics.selection import MODES, SelectionSettings
-from privimage.synthesis.finetune import FinetuneSettings
+from privimage.synthesis.finetuner import FinetuneSettings
+
+_PRESETS = resources.files("privimage") / "presets"
 
 WORDS = {"privacy.unit": UNITS, "selection.mode": MODES}
 """Values that are one of a few words."""
@@ -180,16 +181,13 @@ class Recipe:
 
 def preset_names() -> list[str]:
     """The names that `preset` knows."""
-    files = resources.files("privimage").joinpath("presets").iterdir()
+    files = _PRESETS.iterdir()
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
 def preset_title(name: str) -> str:
     """What the recipe `name` is for: the first line of its file."""
-    text = (
-        resources.files("privimage").joinpath("presets", f"{name}.toml").read_text(encoding="utf-8")
-    )
-    return text.partition("\n")[0].removeprefix("# ")
+    return _preset_text(name).partition("\n")[0].removeprefix("# ")
 
 
 def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -204,10 +202,7 @@ def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """
     if name not in preset_names():
         raise UserError(f"there is no preset '{name}'; {nearest(name, preset_names())}")
-    text = (
-        resources.files("privimage").joinpath("presets", f"{name}.toml").read_text(encoding="utf-8")
-    )
-    values = {"preset": name, **tomllib.loads(text)}
+    values = {"preset": name, **tomllib.loads(_preset_text(name))}
     return _overridden(values, overrides or {}, f"preset '{name}'")
 
 
@@ -257,6 +252,10 @@ def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     ]
 
 
+def _preset_text(name: str) -> str:
+    return (_PRESETS / f"{name}.toml").read_text(encoding="utf-8")
+
+
 def _overridden(values: dict[str, Any], overrides: Mapping[str, Any], origin: str) -> Recipe:
     known = Recipe("").flat()
     for key, value in overrides.items():
@@ -292,5 +291,4 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
 def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
     for name in path[:-1]:
         values = values.setdefault(name, {})
-    # A whole number is meant where the type is a float; pydantic refuses the other way round.
-    values[path[-1]] = math.inf if value == "inf" else value
+    values[path[-1]] = value

@@ -18,7 +18,7 @@ from privimage.progress import Reporter
 from privimage.selftest import probe
 from privimage.selftest.checks import ALPHA
 from privimage.semantics import query
-from privimage.synthesis import finetune
+from privimage.synthesis import finetune, finetuner
 from privimage.threads import Workers
 
 WORKERS = Workers(1)
@@ -43,8 +43,8 @@ def without(persons, leaving):
 
 def clipped_sum_of(sensitive, *chosen):
     """What a step's clipped sum would be if just these persons were sampled, with a known key."""
-    sums, sample = [], finetune.poisson_sample
-    finetune.poisson_sample = lambda *_: torch.tensor(chosen, dtype=torch.int64)
+    sums, sample = [], finetuner.poisson_sample
+    finetuner.poisson_sample = lambda *_: torch.tensor(chosen, dtype=torch.int64)
     try:
         with probe.known_key():
             system = probe.tuner(sensitive)
@@ -52,7 +52,7 @@ def clipped_sum_of(sensitive, *chosen):
             system._optimizer.step = sums.append
             system.step()
     finally:
-        finetune.poisson_sample = sample
+        finetuner.poisson_sample = sample
     return sums[0]
 
 

@@ -2,9 +2,9 @@
 
 A member is an image if it is a regular file whose name stays inside the archive, ends like that of
 an image file and has no hidden part; its class is the folder right around it, but for that of its
-person. One that can't be
-unpacked within its limits (see `members`) is an image without content. Only what concerns the
-archive as a whole is an error: that it is none, is cut short or has too many members.
+person. One that can't be unpacked within its limits (see `members`) is an image without content.
+Only what concerns the archive as a whole is an error: that it is none, is cut short or has too many
+members.
 """
 
 from collections.abc import Iterator

@@ -57,11 +57,13 @@ def decode_all(
     images = _room(count, shape)
     is_good = np.zeros(count, dtype=bool)
     pieces = range(-(-count // _PIECE))
-    shown = steps is not None and count >= _LEAST_WITH_PROGRESS
+    counted: Iterable[int] = pieces
+    if steps is not None and count >= _LEAST_WITH_PROGRESS:
+        counted = steps("reading images", len(pieces))
     waiting: deque[Future[None]] = deque()
     workers, contents = len(os.sched_getaffinity(0)), iter(contents)
     with _silence(), ThreadPoolExecutor(workers) as pool:
-        for piece in steps("reading images", len(pieces)) if steps and shown else pieces:
+        for piece in counted:
             rows = slice(piece * _PIECE, min((piece + 1) * _PIECE, count))
             part = list(islice(contents, _PIECE))
             waiting.append(pool.submit(_decode_into, images[rows], is_good[rows], part, shape))

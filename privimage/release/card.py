@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from privimage.promise import epsilon_sentence
 from privimage.release.statement import not_covered
 
-_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
-_LARGER, _LARGEST = (10**7, "1M<n<10M"), "10M<n<100M"
+# Of numbers of up to three digits, of four, and so on.
+_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
 
 
 @dataclass(frozen=True)
@@ -91,4 +91,4 @@ def _header(contents: Contents) -> dict[str, Any]:
 
 
 def _size_category(count: int) -> str:
-    return next((name for most, name in (*_SIZES, _LARGER) if count < most), _LARGEST)
+    return _SIZES[min(max(len(str(count)) - 3, 0), len(_SIZES) - 1)]

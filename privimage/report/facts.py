@@ -86,7 +86,7 @@ def synthetic_rows(folder: RunFolder, shape: ImageShape, names: tuple[str, ...])
     source = open_source("synthetic", folder.stage("synthetic") / "images.parquet")
     labels = min(max(len(names), 1), _ROWS)
     entries = list(islice(source.entries(), _COLUMNS * max(len(names), 1)))
-    images, _ = decode_all((entry.content for entry in entries), len(entries), shape, None)
+    images, _ = decode_all((entry.content for entry in entries), len(entries), shape)
     found = torch.from_numpy(images)
     rows = []
     for label in range(labels):

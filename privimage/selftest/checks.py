@@ -82,18 +82,18 @@ def check_noise(device: torch.device) -> None:
 def check_every_step_is_noised(device: torch.device) -> None:
     """A step whose batch is empty changes the weights like any other."""
     system = tuner(images(8), sample_rate=NEVER, device=device)
-    before = system.state()[0]["parameters"].clone()
+    before = system.tensors()["parameters"].clone()
     system.step()
-    changed = (system.state()[0]["parameters"] != before).float().mean()
+    changed = (system.tensors()["parameters"] != before).float().mean()
     _require(float(changed) > 0.99, "an empty batch leaves weights as they were")
 
 
 def check_side_channels(device: torch.device) -> None:
     """With σ = 1e6 every released tensor is noise: nothing un-noised shines through."""
     system = tuner(images(8), noise_multiplier=1e6, device=device)
-    start = system.state()[0]["parameters"].clone()
+    start = system.tensors()["parameters"].clone()
     _require_variance(gradients(system, 1, PUBLIC_SIZE) / 1e6, 1.0, ALPHA)
-    moved = system.state()[0]["parameters"] - start
+    moved = system.tensors()["parameters"] - start
     averaged = system.released() - start
     share = averaged.double().norm() / moved.double().norm()
     excess = (averaged - share * moved).abs().max()

@@ -10,7 +10,7 @@ from torch import nn
 from privimage.data import ImageSet
 from privimage.dp.noise import TEST_KEY
 from privimage.seeds import initialising
-from privimage.synthesis.finetune import Finetuner, FinetuneSettings
+from privimage.synthesis.finetuner import Finetuner, FinetuneSettings
 from privimage.threads import Workers
 
 NAMES = ("a", "b", "c")
@@ -79,7 +79,7 @@ def gradients(system: Finetuner, steps: int, batch_size: float) -> torch.Tensor:
     mean, rows = torch.zeros(0), []
     for _ in range(steps):
         system.step()
-        now = system.state()[0]["exp_avg"].double().cpu()
+        now = system.tensors()["exp_avg"].double().cpu()
         rows.append((now - 0.9 * (mean if len(mean) else torch.zeros_like(now))) / 0.1)
         mean = now.clone()
     return torch.stack(rows) * batch_size

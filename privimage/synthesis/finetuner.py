@@ -1,4 +1,4 @@
-"""DP-SGD on the sensitive images: Poisson batches, one gradient a privacy unit, one noise a step.
+"""A step of DP-SGD on sensitive images: a Poisson batch, one gradient a privacy unit, one noise.
 
 Abadi et al. 2016 (arXiv 1607.00133) with the K noise draws of a unit folded into one gradient
 (Dockhorn et al. 2022, arXiv 2210.09929). A unit is an image, or a person with all images: the draws
@@ -7,15 +7,12 @@ then go round the person's images (`ImageSet.units`).
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import nn
 
 from privimage.acceleration import accelerated, in_turns, mixed_precision
-from privimage.checkpoint import Checkpoints
 from privimage.data import ImageSet, to_unit_range
 from privimage.diffusion.denoiser import Denoiser, Network, draw_noise_levels, drop_labels, losses
 from privimage.diffusion.ema import ema_decay
@@ -24,7 +21,6 @@ from privimage.dp import (
     Domain,
     DPAdam,
     ExampleGradients,
-    Ledger,
     SecretKey,
     generators,
     most_examples,
@@ -36,7 +32,6 @@ from privimage.dp import (
     usual_memory,
 )
 from privimage.errors import UserError, check_count, check_positive, check_probability
-from privimage.progress import Reporter, Stopped
 from privimage.threads import Workers
 
 _WORTH_RECORDING = 200
@@ -79,7 +74,7 @@ class FinetuneSettings:
 
 
 class Finetuner:
-    """One private step after another on `network`; what a loop saves and restores.
+    """One private step after another on `network`.
 
     Attributes:
         is_secret: whether all randomness comes from a secret key; a test key makes it False.
@@ -159,12 +154,12 @@ class Finetuner:
         """The averaged weights, flat: the only thing that leaves the stage."""
         return self._optimizer.average
 
-    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def tensors(self) -> dict[str, torch.Tensor]:
         """Optimiser and EMA: functions of what was released, never of a raw gradient."""
-        return self._optimizer.tensors(), {}
+        return self._optimizer.tensors()
 
-    def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """The inverse of `tensors`."""
         self._optimizer.restore(tensors)
 
     def _clipped_sum(self, piece: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -250,84 +245,3 @@ def _losses(
     """The denoising losses of uint8 images as a function of the network, [rows]."""
     with mixed_precision(images.device):
         return losses(Denoiser(network), to_unit_range(images), sigma, noise, labels)
-
-
-def finetune(
-    ledger: Ledger,
-    sensitive: ImageSet,
-    network: nn.Module,
-    settings: FinetuneSettings,
-    public_size: int,
-    folder: Path,
-    workers: Workers,
-    reporter: Reporter,
-    max_memory: float | None = None,
-) -> tuple[torch.Tensor, int]:
-    """Fine-tunes `network` on the sensitive images, as far as the ledger's budget goes.
-
-    Formal guarantee: under add/remove-one adjacency by privacy unit (image or person), with
-    `public_size` taken as public, everything this writes or returns is a function of at most as
-    many Poisson-subsampled Gaussian releases, with the planned rate and noise multiplier, as the
-    ledger has reserved
-    (tests/synthesis/test_finetune.py::test_one_image_moves_a_step_by_at_most_the_clip,
-    tests/synthesis/test_finetune.py::test_one_person_moves_a_step_by_at_most_the_clip,
-    tests/synthesis/test_finetune.py::test_reserved_steps_cover_the_steps_taken).
-
-    Args:
-        ledger: with a plan whose fine-tuning part has this rate.
-        sensitive: the sensitive images.
-        network: starts from its present weights.
-        settings: hyper-parameters.
-        public_size: number of privacy units, as declared public.
-        folder: for checkpoints.
-        workers: cores for the micro-batches.
-        reporter: for progress; asks the loop to stop.
-        max_memory: bytes by which a worker's micro-batch may grow the process; by default half
-            of what a GPU has free, 1 GiB on a CPU.
-
-    Returns:
-        The averaged weights [parameters] in the order of `network.parameters()`, and the number of
-        steps taken: fewer than planned where a crash wasted reserved ones.
-
-    Raises:
-        UserError: the budget pays for no step, the ledger is for another unit than the images, or
-            a checkpoint is not of this ledger.
-        Stopped: at the end of a reservation, because the reporter asked for it.
-    """
-    ledger.check_unit(sensitive.unit)
-    noise_multiplier = ledger.plan_in_force().finetune.noise_multiplier
-    if next(network.parameters()).is_cuda:
-        reporter.say("  on a GPU the step is measured and compiled first, for a minute or so")
-    tuner = Finetuner(
-        sensitive, network, settings, noise_multiplier, public_size, workers, max_memory
-    )
-    if not tuner.is_secret:
-        ledger.mark_not_private("test key")
-    checkpoints = Checkpoints(folder, reporter.warn)
-    done = 0
-    if (checkpoint := checkpoints.load()) is not None:
-        if not ledger.knows(checkpoint.state.pop("ledger_head", None)):
-            raise UserError(
-                f"{ledger.path} is older than the checkpoints in {folder} or is another run's, "
-                "so ε can't be stated; restore it from a backup"
-            )
-        tuner.restore(checkpoint.tensors, checkpoint.state)
-        done = checkpoint.step
-    budget = ledger.step_budget(settings.steps - done, first_step=done)
-    total = done + budget.left
-    if total == 0:
-        raise UserError(f"{ledger.path}: the budget pays for no step; raise --epsilon")
-    if total < settings.steps:
-        reporter.say(f"DP fine-tuning: {total} of {settings.steps} steps; a crash spent the others")
-    reserved = done
-    for step in reporter.steps("DP fine-tuning", total, done):
-        if step == reserved:
-            budget.reserve(min(settings.reservation, total - step))
-            reserved = min(step + settings.reservation, total)
-        tuner.step()
-        if step + 1 == reserved:
-            tensors, state = tuner.state()
-            checkpoints.save(reserved, tensors, {**state, "ledger_head": ledger.head})
-            if reporter.must_stop and reserved < total:
-                raise Stopped(f"DP fine-tuning stopped after {reserved} of {total} steps")
-    return tuner.released(), total

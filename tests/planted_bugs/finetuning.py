@@ -30,17 +30,17 @@ from privimage.selftest.checks import (
     check_unpredictability,
 )
 from privimage.selftest.probe import PUBLIC_SIZE
-from privimage.synthesis import finetune
+from privimage.synthesis import finetuner
 
-_update, _step, _sum = SecretStream.private_update, DPOptimizer.step, finetune.planned_clipped_sum
+_update, _step, _sum = SecretStream.private_update, DPOptimizer.step, finetuner.planned_clipped_sum
 _scales, _add_kept, _add_again = ClipRule.scales, Arena.add_to, LayerUse.add_to
 _squares, _again = Arena.squares, LayerUse.squares
-_sample, _losses, _state = finetune.poisson_sample, finetune.losses, finetune.Finetuner.state
-_finetuner_step, _draws_together = finetune.Finetuner.step, finetune.Finetuner._clipped_sum
-_begin = finetune.Finetuner.__init__
+_sample, _losses, _tensors = finetuner.poisson_sample, finetuner.losses, finetuner.Finetuner.tensors
+_finetuner_step, _draws_together = finetuner.Finetuner.step, finetuner.Finetuner._clipped_sum
+_begin = finetuner.Finetuner.__init__
 
 
-SUMS = SAMPLERS = finetune, selftests
+SUMS = SAMPLERS = finetuner, selftests
 
 
 def _noise_std(change):
@@ -181,11 +181,11 @@ def _real_batch_size(tuner):
         tuner._optimizer._noise = dataclasses.replace(tuner._optimizer._noise, scale=scale)
         return chosen
 
-    finetune.poisson_sample = sample
+    finetuner.poisson_sample = sample
     try:
         _finetuner_step(tuner)
     finally:
-        finetune.poisson_sample = _sample
+        finetuner.poisson_sample = _sample
 
 
 def _average_of_raw_weights(optimizer, total):
@@ -286,13 +286,11 @@ def _size_printed(*arguments):
 
 
 def _size_kept(tuner):
-    tensors, state = _state(tuner)
-    return tensors, {**state, "images": len(tuner._sensitive)}
+    return {**_tensors(tuner), "images": torch.tensor(len(tuner._sensitive))}
 
 
 def _key_kept(tuner):
-    tensors, state = _state(tuner)
-    return {**tensors, "generator": tuner._sampling._key}, state
+    return {**_tensors(tuner), "generator": tuner._sampling._key}
 
 
 BUGS = {
@@ -344,15 +342,15 @@ BUGS = {
     "clipping by layer": (*_rows(_by_layer), check_coupled_step),
     "clipping the batch mean": (*_rows(_mean_of_the_batch), check_sensitivity),
     "draws clipped apart and summed": (
-        *(finetune.Finetuner, "_clipped_sum", _draws_apart),
+        *(finetuner.Finetuner, "_clipped_sum", _draws_apart),
         check_coupled_step,
     ),
     "a loss that sees the batch": (
-        *(finetune, "losses", _without_the_batch_mean),
+        *(finetuner, "losses", _without_the_batch_mean),
         checks.check_micro_batches,
     ),
     "flipped copies as images of their own": (
-        *(finetune.Finetuner, "__init__", _with_flipped_copies),
+        *(finetuner.Finetuner, "__init__", _with_flipped_copies),
         check_coupled_step,
     ),
     "a bias left out of the norm": (*_rows(_bias_left_out), check_sensitivity),
@@ -362,11 +360,11 @@ BUGS = {
         check_sensitivity,
     ),
     "micro-batches averaged": (
-        *(finetune, "planned_clipped_sum", _mean_of_the_micro_batch),
+        *(finetuner, "planned_clipped_sum", _mean_of_the_micro_batch),
         checks.check_micro_batches,
     ),
     "what fills a micro-batch up is added": (
-        *(finetune, "planned_clipped_sum", _filler_added),
+        *(finetuner, "planned_clipped_sum", _filler_added),
         checks.check_micro_batches,
     ),
     "an example scaled for its neighbour": (
@@ -398,7 +396,7 @@ BUGS = {
         checks.check_ghosts_and_tables,
     ),
     "divided by the real batch size": (
-        *(finetune.Finetuner, "step", _real_batch_size),
+        *(finetuner.Finetuner, "step", _real_batch_size),
         check_coupled_step,
     ),
     "an average of weights without noise": (
@@ -435,14 +433,14 @@ BUGS = {
         *(DPAdam, "step", _best_step_kept),
         checks.check_release,
     ),
-    "a loss in the log": (finetune, "losses", _loss_printed, checks.check_public_traces),
+    "a loss in the log": (finetuner, "losses", _loss_printed, checks.check_public_traces),
     "batch sizes in the log": (
-        *(finetune, "poisson_sample", _size_printed),
+        *(finetuner, "poisson_sample", _size_printed),
         checks.check_public_traces,
     ),
     "the number of images in a checkpoint": (
-        *(finetune.Finetuner, "state", _size_kept),
+        *(finetuner.Finetuner, "tensors", _size_kept),
         checks.check_checkpoint,
     ),
-    "the key in a checkpoint": (finetune.Finetuner, "state", _key_kept, checks.check_checkpoint),
+    "the key in a checkpoint": (finetuner.Finetuner, "tensors", _key_kept, checks.check_checkpoint),
 }

@@ -26,7 +26,8 @@ from privimage.diffusion.unet import UNet, UNetShape
 from privimage.dp import History, Ledger, Plan, StepBudget, SubsampledGaussian, epsilon
 from privimage.errors import UserError
 from privimage.progress import Reporter
-from privimage.synthesis.finetune import Finetuner, FinetuneSettings, finetune
+from privimage.synthesis.finetune import finetune
+from privimage.synthesis.finetuner import Finetuner, FinetuneSettings
 from privimage.threads import Workers
 
 SHAPE = UNetShape(image_size=8, image_channels=1, channels=8, multipliers=(1,), classes=3)

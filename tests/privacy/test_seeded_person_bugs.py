@@ -8,13 +8,17 @@ from privimage.data import ImageSet, load, persons
 from privimage.dp import Ledger
 from privimage.errors import UserError
 from privimage.semantics import query
-from privimage.synthesis import finetune
-from privimage.synthesis.finetune import Finetuner
+from privimage.synthesis import finetuner
+from privimage.synthesis.finetuner import Finetuner
 
 CHECKS = [value for name, value in vars(checks).items() if name.startswith("check_")]
 
 _step, _clipped = Finetuner.step, Finetuner._clipped_sum
-_sample, _generators, _round = finetune.poisson_sample, finetune.generators, finetune._going_round
+_sample, _generators, _round = (
+    finetuner.poisson_sample,
+    finetuner.generators,
+    finetuner._going_round,
+)
 _count = query.count_votes
 
 
@@ -38,11 +42,11 @@ def _sampled_by_image(tuner):
     def sample(_, threshold, stream):
         return owners[_sample(len(owners), threshold, stream)].unique()
 
-    finetune.poisson_sample = sample
+    finetuner.poisson_sample = sample
     try:
         _step(tuner)
     finally:
-        finetune.poisson_sample = _sample
+        finetuner.poisson_sample = _sample
 
 
 def _chosen_by_place_in_the_set(images, draws, generator):
@@ -75,11 +79,11 @@ BUGS = {
     ),
     "sampled by image": (Finetuner, "step", _sampled_by_image, checks.check_person_sampler),
     "images chosen by place in the set": (
-        *(finetune, "_going_round", _chosen_by_place_in_the_set),
+        *(finetuner, "_going_round", _chosen_by_place_in_the_set),
         checks.check_a_person_s_contribution,
     ),
     "images chosen by place in the batch": (
-        *(finetune, "generators", _chosen_by_place_in_the_batch),
+        *(finetuner, "generators", _chosen_by_place_in_the_batch),
         checks.check_a_person_s_contribution,
     ),
     "votes by image": (query, "count_votes", _votes_by_image, checks.check_a_person_s_votes),

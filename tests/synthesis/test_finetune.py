@@ -13,8 +13,9 @@ from privimage.dp.noise import TEST_KEY
 from privimage.errors import UserError
 from privimage.ops._library import is_native
 from privimage.progress import Reporter, Stopped
-from privimage.synthesis import finetune as module
-from privimage.synthesis.finetune import Finetuner, FinetuneSettings, finetune
+from privimage.synthesis import finetuner
+from privimage.synthesis.finetune import finetune
+from privimage.synthesis.finetuner import Finetuner, FinetuneSettings
 from privimage.threads import Workers
 
 CUDA = pytest.param(
@@ -123,7 +124,7 @@ def test_a_step_is_the_sum_of_what_each_person_gives_alone(workers, monkeypatch)
     settings, crowd = _settings(), _crowd(1, 2, 3, 1, 9, 1, 23)
 
     def sum_of(*persons, images=crowd):
-        monkeypatch.setattr(module, "poisson_sample", lambda *_: torch.tensor(persons))
+        monkeypatch.setattr(finetuner, "poisson_sample", lambda *_: torch.tensor(persons))
         return _sums_of(images, workers, monkeypatch, settings)[0]
 
     alone = [sum_of(person) for person in range(7)]
@@ -148,8 +149,8 @@ def test_a_step_shows_only_the_chosen_persons_and_at_most_as_many_images_as_draw
         shown.append(clean[:, 0, 0, 0].long().view(-1, plan.draws))
         return torch.zeros(engine.size, dtype=torch.int64)
 
-    monkeypatch.setattr(module, "planned_clipped_sum", clipped_sum)
-    monkeypatch.setattr(module, "poisson_sample", lambda *_: torch.tensor([1, 2, 3]))
+    monkeypatch.setattr(finetuner, "planned_clipped_sum", clipped_sum)
+    monkeypatch.setattr(finetuner, "poisson_sample", lambda *_: torch.tensor([1, 2, 3]))
     for _ in range(10):
         tuner.step()
     for rows in shown:
@@ -296,15 +297,15 @@ def test_with_plain_autograd_epsilon_ledger_and_noise_are_the_same(
     monkeypatch.setenv(TEST_KEY, "any")
     settings, sums = _settings(steps=2, max_grad_norm=0.1), []
     released, ledgers, epsilons = [], [], []
-    step = module.DPAdam.step
+    step = finetuner.DPAdam.step
 
     def noted(optimizer, total):
         sums.append(total)
         step(optimizer, torch.zeros_like(total) if is_noise_alone else total)
 
-    monkeypatch.setattr(module.DPAdam, "step", noted)
-    for compute in (module.planned_clipped_sum, _plain_sum):
-        monkeypatch.setattr(module, "planned_clipped_sum", compute)
+    monkeypatch.setattr(finetuner.DPAdam, "step", noted)
+    for compute in (finetuner.planned_clipped_sum, _plain_sum):
+        monkeypatch.setattr(finetuner, "planned_clipped_sum", compute)
         folder = tmp_path / compute.__name__
         folder.mkdir()
         with _ledger(folder, settings, noise_multiplier=2.0) as ledger:
@@ -330,9 +331,9 @@ def test_with_plain_autograd_epsilon_ledger_and_noise_are_the_same(
 def test_a_recorded_step_is_the_step_bit_for_bit(workers, monkeypatch):
     recorded, released = [], []
     monkeypatch.setenv(TEST_KEY, "any")
-    monkeypatch.setattr(module, "record", lambda *given: recorded.append(1) or record(*given))
+    monkeypatch.setattr(finetuner, "record", lambda *given: recorded.append(1) or record(*given))
     for worth in (1, 10**9):
-        monkeypatch.setattr(module, "_WORTH_RECORDING", worth)
+        monkeypatch.setattr(finetuner, "_WORTH_RECORDING", worth)
         settings = _settings(sample_rate=0.7, label_dropout=0.5)
         tuner = Finetuner(_images(9), _network(), settings, 1.0, 10, workers)
         for _ in range(3):
@@ -344,10 +345,10 @@ def test_a_recorded_step_is_the_step_bit_for_bit(workers, monkeypatch):
 
 def test_an_empty_batch_is_a_step(workers):
     tuner = Finetuner(_images(0), _network(), _settings(), 1.0, 10, workers)
-    before = tuner.state()[0]["parameters"].clone()
+    before = tuner.tensors()["parameters"].clone()
     tuner.step()
-    assert not torch.equal(before, tuner.state()[0]["parameters"])
-    assert int(tuner.state()[0]["step"]) == 1
+    assert not torch.equal(before, tuner.tensors()["parameters"])
+    assert int(tuner.tensors()["step"]) == 1
 
 
 def test_reserved_steps_cover_the_steps_taken(tmp_path, workers, monkeypatch):
@@ -440,6 +441,4 @@ def test_a_budget_that_pays_for_no_step_is_one_clear_line(tmp_path, workers):
 def test_a_checkpoint_holds_no_secret_and_no_raw_gradient(workers):
     tuner = Finetuner(_images(5), _network(), _settings(), 1.0, 10, workers)
     tuner.step()
-    tensors, state = tuner.state()
-    assert tensors.keys() == {"parameters", "exp_avg", "exp_avg_sq", "step", "ema"}
-    assert state == {}
+    assert tuner.tensors().keys() == {"parameters", "exp_avg", "exp_avg_sq", "step", "ema"}
