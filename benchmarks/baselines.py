@@ -15,7 +15,6 @@ The paper's comparison on CIFAR-10 (expected: CNN accuracy semantic 0.69, all 0.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import torch
 from pipeline import stage_seconds
+from records import machine
 
 MODES = ("semantic", "all", "none")
 
@@ -43,9 +43,9 @@ def main() -> None:
     for row in rows:
         print(f"{row['selection']:<9} ε {row['epsilon']}  {row['accuracy']}  FID {row['fid']}")
     if options.json:
-        machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-        record = {"arguments": arguments, "machine": machine, "torch": torch.__version__}
-        options.json.write_text(json.dumps(record | {"rows": rows}, indent=2) + "\n")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        record = {**machine(device), "arguments": arguments, "rows": rows}
+        options.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def train(run: Path, mode: str, arguments: list[str], deadline: float) -> bool:

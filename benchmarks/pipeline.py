@@ -8,8 +8,6 @@ otherwise, and prints seconds by stage and the process's peak memory.
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -17,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
+from records import machine
 
 from privimage.pipeline.schedule import STAGES
 
@@ -36,9 +34,7 @@ def main() -> None:
         wall = time.monotonic() - began
         figures = {
             "command": ["privimage", "train", *train_arguments],
-            "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-            "python": platform.python_version(),
-            "torch": torch.__version__,
+            **machine(),
             "seconds": stage_seconds(out),
             "wall_seconds": round(wall, 1),
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,

@@ -77,7 +77,7 @@ def assess(
             unit = History.read(folder.ledger).unit
             ledger = stack.enter_context(Ledger(folder.ledger, unit))
         try:
-            found = measurement.assess(run, synthetic, None, ledger, Parts(kept))
+            found = measurement.measure(run, synthetic, None, ledger, Parts(kept))
         except Stopped as stopped:
             raise stopped if kept else Stopped(str(stopped), _NOTHING_KEPT) from None
     if result is not None and kept is not None:

@@ -60,12 +60,13 @@ MAY_IMPORT_IN_DP = {
     "rules": set(),
     "gradients": {"rules", "clipping"},
     "privacy": {"accounting", "ledger", "clipping"},
-    "flat_optimizer": {"noise", "clipping"},
+    "gradient_noise": {"noise", "clipping"},
+    "flat_optimizer": {"gradient_noise", "noise"},
     "optimizers": {"flat_optimizer", "noise"},
-    "stepping": {"flat_optimizer"},
+    "stepping": {"flat_optimizer", "gradient_noise"},
     "auditing": {"accounting"},
     "step_account": {"accounting", "budget", "ledger", "privacy"},
-    "private_engine": {"flat_optimizer", "gradients", "ledger", "noise", "privacy", "sampling"}
+    "private_engine": {"gradient_noise", "gradients", "ledger", "noise", "privacy", "sampling"}
     | {"step_account", "stepping"},
 }
 ERRORS_ONLY = [

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from privimage.dp.flat_optimizer import GradientNoise
+from privimage.dp.gradient_noise import GradientNoise
 from privimage.dp.gradients.chance import seeded
 from privimage.dp.gradients.engine import ExampleGradients, Losses, check_mode
 from privimage.dp.gradients.independence import check_independence

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from privimage.dp.flat_optimizer import DPOptimizer, GradientNoise
+from privimage.dp.flat_optimizer import DPOptimizer
+from privimage.dp.gradient_noise import GradientNoise
 from privimage.errors import UserError
 
 _UNSUITABLE = (torch.optim.LBFGS, torch.optim.SparseAdam)

@@ -25,7 +25,7 @@ def load_synthetic(run: Run, source: str, names: tuple[str, ...] | None) -> Imag
     return data.load_sample(source, run.shape, names, SYNTHETIC_ROLE, most, seed)
 
 
-def assess(
+def measure(
     run: Run, synthetic: ImageSet, before: ImageSet | None, ledger: Ledger | None, parts: Parts
 ) -> Evaluation:
     """Measures synthetic images, and as many from before DP fine-tuning, as the recipe says.

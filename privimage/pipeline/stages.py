@@ -12,7 +12,7 @@ from privimage.diffusion.denoiser import Denoiser
 from privimage.diffusion.pretrain import pretrain
 from privimage.dp import Ledger
 from privimage.evaluate import Parts
-from privimage.pipeline.measurement import assess, made_images
+from privimage.pipeline.measurement import made_images, measure
 from privimage.release import Contents, data_card, privacy_statement
 from privimage.run.context import RELEASES, Run
 from privimage.semantics import classifier
@@ -177,7 +177,7 @@ def evaluate_images(run: Run, folder: Path, ledger: Ledger) -> None:
         # No more than are measured of the others.
         pieces = _sample(run, "pretrain", checkpoints, "before fine-tuning", len(synthetic))
         before = _joined(pieces)
-    found = assess(run, synthetic, before, ledger, Parts(checkpoints / "parts"))
+    found = measure(run, synthetic, before, ledger, Parts(checkpoints / "parts"))
     metrics = privacy_statement(ledger) | evaluate.as_json(found)
     evaluate.comparison_picture(folder / "comparison.png", synthetic, before)
     durable.write_json(folder / "metrics.json", metrics)
