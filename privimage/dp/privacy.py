@@ -12,9 +12,9 @@ from privimage.dp.ledger.records import Plan
 from privimage.errors import check_positive
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Privacy:
-    """The public numbers of a `PrivateEngine`.
+    """The public numbers of a `PrivateEngine`; by name, since noise and rate are easily exchanged.
 
     Attributes:
         noise_multiplier: noise std / `max_grad_norm`; 0 for no privacy.
@@ -76,10 +76,17 @@ class Privacy:
         Raises:
             UserError: a number is out of range, or no noise is enough.
         """
-        others = (sample_rate, steps, max_grad_norm, clipping, stability, expected_batch_size)
-        cls(0.0, *others)  # refuses other mistakes before the search
-        noise_multiplier = calibrate_noise_multiplier(target_epsilon, delta, sample_rate, steps)
-        return cls(noise_multiplier, *others)
+        without = cls(  # Refuses other mistakes before the search.
+            noise_multiplier=0.0,
+            sample_rate=sample_rate,
+            steps=steps,
+            max_grad_norm=max_grad_norm,
+            clipping=clipping,
+            stability=stability,
+            expected_batch_size=expected_batch_size,
+        )
+        found = calibrate_noise_multiplier(target_epsilon, delta, sample_rate, steps)
+        return replace(without, noise_multiplier=found)
 
     def mechanism(self, steps: int) -> SubsampledGaussian:
         """What so many steps release, for the accountant."""

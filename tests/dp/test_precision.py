@@ -118,7 +118,7 @@ def test_autocast_leaves_float64_alone():
 def test_a_private_step_under_autocast():
     torch.manual_seed(0)
     model, x = convolutional(), torch.randn(6, 3, 6, 6)
-    privacy = Privacy(1.0, 0.5, 2)
+    privacy = Privacy(noise_multiplier=1.0, sample_rate=0.5, steps=2)
     engine = PrivateEngine(
         model,
         DPSGD(model.parameters(), lr=0.1),

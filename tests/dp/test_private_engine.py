@@ -1,6 +1,7 @@
 """The engine as a user holds it, and as they must not be able to hold it."""
 
 import copy
+import dataclasses
 import io
 import math
 import time
@@ -245,7 +246,7 @@ def test_a_step_takes_one_poisson_sample_whole():
         DPSGD(model.parameters(), lr=1.0),
         lambda m, x: -m(x)[:, 0],
         torch.eye(count),
-        Privacy(0.0, rate, steps, expected_batch_size=1.0),
+        Privacy(noise_multiplier=0.0, sample_rate=rate, steps=steps, expected_batch_size=1.0),
         micro_batch=3,
     )
     sampled = []
@@ -450,9 +451,15 @@ def test_a_test_key_promises_nothing(known_key):
 def test_a_target_is_met_by_all_steps_together():
     chosen = Privacy.for_epsilon(2.0, 1e-5, sample_rate=0.1, steps=20, clipping="automatic")
     assert 1.9 < chosen.epsilon(1e-5) <= 2.0
-    assert chosen == Privacy(chosen.noise_multiplier, 0.1, 20, clipping="automatic")
+    without = Privacy(noise_multiplier=0.0, sample_rate=0.1, steps=20, clipping="automatic")
+    assert chosen == dataclasses.replace(without, noise_multiplier=chosen.noise_multiplier)
     assert Privacy.for_epsilon(math.inf, 1e-5, 0.1, 20).noise_multiplier == 0.0
-    assert Privacy(0.0, 0.1, 20).epsilon(1e-5) == math.inf
+    assert without.epsilon(1e-5) == math.inf
+
+
+def test_noise_and_rate_have_names():
+    with pytest.raises(TypeError, match="positional"):
+        Privacy(0.1, 1.0, 20)  # A rate of 0.1 and a noise of 1, whoever reads it; or the reverse?
 
 
 @pytest.mark.parametrize("optimizer", [DPAdam, torch.optim.Adam])
