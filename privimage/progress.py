@@ -9,6 +9,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -96,16 +97,11 @@ class Reporter:
 
     def _bar(self, label: str, total: int, start: int) -> Iterator[int]:
         numbers = (MofNCompleteColumn(), TextColumn("ETA"), TimeRemainingColumn())
-        columns = (
-            (*numbers, TextColumn("{task.description}", table_column=Column(no_wrap=False)))
-            if self._console.width < _NARROW
-            else (
-                TextColumn("{task.description:<24}"),
-                BarColumn(),
-                *numbers,
-                TimeElapsedColumn(),
-            )
-        )
+        title = TextColumn("{task.description:<24}")
+        columns: tuple[ProgressColumn, ...] = (title, BarColumn(), *numbers, TimeElapsedColumn())
+        if self._console.width < _NARROW:
+            title = TextColumn("{task.description}", table_column=Column(no_wrap=False))
+            columns = (*numbers, title)
         with Progress(*columns, console=self._console) as bar:
             task = bar.add_task(label, total=total, completed=start)
             for step in range(start, total):

@@ -24,7 +24,7 @@ class Estimate:
         value: the number; a mean where there are repeats.
         low: lower end of the interval; null if there is none.
         high: upper end.
-        method: how the interval was had, such as "t over 3 repeats".
+        method: how the interval was had, such as "Student's t over 3 trainings".
     """
 
     value: float

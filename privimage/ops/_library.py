@@ -72,8 +72,8 @@ _SCHEMAS = {
 }
 _NAMESPACE = "privimage"
 
-_native = importlib.util.find_spec("privimage.ops._native")
-is_native = _native is not None and _native.origin is not None
+_path = getattr(importlib.util.find_spec("privimage.ops._native"), "origin", None)
+is_native = _path is not None
 
 # Kept alive: an operator is forgotten when the library that registered it is.
 _fallback = torch.library.Library(_NAMESPACE, "FRAGMENT")
@@ -85,8 +85,8 @@ def _register_reference(names: Iterable[str], keys: tuple[str, ...]) -> None:
             _fallback.impl(name, getattr(reference, name), key)
 
 
-if _native is not None and _native.origin is not None:
-    torch.ops.load_library(_native.origin)
+if _path is not None:
+    torch.ops.load_library(_path)
     from privimage import _host
 
     build: str = _host.build

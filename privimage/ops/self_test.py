@@ -13,6 +13,10 @@ from privimage.ops import reference
 # Sums of a few thousand float32 products in another order.
 _TOLERANCE = 1e-4
 _TRIES = 5
+_EXAMPLES, _ENTRIES, _WIDTH, _WIDE = 16, 64, 48, 50_000
+_CONV: list[Any] = [[1, 1], [1, 1], [1, 1], 1]
+# No key of anybody: nothing is drawn from it that is used.
+_KEY = torch.arange(32, dtype=torch.uint8, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,8 @@ def _timed(operator: Callable[..., Any], arguments: list[Any]) -> tuple[list[tor
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    return [leaf for leaf in tree_leaves([result, arguments]) if torch.is_tensor(leaf)], min(
-        seconds
-    )
+    leaves = [leaf for leaf in tree_leaves([result, arguments]) if torch.is_tensor(leaf)]
+    return leaves, min(seconds)
 
 
 def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -72,11 +75,6 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def _random(device: torch.device, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-
-
-def _key(device: torch.device) -> torch.Tensor:
-    # No key of anybody: nothing is drawn from it that is used.
-    return torch.arange(32, dtype=torch.uint8, device=device)
 
 
 def _scales(device: torch.device) -> torch.Tensor:
@@ -127,16 +125,12 @@ def _update(device: torch.device) -> list[Any]:
     vectors = [_random(device, _WIDE).abs() for _ in range(4)]
     step = torch.ones(1, dtype=torch.int64, device=device)
     numbers = torch.full((8,), 0.5, dtype=torch.float64, device=device)
-    return [_integers(device, _WIDE), _key(_CPU), step, 2, *vectors, numbers, 1e9, 1e-9]
+    return [_integers(device, _WIDE), _KEY, step, 2, *vectors, numbers, 1e9, 1e-9]
 
-
-_CPU = torch.device("cpu")
-_EXAMPLES, _ENTRIES, _WIDTH, _WIDE = 16, 64, 48, 50_000
-_CONV: list[Any] = [[1, 1], [1, 1], [1, 1], 1]
 
 _CALLS: dict[str, Callable[[torch.device], list[Any]]] = {
-    "random_words": lambda device: [_key(_CPU), 1, 2, _WIDE],
-    "gaussian_integers": lambda device: [_key(_CPU), 1, 2, _WIDE, 1e9],
+    "random_words": lambda device: [_KEY, 1, 2, _WIDE],
+    "gaussian_integers": lambda device: [_KEY, 1, 2, _WIDE, 1e9],
     "private_update": _update,
     "clipped_sum": lambda device: [_random(device, _EXAMPLES, _WIDE), 1.0],
     "squared_norms": lambda device: [_random(device, _EXAMPLES, _WIDE), [0, 5, 7, _WIDE]],

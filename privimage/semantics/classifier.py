@@ -28,7 +28,7 @@ class ClassifierSettings:
     """How the classifier is trained: SGD with Nesterov momentum, cosine schedule, warm-up of 5 %.
 
     Attributes:
-        network: cnn (three convolutions), resnet9, or resnet50 (the paper's).
+        network: cnn (three convolutions), resnet9, wrn40_4, or resnet50 (the paper's).
         steps: number of steps.
         batch_size: images a step.
         learning_rate: the highest one.

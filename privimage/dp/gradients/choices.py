@@ -84,7 +84,7 @@ class LayerPlan:
 
 
 def kept_layer(
-    use: Use, costs: Costs, examples: int, obstacle: str, no_bound: str = "", width: int = 4
+    use: Use, costs: Costs, examples: int, obstacle: str, no_bound: str, width: int
 ) -> LayerPlan:
     """A layer whose gradients are kept, with its other choices.
 

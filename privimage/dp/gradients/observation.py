@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -74,7 +73,6 @@ class Pass:
 
 
 def observe(
-    model: nn.Module,
     gradients: ExampleGradients,
     losses: Losses,
     example: Sequence[torch.Tensor],
@@ -83,14 +81,13 @@ def observe(
     """Runs one example through `losses` and back; leaves PyTorch's random state as it was.
 
     Args:
-        model: that of `gradients`.
         gradients: of the model.
         losses: as for `ExampleGradients`.
         example: made-up tensors [draws, ...].
         draws: rows of the example.
     """
     arena, example = gradients.arena(1), [tensor.clone() for tensor in example]
-    live = _LiveBytes()
+    model, live = gradients.model, _LiveBytes()
     live.ignore([*model.parameters(), *model.buffers(), *example, arena])
     notes = _Notes([], [], set(), live)
     slots = {

@@ -163,7 +163,7 @@ def plan(
         tensors = [torch.zeros(draws, *(int(size) for size in example), device=device)]
     gradients = ExampleGradients(model, memory_format)
     width = _width(rows_dtype, gradients)
-    observed = observe(model, gradients, losses or _sum_of_outputs, tensors, draws)
+    observed = observe(gradients, losses or _sum_of_outputs, tensors, draws)
     costs = costs or machine_costs(device)
     if rows_dtype == torch.bfloat16:
         costs = replace(costs, keep=costs.keep / 2)  # It is traffic.
