@@ -75,20 +75,19 @@ def evaluate(
     sets = {"synthetic": material.synthetic}
     if material.pretrained is not None:
         sets["pretrained"] = material.pretrained
-    caveats: list[str] = []
-    found, facts = _scores(sets, material, settings, seed, resources.reporter, parts, caveats)
-    trained = _accuracies(
-        [*sets.values()], material.test, settings, seed, resources, parts, caveats
-    )
+    found, facts, caveats = _scores(sets, material, settings, seed, resources.reporter, parts)
+    trained = _accuracies([*sets.values()], material.test, settings, seed, resources, parts)
+    if material.test is None:
+        caveats.append("there is no test set: neither accuracy nor scores")
+    elif not material.synthetic.names:
+        caveats.append("the images have no labels: no accuracy")
     near = _near_duplicates(sets, material, settings, seed, parts)
     results = [SetScores(*three) for three in zip(trained, found, near, strict=True)]
     sensitive, ceiling, duplicates = material.sensitive, None, None
     if sensitive is not None:
         caveats.append(_OUTSIDE_EPSILON)
         if settings.ceiling:
-            (ceiling,) = _accuracies(
-                [sensitive], material.test, settings, seed, resources, Parts(), []
-            )
+            (ceiling,) = _accuracies([sensitive], material.test, settings, seed, resources, Parts())
         if settings.sensitive_duplicates:
             duplicates = near_duplicates(
                 material.synthetic, material.test, sensitive, "sensitive", seed
@@ -113,15 +112,11 @@ def _accuracies(
     seed: int,
     resources: Resources,
     parts: Parts,
-    caveats: list[str],
 ) -> list[dict[str, Accuracy]] | list[None]:
-    if test is None:
-        caveats.append("there is no test set: neither accuracy nor scores")
-    elif not sets[0].names:
-        caveats.append("the images have no labels: no accuracy")
-    elif settings.classifiers:
-        return accuracies(sets, test, settings, seed, resources, parts)
-    return [None for _ in sets]
+    """Those of each set, where there is something to learn and to be tested on."""
+    if test is None or not sets[0].names or not settings.classifiers:
+        return [None for _ in sets]
+    return accuracies(sets, test, settings, seed, resources, parts)
 
 
 def _scores(
@@ -131,22 +126,19 @@ def _scores(
     seed: int,
     reporter: Reporter,
     parts: Parts,
-    caveats: list[str],
-) -> tuple[list[dict[str, Score]] | list[None], FeatureFacts | None]:
-    """The scores of each set, and on which features."""
+) -> tuple[list[dict[str, Score]] | list[None], FeatureFacts | None, list[str]]:
+    """The scores of each set, on which features, and what has to be said beside them."""
     test, network = material.test, material.features
     if test is None or network is None:
-        return [None for _ in sets], None
+        return [None for _ in sets], None, []
     real = subsample(test, settings.most_images, seed, _SCORED)
     chosen = {
         name: subsample(set_, settings.most_images, seed, _SCORED) for name, set_ in sets.items()
     }
     fewest = min(len(images) for images in (real, *chosen.values()))
-    if fewest < scoring.LEAST_IMAGES:
-        caveats.append(
-            f"scores need at least {scoring.LEAST_IMAGES} images on either side, there are {fewest}"
-        )
-        return [None for _ in sets], None
+    if fewest < (least := scoring.LEAST_IMAGES):
+        too_few = f"scores need at least {least} images on either side, there are {fewest}"
+        return [None for _ in sets], None, [too_few]
     # Not before one of the scores has to be computed, and then once.
     reference = cache(lambda: compute_features(network, real.images, "test images", reporter))
 
@@ -168,8 +160,8 @@ def _scores(
         parts.result(f"scores-{name}", form, partial(about, name), partial(scored, name))
         for name in chosen
     ]
-    caveats += scoring.caveats(len(chosen["synthetic"]), len(real), network.facts)
-    return found, network.facts
+    caveats = scoring.caveats(len(chosen["synthetic"]), len(real), network.facts)
+    return found, network.facts, caveats
 
 
 def _near_duplicates(
