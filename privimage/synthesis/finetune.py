@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from privimage.checkpoint import Checkpoints
+from privimage.checkpoint import Checkpoint, Checkpoints
 from privimage.data import ImageSet
 from privimage.dp import Ledger
 from privimage.errors import UserError
@@ -68,11 +68,7 @@ def finetune(
     checkpoints = Checkpoints(folder, reporter.warn)
     done = 0
     if (checkpoint := checkpoints.load()) is not None:
-        if not ledger.knows(checkpoint.state.get("ledger_head")):
-            raise UserError(
-                f"{ledger.path} is older than the checkpoints in {folder} or is another run's, "
-                "so ε can't be stated; restore it from a backup"
-            )
+        _check_head(ledger, checkpoint, folder)
         tuner.restore(checkpoint.tensors)
         done = checkpoint.step
     budget = ledger.step_budget(settings.steps - done, first_step=done)
@@ -92,3 +88,12 @@ def finetune(
             if reporter.must_stop and reserved < total:
                 raise Stopped(f"DP fine-tuning stopped after {reserved} of {total} steps")
     return tuner.released(), total
+
+
+def _check_head(ledger: Ledger, checkpoint: Checkpoint, folder: Path) -> None:
+    """Raises UserError unless the steps of a checkpoint are in this ledger."""
+    if not ledger.knows(checkpoint.state.get("ledger_head")):
+        raise UserError(
+            f"{ledger.path} is older than the checkpoints in {folder} or is another run's, "
+            "so ε can't be stated; restore it from a backup"
+        )

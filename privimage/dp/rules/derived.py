@@ -67,14 +67,23 @@ def derive(
         # What has no gradient, such as a comparison, is a constant.
         if result.requires_grad and not examples.owns(result):
             examples.derive(result)
+    if examples.owns(output) and (once := _once(func, args, kwargs)) is not None:
+        examples.repeated[content(output)] = examples.derive(once)
+    return output
+
+
+def _once(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> torch.Tensor | None:
+    """What `func` gives where it repeats a parameter for all rows, of one row; None elsewhere."""
+    once: torch.Tensor | None = None
     if func is F.embedding and args and _is_repeated(args[0]):
         once = func(args[0][:1], *args[1:], **kwargs)
-        examples.repeated[content(output)] = examples.derive(once)
-    if func in _REPEATING and len(args) > 1 and examples.owns(output):
+    if func in _REPEATING and len(args) > 1:
         tensor, sizes = args[0], torch.Size(args[1:] if isinstance(args[1], int) else args[1])
         if len(sizes) > tensor.dim() or (sizes and len(tensor) == 1):
-            examples.repeated[content(output)] = examples.derive(func(tensor, 1, *sizes[1:]))
-    return output
+            once = func(tensor, 1, *sizes[1:])
+    return once
 
 
 def _is_repeated(x: torch.Tensor) -> bool:
