@@ -74,7 +74,7 @@ def _export_images(
     count: int | None,
     reporter: Reporter,
 ) -> None:
-    source = open_source(str(folder.path), spending.releases(folder)["synthetic"])
+    source = open_source(str(folder.path), folder.release("synthetic"))
     wanted = source.count if count is None else count
     check_count("--count", wanted)
     if wanted > source.count:
@@ -111,7 +111,7 @@ def _export_network(
             partial,
             recipe.network.kind,
             recipe.network_shape(len(names)),
-            durable.read_tensors(spending.releases(folder)["finetune"]),
+            durable.read_tensors(folder.release("finetune")),
             recipe.synthesis.sampler,
             names,
             statement,

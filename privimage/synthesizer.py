@@ -36,8 +36,7 @@ class Synthesizer:
         self.names = run.names
         self.statement = statement
         self._run = run
-        weights = run.folder.stage("finetune") / "network.safetensors"
-        self._denoise = Denoiser(run.network(weights).eval())
+        self._denoise = Denoiser(run.network(run.folder.release("finetune")).eval())
 
     @property
     def epsilon(self) -> float | None:

@@ -7,7 +7,7 @@ from privimage.data import ImageSet
 from privimage.dp import Ledger
 from privimage.errors import UserError
 from privimage.evaluate import Evaluation, FeatureNetwork, Parts
-from privimage.run.context import RELEASES, Run
+from privimage.run.context import Run
 
 SYNTHETIC_ROLE = "synthetic images"
 """What messages call them."""
@@ -15,8 +15,7 @@ SYNTHETIC_ROLE = "synthetic images"
 
 def made_images(run: Run) -> ImageSet:
     """The synthetic images of a run whose stage 6 is done; of many, as many as are measured."""
-    made = run.folder.stage("synthetic") / RELEASES["synthetic"]
-    return load_synthetic(run, str(made), run.names)
+    return load_synthetic(run, str(run.folder.release("synthetic")), run.names)
 
 
 def load_synthetic(run: Run, source: str, names: tuple[str, ...] | None) -> ImageSet:

@@ -14,7 +14,8 @@ from privimage.dp import Ledger
 from privimage.evaluate import Parts
 from privimage.pipeline.measurement import made_images, measure
 from privimage.release import Contents, data_card, privacy_statement
-from privimage.run.context import RELEASES, Run
+from privimage.run.context import Run
+from privimage.run.folder import RELEASES
 from privimage.semantics import classifier
 from privimage.semantics.query import noisy_histogram
 from privimage.semantics.selection import select_all, select_semantic
@@ -77,10 +78,9 @@ def select(run: Run, folder: Path, ledger: Ledger) -> None:
     if settings.mode == "all":
         selection = select_all(len(public), labels)
     else:
-        asked = run.folder.stage("query")
         selection = select_semantic(
-            durable.read_tensors(asked / "histogram.safetensors")["histogram"],
-            durable.read_json(asked / "query.json")["noise_std"],
+            durable.read_tensors(run.folder.release("query"))["histogram"],
+            durable.read_json(run.folder.stage("query") / "query.json")["noise_std"],
             labels,
             settings.classes_per_label,
         )

@@ -57,7 +57,7 @@ def conclude(run: Run, ledger: Ledger) -> None:
     _say_steps(run)
     _say_privacy(run, privacy_statement(ledger))
     say()
-    say(f"synthetic images   {folder.stage('synthetic') / 'images.parquet'}")
+    say(f"synthetic images   {folder.release('synthetic')}")
     say(f"a look at them     {folder.stage('evaluation') / 'comparison.png'}")
     say(f"report             {folder.path / 'report.html'}")
     say(f"next               privimage ledger verify {folder.path}")

@@ -83,7 +83,7 @@ def pretraining_curve(folder: RunFolder) -> tuple[list[int], list[float]]:
 
 def synthetic_rows(folder: RunFolder, shape: ImageShape, names: tuple[str, ...]) -> list[Row]:
     """The first synthetic images of each label, or some rows of unlabelled ones."""
-    source = open_source("synthetic", folder.stage("synthetic") / "images.parquet")
+    source = open_source("synthetic", folder.release("synthetic"))
     labels = min(max(len(names), 1), _ROWS)
     entries = list(islice(source.entries(), _COLUMNS * max(len(names), 1)))
     images, _ = decode_all((entry.content for entry in entries), len(entries), shape)
@@ -98,7 +98,7 @@ def synthetic_rows(folder: RunFolder, shape: ImageShape, names: tuple[str, ...])
 
 def query_rows(folder: RunFolder, names: tuple[str, ...]) -> list[Row]:
     """For each label the highest noisy counts, those of its classes, and public images of these."""
-    path = folder.stage("query") / "histogram.safetensors"
+    path = folder.release("query")
     if not path.exists():
         return []
     counts = durable.read_tensors(path)["histogram"]

@@ -19,13 +19,6 @@ from privimage.run.folder import RunFolder
 from privimage.seeds import initialising
 from privimage.threads import Workers
 
-# What leaves the stages that the ledger vouches for: their hashes stand in it.
-RELEASES = {
-    "query": "histogram.safetensors",
-    "finetune": "network.safetensors",
-    "synthetic": "images.parquet",
-}
-
 
 @dataclass
 class Run:

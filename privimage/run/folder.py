@@ -14,6 +14,12 @@ from privimage.recipe import Recipe, differences, from_toml
 
 _RECORD = "stage.json"
 _CHECKPOINTS = "checkpoints"
+# What leaves the stages that the ledger vouches for: their hashes stand in it.
+RELEASES = {
+    "query": "histogram.safetensors",
+    "finetune": "network.safetensors",
+    "synthetic": "images.parquet",
+}
 
 
 class RunFolder:
@@ -30,6 +36,10 @@ class RunFolder:
     def stage(self, name: str) -> Path:
         """Where the finished stage `name` is."""
         return self.path / name
+
+    def release(self, name: str) -> Path:
+        """What the finished stage `name`, one of `RELEASES`, has released."""
+        return self.stage(name) / RELEASES[name]
 
     def partial(self, name: str) -> Path:
         """Where the stage `name` works until it is finished."""

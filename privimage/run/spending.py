@@ -18,8 +18,8 @@ from privimage.dp import (
 )
 from privimage.errors import UserError
 from privimage.recipe import Recipe
-from privimage.run.context import RELEASES, Run
-from privimage.run.folder import RunFolder
+from privimage.run.context import Run
+from privimage.run.folder import RELEASES, RunFolder
 
 _RESERVATIONS = {"query": QueryReservation, "finetune": StepReservation}
 
@@ -101,11 +101,7 @@ def saying_what_stays_spent(ledger: Ledger) -> Iterator[None]:
 
 def releases(folder: RunFolder) -> dict[str, Path]:
     """The released files of the finished stages, by stage."""
-    return {
-        name: folder.stage(name) / file
-        for name, file in RELEASES.items()
-        if (folder.stage(name) / file).exists()
-    }
+    return {name: path for name in RELEASES if (path := folder.release(name)).exists()}
 
 
 def settle(run: Run, ledger: Ledger, missing: Collection[str], repeated: Collection[str]) -> None:
