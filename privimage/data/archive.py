@@ -18,12 +18,12 @@ from privimage.data.source import (
     SUFFIXES,
     Entry,
     Source,
+    UnreadableSet,
     no_images,
     one_line,
     refuse_splits,
     some,
 )
-from privimage.errors import UserError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _WHOLE = PurePosixPath()
@@ -49,8 +49,8 @@ class ArchiveSource(Source):
                     person, label = person_and_class(path.parts[:-1], self.person)
                     yield Entry(member.content(), number_of.get(label), str(path), person)
         except DAMAGE as error:
-            raise UserError(
-                f"'{self.path}' is damaged as an archive ({one_line(error)})"
+            raise UnreadableSet(
+                f"'{self.path}' is damaged as an archive", one_line(error)
             ) from error
 
 
@@ -100,8 +100,8 @@ def open_archive(
             persons.add(whose)
             classes.add(label)
     except DAMAGE as error:
-        raise UserError(
-            f"{name}: '{path}' is not readable as an archive ({one_line(error)})"
+        raise UnreadableSet(
+            f"{name}: '{path}' is not readable as an archive", one_line(error)
         ) from error
     where = path / part
     if count == 0:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from privimage.data.source import Entry, Source
+from privimage.data.source import Entry, Source, UnreadableSet
 from privimage.errors import UserError
 
 _PIXELS = 3 * 32 * 32
@@ -59,9 +59,10 @@ def open_cifar(name: str, path: Path, files: list[Path]) -> Source:
     sizes = {file: file.stat().st_size for file in files}
     for file, size in sizes.items():
         if size == 0 or size % (label_bytes + _PIXELS):
-            raise UserError(
-                f"{name}: '{file}' is cut short: {size} bytes are no whole number of rows of "
-                f"{label_bytes + _PIXELS}"
+            raise UnreadableSet(
+                f"{name}: '{file}' is cut short: it is no whole number of rows of "
+                f"{label_bytes + _PIXELS} bytes",
+                f"{size} bytes",
             )
     return CifarSource(
         path=path,

@@ -17,8 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from privimage.data.images import ImageShape
-from privimage.data.source import MOST_PIXELS, Content
-from privimage.errors import UserError
+from privimage.data.source import MOST_PIXELS, Content, UnreadableSet
 
 GREY = 128
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -52,7 +51,7 @@ def decode_all(
         mapped into memory.
 
     Raises:
-        UserError: the images don't fit there.
+        UnreadableSet: the images don't fit there.
     """
     images = _room(count, shape)
     is_good = np.zeros(count, dtype=bool)
@@ -87,10 +86,11 @@ def _room(count: int, shape: ImageShape) -> np.ndarray:
             os.posix_fallocate(file.fileno(), 0, size)
             return np.memmap(file, dtype=np.uint8, mode="r+", shape=dimensions)
     except (OSError, OverflowError, ValueError) as error:
-        raise UserError(
-            f"{count} images of {shape.size}×{shape.size} pixels need {size / 2**30:,.0f} GiB in "
-            f"'{tempfile.gettempdir()}', more than there is; set TMPDIR to a folder with more "
-            "room, take fewer images or a smaller --image-size"
+        raise UnreadableSet(
+            f"images of {shape.size}×{shape.size} pixels need more room in "
+            f"'{tempfile.gettempdir()}' than there is; set TMPDIR to a folder with more room, "
+            "take fewer images or a smaller --image-size",
+            f"{count} images, {size / 2**30:,.0f} GiB",
         ) from error
 
 

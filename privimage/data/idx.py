@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from privimage.data.source import MOST_PIXELS, Entry, Source, one_line
+from privimage.data.source import MOST_PIXELS, Entry, Source, UnreadableSet, one_line
 from privimage.errors import UserError
 
 _DAMAGE = (OSError, EOFError, zlib.error, ValueError)
@@ -38,8 +38,8 @@ class IdxSource(Source):
                     label = None if self.labels is None else self.labels[row]
                     yield Entry(pixels.reshape(self.height, self.width), label, f"row {row}")
         except _DAMAGE as error:
-            raise UserError(
-                f"'{self.path}' is damaged as an IDX file ({one_line(error)})"
+            raise UnreadableSet(
+                f"'{self.path}' is damaged as an IDX file", one_line(error)
             ) from error
 
 
@@ -63,12 +63,13 @@ def open_idx(name: str, path: Path) -> Source:
             raise ValueError(f"images of {height}×{width} pixels")
         labels = _labels(path)
     except _DAMAGE as error:
-        raise UserError(f"{name}: '{path}' is not readable as IDX ({one_line(error)})") from error
+        raise UnreadableSet(f"{name}: '{path}' is not readable as IDX", one_line(error)) from error
     if count == 0:
         raise UserError(f"{name}: there are no images in '{path}'")
     if labels is not None and len(labels) != count:
-        raise UserError(
-            f"{name}: '{path}' holds {count} images, but {len(labels)} labels lie beside it"
+        raise UnreadableSet(
+            f"{name}: '{path}' and the labels beside it are not equally many",
+            f"{count} images, {len(labels)} labels",
         )
     return IdxSource(
         path=path,

@@ -1,6 +1,7 @@
 """Loads image sets in two roles, public and sensitive, whose mistakes are treated differently."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ from privimage.data.decode import Steps, decode_all
 from privimage.data.formats import open_source
 from privimage.data.images import ImageSet, ImageShape
 from privimage.data.persons import PersonKey, numbered, refuse_persons
-from privimage.data.source import Content, Source, some
+from privimage.data.source import Content, Source, UnreadableSet, some
 from privimage.errors import UserError, nearest
 from privimage.seeds import generator
 
 _PREFIX = "builtin:"
+_SENSITIVE = "--sensitive"
 # More are no classes: the column holds identifiers.
 _MOST_CLASSES = 100_000
 _BUILTIN: dict[str, Callable[[], ImageSet]] = {
@@ -30,7 +32,8 @@ def check_source(name: str, source: str, person: PersonKey | None = None) -> Non
     if source.startswith(_PREFIX):
         refuse_persons(name, source, person)
     elif source:
-        open_source(name, Path(source), person)
+        with _without_numbers(name):
+            open_source(name, Path(source), person)
 
 
 def load_public(
@@ -92,7 +95,7 @@ def load_sensitive(
     source: str,
     shape: ImageShape,
     names: tuple[str, ...] | None,
-    role: str = "--sensitive",
+    role: str = _SENSITIVE,
     steps: Steps | None = None,
     person: PersonKey | None = None,
 ) -> ImageSet:
@@ -117,14 +120,17 @@ def load_sensitive(
 
     Raises:
         UserError: the set is missing, empty, of no known format or damaged as a whole (such as an
-            archive cut short), declares no names while it has labels, or names no persons.
+            archive cut short), declares no names while it has labels, or names no persons. Of a
+            set in the role "--sensitive" it says no number that the images decide
+            (tests/privacy/test_refusals.py).
     """
     if source.startswith(_PREFIX):
         refuse_persons(role, source, person)
         return _renamed(_builtin(source, shape), names)
-    opened = open_source(role, Path(source), person)
-    names = _names(opened, names, role)
-    images, _, labels, persons = _decoded(opened, shape, steps)
+    with _without_numbers(role):
+        opened = open_source(role, Path(source), person)
+        names = _names(opened, names, role)
+        images, _, labels, persons = _decoded(opened, shape, steps)
     return ImageSet(
         torch.from_numpy(images),
         _numbered(labels, opened.names, names, opened.names_by_image),
@@ -161,6 +167,19 @@ def load_sample(
         _numbered(labels, opened.names, names, opened.names_by_image),
         names,
     )
+
+
+@contextmanager
+def _without_numbers(role: str) -> Iterator[None]:
+    """Has a message about the sensitive set say what is wrong with it, and not how large it is."""
+    try:
+        yield
+    except UnreadableSet as error:
+        if role != _SENSITIVE:
+            raise
+        raise UserError(
+            f"{error.what}; `privimage data inspect` says more, which no ε covers"
+        ) from None
 
 
 def _names(opened: Source, declared: tuple[str, ...] | None, role: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from numpy.lib import format as npy
 
 from privimage.data.members import DAMAGE
 from privimage.data.persons import PersonKey, no_column, refuse_persons
-from privimage.data.source import MOST_PIXELS, Entry, Source, one_line
+from privimage.data.source import MOST_PIXELS, Entry, Source, UnreadableSet, one_line
 from privimage.errors import UserError
 
 _CHANNELS = (1, 3, 4)
@@ -43,8 +43,8 @@ class NpzSource(Source):
                     person = "" if self.persons is None else self.persons[row]
                     yield Entry(pixels, label, f"row {row}", person)
         except _DAMAGE as error:
-            raise UserError(
-                f"'{self.path}' is damaged as a NumPy archive ({one_line(error)})"
+            raise UnreadableSet(
+                f"'{self.path}' is damaged as a NumPy archive", one_line(error)
             ) from error
 
 
@@ -69,27 +69,28 @@ def open_npz(name: str, path: Path, person: PersonKey | None = None) -> Source:
                 raise no_column(name, path, person.column, arrays.files)
             persons = None if person is None else np.asarray(arrays[person.column])
     except _DAMAGE as error:
-        raise UserError(
-            f"{name}: '{path}' is not readable as a NumPy archive ({one_line(error)})"
+        raise UnreadableSet(
+            f"{name}: '{path}' is not readable as a NumPy archive", one_line(error)
         ) from error
     is_image = len(shape) == 3 or (len(shape) == 4 and {shape[1], shape[3]} & {*_CHANNELS})
     has_pixels = 0 < math.prod(shape[1:]) <= 4 * MOST_PIXELS
     if dtype != np.uint8 or is_fortran or not is_image or not has_pixels:
-        raise UserError(
+        raise UnreadableSet(
             f"{name}: '{path}': 'images' must be uint8 in C order, [n, height, width], [n, height, "
-            f"width, channels] or [n, channels, height, width], not {dtype} {list(shape)}"
+            "width, channels] or [n, channels, height, width]",
+            f"not {dtype} {list(shape)}",
         )
     if shape[0] == 0:
         raise UserError(f"{name}: there are no images in '{path}'")
     if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != shape[:1]):
-        raise UserError(
-            f"{name}: '{path}': 'labels' must be {shape[0]} whole numbers, one an image, not "
-            f"{labels.dtype} {list(labels.shape)}"
+        raise UnreadableSet(
+            f"{name}: '{path}': 'labels' must be whole numbers, one an image",
+            f"not {labels.dtype} {list(labels.shape)} for {shape[0]} images",
         )
     if persons is not None and (persons.dtype.kind not in "iuU" or persons.shape != shape[:1]):
-        raise UserError(
-            f"{name}: '{path}': {person} must be {shape[0]} texts or whole numbers, one an image, "
-            f"not {persons.dtype} {list(persons.shape)}"
+        raise UnreadableSet(
+            f"{name}: '{path}': {person} must be texts or whole numbers, one an image",
+            f"not {persons.dtype} {list(persons.shape)} for {shape[0]} images",
         )
     if names.dtype.kind != "U" or names.ndim != 1:
         raise UserError(f"{name}: '{path}': 'names' must be a list of text")

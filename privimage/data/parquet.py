@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from privimage.data.persons import PersonKey, no_column, refuse_persons
-from privimage.data.source import Entry, Source, one_line, some
+from privimage.data.source import Entry, Source, UnreadableSet, one_line, some
 from privimage.errors import UserError
 
 _BATCH_ROWS = 512
@@ -34,8 +34,8 @@ class ParquetSource(Source):
             try:
                 yield from self._entries_of(shard)
             except (pa.ArrowException, OSError) as error:
-                raise UserError(
-                    f"'{shard}' is damaged as a Parquet file ({one_line(error)})"
+                raise UnreadableSet(
+                    f"'{shard}' is damaged as a Parquet file", one_line(error)
                 ) from error
 
     def _entries_of(self, shard: Path) -> Iterator[Entry]:
@@ -109,8 +109,8 @@ def _opened(name: str, path: Path) -> tuple[pa.Schema, int]:
         with pq.ParquetFile(path) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{name}: '{path}' is not readable as Parquet ({one_line(error)})"
+        raise UnreadableSet(
+            f"{name}: '{path}' is not readable as Parquet", one_line(error)
         ) from error
     image = schema.field("image").type if "image" in schema.names else None
     if image is None or not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:

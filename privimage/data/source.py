@@ -77,6 +77,18 @@ class Source:
         raise NotImplementedError
 
 
+class UnreadableSet(UserError):
+    """A set can't be read as a whole: what is wrong, and the `numbers`, which can tell its size.
+
+    Attributes:
+        what: the sentence without the numbers, for a set whose size is nobody's business.
+    """
+
+    def __init__(self, what: str, numbers: str) -> None:
+        super().__init__(f"{what} ({numbers})")
+        self.what = what
+
+
 def one_line(error: Exception) -> str:
     """What a library says of a damaged file, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
