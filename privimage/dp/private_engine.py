@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from threading import Lock
+from threading import RLock
 from typing import Any, cast
 
 import torch
@@ -35,10 +35,11 @@ class PrivateEngine:
     else reads the optimiser go between the steps as ever.
 
     Formal guarantee: under add/remove-one adjacency, if `losses` treats the rows one by one, raises
-    for nothing that a row holds, and no random number of it serves two rows (then which rows share
-    it would depend on who else was sampled), what `step` changes (parameters, state of the
-    optimiser, PyTorch's random state) is a function of as many Poisson-subsampled Gaussian releases
-    with the rate and noise multiplier of `privacy` as there were calls, empty batches included
+    for nothing that a row holds, keeps nothing of earlier ones, and no random number of it serves
+    two rows (then which rows share it would depend on who else was sampled), what `step` changes
+    (parameters, state of the optimiser, PyTorch's random state) is a function of as many
+    Poisson-subsampled Gaussian releases with the rate and noise multiplier of `privacy` as there
+    were calls, empty batches included
     (tests/dp/test_private_engine.py::test_one_example_moves_a_step_by_at_most_the_clip,
     tests/dp/test_private_engine.py::test_an_empty_batch_is_a_step,
     tests/dp/test_private_engine.py::test_the_random_state_tells_nothing_about_the_batch); with a
@@ -120,7 +121,8 @@ class PrivateEngine:
         self._micro_batch = micro_batch
         noise = GradientNoise.make(privacy.noise_multiplier, expected, key, privacy.max_grad_norm)
         self._stepper = Stepper(optimizer, self._parameters, noise)
-        self._turn = Lock()  # A step is counted and drawn once, whoever calls.
+        self._turn = RLock()  # A step is counted and drawn once, whoever calls.
+        self._is_stepping = False
         self._hooks = [
             p.register_post_accumulate_grad_hook(partial(_refuse_backward, name))
             for name, p in self._parameters.items()
@@ -166,10 +168,19 @@ class PrivateEngine:
         Raises:
             UserError: all steps were taken, the ledger's budget is used up, the engine is closed,
                 the model has other trainable parameters than before, this is in
-                torch.inference_mode, or as `check`.
+                torch.inference_mode, the losses call this, or as `check`.
         """
         with self._turn:
-            self._step()
+            if self._is_stepping:
+                raise UserError(
+                    "step() was called in the middle of a step of the same engine; call it neither "
+                    "in the losses nor in a hook"
+                )
+            self._is_stepping = True
+            try:
+                self._step()
+            finally:
+                self._is_stepping = False
 
     @property
     def steps_spent(self) -> int:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from privimage.dp import ExampleGradients, check_independence
+from privimage.dp.gradients import independence
 from privimage.dp.gradients.chance import seeded
 from privimage.errors import UserError
 
@@ -131,7 +132,8 @@ class Rounding(torch.autograd.Function):
         (lambda h: h * torch.linspace(1, 2, len(h))[:, None], "changes with its place"),
     ],
 )
-def test_another_rounding_each_time_hides_nothing(mix, problem):
+def test_another_rounding_each_time_hides_nothing(mix, problem, monkeypatch):
+    monkeypatch.setattr(independence, "_repeats_itself", lambda _: False)  # As no GPU does.
     model = Mixing(lambda h: mix(Rounding.apply(h).square()))
     refused = pytest.raises(UserError, match=problem) if problem else contextlib.nullcontext()
     with refused:
@@ -141,8 +143,41 @@ def test_another_rounding_each_time_hides_nothing(mix, problem):
 def test_numbers_that_no_seed_decides_are_refused():
     random = np.random.default_rng(0)
     losses = lambda m, x: m(x).square().sum(1) * float(1 + random.random())  # noqa: E731
-    with pytest.raises(UserError, match="changes with the other examples"):
+    with pytest.raises(UserError, match="changes from call to call"):
         check_independence(ExampleGradients(nn.Linear(3, 3)), losses, torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("momentum", [0.5, 1e-2, 1e-3, 1e-4])
+def test_losses_that_remember_earlier_examples_are_refused(momentum):
+    """What a batch leaves behind would move the gradients of the next one, unclipped."""
+    mean = torch.zeros(())
+
+    def losses(model, x):
+        values = model(x).square().sum(1)
+        mean.lerp_(values.detach().mean(), momentum)
+        return values * (1 + mean)
+
+    with pytest.raises(UserError, match=r"changes from call to call.* running means"):
+        check_independence(ExampleGradients(nn.Linear(3, 3)), losses, torch.randn(4, 3))
+
+
+def test_a_buffer_of_the_losses_that_learns_is_found():
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, model, x):
+            values = model(x)
+            self.mean = self.mean + 1e-9 * values.detach().mean(0)
+            return (values - self.mean).square().sum(1)
+
+        def losses(self, model, x):
+            return self(model, x)
+
+    for losses in (Centred(), Centred().losses):
+        with pytest.raises(UserError, match=r"buffer 'losses\.mean' changes with the data"):
+            check_independence(ExampleGradients(nn.Linear(3, 3)), losses, torch.randn(3, 3))
 
 
 def test_numbers_from_a_seed_leave_gpus_alone_that_are_not_asked_for(monkeypatch):

@@ -412,6 +412,30 @@ def test_epsilon_is_the_accountant_s_upper_bound_for_the_steps_begun():
         made.epsilon(0.5)
 
 
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_step_within_a_step_is_refused(checked):
+    """It waited for itself, for ever."""
+    model = network()
+
+    def stepping(model, x, y):
+        if is_armed:
+            engine.step()
+        return losses(model, x, y)
+
+    is_armed = not checked
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = PrivateEngine(model, optimizer, stepping, examples(), Privacy(1.0, 1.0, 5))
+    if checked:
+        engine.check()
+    is_armed = True
+    with pytest.raises(UserError, match="in the middle of a step of the same engine"):
+        engine.step()
+    assert engine.steps_spent == checked  # Whoever sees the data first has begun the step.
+    is_armed = False
+    engine.step()
+    assert engine.steps_spent == checked + 1
+
+
 def test_two_threads_take_their_steps_one_after_the_other():
     inside, most = [], []
 

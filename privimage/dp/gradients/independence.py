@@ -1,6 +1,6 @@
 """Does an example's loss or gradient depend on the other examples of its batch?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -20,11 +20,12 @@ def check_independence(
 ) -> None:
     """Checks, on made-up data, that no example's loss or gradient depends on another example.
 
-    Every example is seen twice among the others, for a GPU may not repeat itself bit for bit, and
-    once among copies of itself, in the same place of a batch of the same shape and with the same
-    random numbers; and, if there are none, which differ from place to place, once in another place,
-    for that tells who else is there. Also runs into every use of a parameter that has no rule,
-    before sensitive data is touched.
+    Every example is seen twice among the others, which must be the same but for what a GPU adds up
+    in another order every time, or else something of earlier examples is kept; and once among
+    copies of itself, in the same place of a batch of the same shape and with the same random
+    numbers; and, if there are none, which differ from place to place, once in another place, for
+    that tells who else is there. Also runs into every use of a parameter that has no rule, before
+    sensitive data is touched.
 
     Args:
         gradients: of the model.
@@ -33,13 +34,19 @@ def check_independence(
         draws: rows an example.
 
     Raises:
-        UserError: examples are mixed, the model changes its buffers, or as `ExampleGradients`.
+        UserError: examples are mixed or remembered, the model or a module of losses changes its
+            buffers, or as `ExampleGradients`.
     """
     count = count_examples(dummy_batch, draws)
     if all(map(torch.equal, dummy_batch, _copies(dummy_batch, 0, count))):
         raise UserError("the dummy batch needs two examples or more that differ")
-    buffers = [buffer.clone() for buffer in gradients.model.buffers()]
+    buffers = [buffer.clone() for _, buffer in _buffers(gradients, losses)]
     among_others, again = (_observe(gradients, losses, dummy_batch, draws) for _ in range(2))
+    for before, (name, after) in zip(buffers, _buffers(gradients, losses), strict=True):
+        if not torch.equal(before, after):
+            raise UserError(f"buffer '{name}' changes with the data; make it constant")
+    if _repeats_itself(gradients.device):
+        _check_memory(among_others, again)
     for example in range(count):
         copies = _copies(dummy_batch, example, count)
         among_copies = _observe(gradients, losses, copies, draws)
@@ -50,9 +57,19 @@ def check_independence(
         moved = _observe(gradients, losses, _reversed(dummy_batch, count), draws)
         for one, other in zip(among_others, moved, strict=True):
             _check_place(one, other.flip(0))
-    for before, (name, after) in zip(buffers, gradients.model.named_buffers(), strict=True):
-        if not torch.equal(before, after):
-            raise UserError(f"buffer '{name}' changes with the data; make it constant")
+
+
+def _buffers(gradients: ExampleGradients, losses: Losses) -> Iterator[tuple[str, torch.Tensor]]:
+    """Those of the model and, if the losses are a module or a method of one, theirs."""
+    yield from gradients.model.named_buffers()
+    owner = getattr(losses, "__self__", losses)
+    if isinstance(owner, nn.Module):
+        yield from ((f"losses.{name}", buffer) for name, buffer in owner.named_buffers())
+
+
+def _repeats_itself(device: torch.device) -> bool:
+    """Whether the same pass gives the same numbers, up to the rounding of one sum."""
+    return device.type == "cpu"
 
 
 def _observe(
@@ -105,6 +122,16 @@ def _check_agreement(one: torch.Tensor, other: torch.Tensor, again: torch.Tensor
         raise UserError(
             "an example's loss or gradient changes with the other examples of its batch, or is not "
             "finite; look for means, sorts or norms over the first dimension"
+        )
+
+
+def _check_memory(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> None:
+    """Raises UserError unless the second call of the same gave what the first did."""
+    if not all(_agree(one, other, one) for one, other in zip(first, second, strict=True)):
+        raise UserError(
+            "an example's loss or gradient changes from call to call on the same batch, or is not "
+            "finite: it depends on earlier examples, which are another batch's then, or on numbers "
+            "that no seed of PyTorch decides; look for running means, queues and counters"
         )
 
 
