@@ -172,13 +172,16 @@ def test_the_page_runs_from_top_to_bottom(monkeypatch):
         "y": torch.randint(3, (600,)),
     }
     blocks = _blocks(PAGES[0])
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         # Loops are shortened, and each part has a model of its own; all else stands there.
         names["model"] = nn.Linear(4, 3)
         exec(re.sub(r"(steps=|range\()1000", r"\g<1>2", block), names)  # noqa: S102
     assert names["engine"].steps_spent == 2
     assert torch.equal(names["fast"](names["x"], names["y"]), names["total"])
+    texts = torch.randint(50, (3, 7)), torch.tensor([2, 7, 5])
+    read = lambda m, x, n: sum(part.flatten(1).sum(1) for part in m(x, n))  # noqa: E731
+    dp.check_independence(dp.ExampleGradients(names["Reader"]()), read, *texts)
     for operation, rows in (("scale", 1), ("shift", 2)):
         parameter = nn.Parameter(torch.randn(4))
         layer = nn.ParameterList([parameter])

@@ -1,6 +1,7 @@
 """DP-SGD for any model, optimiser and data set: one call a step, which can't be held wrong."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from threading import RLock
 from typing import Any, cast
@@ -146,7 +147,8 @@ class PrivateEngine:
         rows = dummy or self._loader.made_up()
         self._loader.check_form(rows)
         batch = self._repeated(self._on_device(rows))
-        check_independence(self._gradients, self._losses, *batch, draws=self._draws)
+        with nullcontext() if dummy else _noted():
+            check_independence(self._gradients, self._losses, *batch, draws=self._draws)
         self.plan = make_plan(
             self._model,
             [tensor[: self._draws] for tensor in batch],
@@ -272,9 +274,10 @@ class PrivateEngine:
         full = tuple(tensor[:1].repeat(size, *[1] * (tensor.dim() - 1)) for tensor in rows)
         try:
             self._recorded = record(self._summed, *self._filled(full, 1))
-        except RuntimeError as problem:
+        except (RuntimeError, TypeError) as problem:
+            (line, *_) = str(problem).splitlines() or [type(problem).__name__]
             raise UserError(
-                f"the losses can't be recorded, leave out recorded=True: {problem}"
+                f"the losses can't be recorded, leave out recorded=True: {line}"
             ) from problem
 
     def _filled(self, rows: Rows, count: int) -> Rows:
@@ -302,6 +305,22 @@ class PrivateEngine:
                 "the model's trainable parameters are others than when the engine was made; "
                 "make a new engine after freezing, unfreezing or replacing some"
             )
+
+
+@contextmanager
+def _noted() -> Iterator[None]:
+    """Says of an error of the losses that it was on examples that nobody chose."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as problem:
+        problem.add_note(
+            "This was on two made-up examples, of normal numbers and of the integers 0 and 1; no "
+            "data was touched. If they make no sense to the model (a length of 0, say), call "
+            "engine.check(...) before the first step, with two or more of your own that differ."
+        )
+        raise
 
 
 def _refuse_backward(name: str, parameter: torch.Tensor) -> None:

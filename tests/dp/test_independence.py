@@ -78,6 +78,20 @@ def test_what_belongs_to_a_place_in_the_batch_is_found(draws):
     check_independence(ExampleGradients(model), own, torch.randn(3 * draws, 3), draws=draws)
 
 
+@pytest.mark.parametrize("falls", [True, False])
+def test_rows_that_change_places_are_found_behind_random_numbers(falls):
+    """A layer's rows would be taken for those of other examples."""
+
+    def losses(model, x):
+        order = x[:, 0].argsort(descending=True)
+        return model(x[order])[order.argsort()].square().sum(1)
+
+    x = torch.arange(12.0).view(4, 3)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.1), nn.Linear(8, 1))
+    with pytest.raises(UserError, match="changes with the other examples"):
+        check_independence(ExampleGradients(model), losses, x.flip(0) if falls else x)
+
+
 def test_random_numbers_of_each_row_pass():
     """Whole models are in test_models.py."""
     dropout = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 1))

@@ -153,6 +153,43 @@ def test_embedding_bag_with_weights():
     assert_exact(Weighted(4, 3, mode="sum"), x, draws=2)
 
 
+class Bags(nn.EmbeddingBag):
+    """Of rows [length, *words] as one list of words and where each row's begin."""
+
+    weighted = False
+
+    def forward(self, rows):
+        within = torch.arange(rows.shape[1] - 1) < rows[:, :1]
+        ends = rows[:, 0].cumsum(0)
+        offsets = F.pad(ends, (1, 0)) if self.include_last_offset else F.pad(ends[:-1], (1, 0))
+        words = rows[:, 1:][within]
+        return super().forward(words, offsets, words.double().sin() if self.weighted else None)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max", "weighted sum"])
+@pytest.mark.parametrize("include_last", [True, False])
+@given(data=st.data(), draws=st.sampled_from([1, 3]), examples=st.sampled_from([1, 3]))
+@settings(max_examples=15)
+def test_embedding_bag_with_offsets(mode, include_last, data, draws, examples):
+    count = examples * draws
+    lengths = data.draw(st.lists(st.integers(0, 4), min_size=count, max_size=count), "lengths")
+    padding = data.draw(st.sampled_from([None, 0, -1]), "padding")
+    rows = torch.cat([torch.tensor(lengths)[:, None], torch.randint(0, 5, (count, 4))], 1)
+    options = {"include_last_offset": include_last, "padding_idx": padding}
+    model = Bags(5, 3, mode=mode.split()[-1], **options).double()
+    model.weighted = mode == "weighted sum"
+    seen = []
+
+    def recorded(model, x):
+        seen.append(model(x))
+        return seen[-1].sin().sum(1)
+
+    expected = one_at_a_time(model, recorded, (rows,), draws)
+    found = ExampleGradients(model)(recorded, rows, draws=draws)
+    torch.testing.assert_close(found, expected, **CLOSE)
+    torch.testing.assert_close(seen[-1], model(rows))
+
+
 @pytest.mark.parametrize(
     ("norm", "size"),
     [(nn.InstanceNorm1d, (5,)), (nn.InstanceNorm2d, (4, 3)), (nn.InstanceNorm3d, (2, 3, 2))],
@@ -220,9 +257,24 @@ class Own(nn.Module):
         (lambda x, w: F.embedding(x.long(), w, scale_grad_by_freq=True), (3, 3), "over all"),
         (lambda x, w: F.embedding(x.long(), w, sparse=True), (3, 3), "sparse"),
         (
-            lambda x, w: F.embedding_bag(x.long().flatten(), w, torch.arange(0, 6, 3)),
+            lambda x, w: F.embedding_bag(x.long().flatten(), w, torch.arange(3)),
             (3, 3),
-            "bags have no dimension for the examples",
+            r"first dimension of its input \[3, 4\]",
+        ),
+        (
+            lambda x, w: F.embedding_bag(x.long(), w, torch.arange(0, 6, 3)),
+            (3, 3),
+            r"indices must be data \[rows, bag\]",
+        ),
+        (
+            lambda x, w: F.embedding_bag(x.long().flatten(), w, torch.tensor([0, 7])),
+            (3, 3),
+            "at most the 6 indices",
+        ),
+        (
+            lambda x, w: F.embedding_bag(x.long().flatten(), w, torch.tensor([1, 3])),
+            (3, 3),
+            "offsets must begin at 0",
         ),
         (lambda x, w: F.embedding_bag(x.long(), w, max_norm=1.0), (3, 3), "max_norm"),
         (

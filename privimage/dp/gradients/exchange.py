@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from privimage.dp.gradients.provenance import FROM_CONSTANTS, Provenance
 from privimage.dp.rules.derived import BY_FORM, CHANGED, by_form, derive, tensors_in, with_bases
+from privimage.dp.rules.packing import FOLLOWED
 from privimage.dp.rules.pending import Pending, StandIns
 from privimage.dp.rules.registry import REGISTERED, Rule
 from privimage.dp.rules.slots import Examples
@@ -80,6 +81,8 @@ class Exchange(TorchFunctionMode):
             output = func(*args, **kwargs)
             if func in _VIEWS and args and self._provenance.is_data(args[0]):
                 self._examples.note_view(args[0], output)
+            if func in FOLLOWED:
+                self._examples.packing.follow(func, args, output)
             # What has a gradient is known to be data.
             if not (isinstance(output, torch.Tensor) and output.requires_grad):
                 self._provenance.follow(func, (args, kwargs), output)

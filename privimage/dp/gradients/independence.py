@@ -20,12 +20,12 @@ def check_independence(
 ) -> None:
     """Checks, on made-up data, that no example's loss or gradient depends on another example.
 
-    Every example is seen twice among the others, which must be the same but for what a GPU adds up
-    in another order every time, or else something of earlier examples is kept; and once among
-    copies of itself, in the same place of a batch of the same shape and with the same random
-    numbers; and, if there are none, which differ from place to place, once in another place, for
-    that tells who else is there. Also runs into every use of a parameter that has no rule, before
-    sensitive data is touched.
+    Every example is seen among the others, in two places, and among copies of itself, in the same
+    places of a batch of the same shape and with the same random numbers. If there are no random
+    numbers, which differ from place to place, the two places must agree, too, for a place tells who
+    else is there. Among the others it is seen twice, which must be the same but for what a GPU adds
+    up in another order every time, or else something of earlier examples is kept. Also runs into
+    every use of a parameter that has no rule, before sensitive data is touched.
 
     Args:
         gradients: of the model.
@@ -41,20 +41,22 @@ def check_independence(
     if all(map(torch.equal, dummy_batch, _copies(dummy_batch, 0, count))):
         raise UserError("the dummy batch needs two examples or more that differ")
     buffers = [buffer.clone() for _, buffer in _buffers(gradients, losses)]
-    among_others, again = (_observe(gradients, losses, dummy_batch, draws) for _ in range(2))
+    orders = dummy_batch, _reversed(dummy_batch, count)
+    seen = [[_observe(gradients, losses, each, draws) for _ in range(2)] for each in orders]
     for before, (name, after) in zip(buffers, _buffers(gradients, losses), strict=True):
         if not torch.equal(before, after):
             raise UserError(f"buffer '{name}' changes with the data; make it constant")
     if _repeats_itself(gradients.device):
-        _check_memory(among_others, again)
+        for twice in seen:
+            _check_memory(*twice)
     for example in range(count):
-        copies = _copies(dummy_batch, example, count)
-        among_copies = _observe(gradients, losses, copies, draws)
-        for seen in zip(among_others, among_copies, again, strict=True):
-            _check_agreement(*(each[example] for each in seen))
+        among_copies = _observe(gradients, losses, _copies(dummy_batch, example, count), draws)
+        for twice, place in zip(seen, (example, count - 1 - example), strict=True):
+            for one, again, other in zip(*twice, among_copies, strict=True):
+                _check_agreement(one[place], other[place], again[place])
+    (among_others, again), (moved, _) = seen
     other_numbers = _observe(gradients, losses, dummy_batch, draws, seed=1)
     if all(map(_agree, among_others, other_numbers, again)):
-        moved = _observe(gradients, losses, _reversed(dummy_batch, count), draws)
         for one, other in zip(among_others, moved, strict=True):
             _check_place(one, other.flip(0))
 

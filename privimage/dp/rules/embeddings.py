@@ -51,16 +51,22 @@ def embedding_bag(
     padding_idx: int | None = None,
     **options: Any,
 ) -> torch.Tensor:
-    """`F.embedding_bag` of indices [rows, bag]; bags of several lengths are filled up.
+    """`F.embedding_bag` of indices [rows, bag], or of one dimension and [rows] offsets.
 
     PyTorch hands its arguments over by name; `options` are those of `embedding`.
     """
-    if offsets is not None or x.dim() != 2:
-        raise UserError("bags have no dimension for the examples; use [rows, bag] and padding_idx")
-    found = embedding(examples, x, weight, **options)
+    if examples.owns(x) or x.dim() != (2 if offsets is None else 1):
+        raise UserError("its indices must be data [rows, bag], or [indices] with offsets")
     counted = torch.ones_like(x, dtype=torch.bool)
+    if offsets is not None:
+        place, counted = _bags(offsets, len(x), include_last_offset)
+        x = F.pad(x, (0, 1))[place]
+        if per_sample_weights is not None:
+            per_sample_weights = F.pad(per_sample_weights, (0, 1))[place]
+    examples.check_rows(x)
+    found = embedding(examples, x, weight, **options)
     if padding_idx is not None:
-        counted = x != padding_idx % len(weight)
+        counted = counted & (x != padding_idx % len(weight))
     if mode == "max":
         highest = found.masked_fill(~counted[..., None], float("-inf")).amax(1)
         return highest.where(counted.any(1)[:, None], 0.0)
@@ -70,6 +76,26 @@ def embedding_bag(
     if per_sample_weights is not None:
         shares = shares * per_sample_weights
     return (found * shares[..., None]).sum(1)
+
+
+def _bags(
+    offsets: torch.Tensor, size: int, include_last_offset: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each bag's indices are among `size`, [rows, longest bag], and which places count.
+
+    The others say `size`, behind the last.
+    """
+    ends = offsets[1:]
+    if include_last_offset:
+        offsets = offsets[:-1]
+    else:
+        ends = F.pad(ends, (0, 1), value=size)
+    lengths = ends - offsets
+    if offsets[0] != 0 or (lengths < 0).any() or ends[-1] > size:
+        raise UserError(f"its offsets must begin at 0 and rise to at most the {size} indices")
+    within = torch.arange(max(int(lengths.max()), 1), device=offsets.device)
+    counted = within < lengths[:, None]
+    return torch.where(counted, offsets[:, None] + within, size), counted
 
 
 class _ExampleEmbedding(Function):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from privimage import ops
 from privimage.dp.rules.convolution import ExampleConv2d, Pair, pad_by_name, pair
-from privimage.dp.rules.embeddings import embedding, embedding_bag
+from privimage.dp.rules.embeddings import embedding
 from privimage.dp.rules.layer_call import applied, check_dimensions
 from privimage.dp.rules.linear import linear
 from privimage.dp.rules.normalisation import ExampleGroupNorm
@@ -121,7 +121,6 @@ RULES: dict[Callable[..., Any], Rule] = {
     F.layer_norm: layer_norm,
     F.rms_norm: rms_norm,
     F.embedding: embedding,
-    F.embedding_bag: embedding_bag,
     F.instance_norm: instance_norm,
     torch.prelu: prelu,
 }

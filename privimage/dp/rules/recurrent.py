@@ -6,7 +6,7 @@ product for all steps, where the steps one by one would each write whole gradien
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import Function
@@ -46,39 +46,75 @@ def _relu_step(inner: torch.Tensor, recurrent: torch.Tensor, state: State) -> St
     return ((inner + recurrent).relu(),)
 
 
+class _Options(NamedTuple):
+    """What PyTorch's operations take behind the states, in their order; `batch_first` is apart."""
+
+    weights: Sequence[torch.Tensor]
+    has_bias: bool
+    num_layers: int
+    dropout: float
+    training: bool
+    bidirectional: bool
+
+
 def layers_of(step: Step) -> Callable[..., tuple[torch.Tensor, ...]]:
     """The rule of `torch.lstm`, `torch.gru`, `torch.rnn_tanh` or `torch.rnn_relu`."""
 
     def apply(examples: Examples, x: torch.Tensor, hx: Any, *others: Any) -> State:
         if isinstance(hx, torch.Tensor) and not hx.is_floating_point():
-            raise UserError("packed sequences have no dimension for the examples; pad to a length")
-        weights, has_bias, num_layers, dropout, training, bidirectional, batch_first = others
+            return apply_packed(examples, x, hx, *others)
+        *options, batch_first = others
         states = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
         _check(examples, x, states, 0 if batch_first else 1)
         x = x if batch_first else x.transpose(0, 1)
-        directions = 2 if bidirectional else 1
-        sets = num_layers * directions
-        each = len(weights) // sets
-        if each != (4 if has_bias else 2):
-            raise UserError("proj_size is not supported; put a Linear behind the layer")
-        last: list[State] = []
-        for layer in range(num_layers):
-            outputs = []
-            for backward in range(directions):
-                i = layer * directions + backward
-                parameters = weights[i * each : (i + 1) * each]
-                start = tuple(state[i] for state in states)
-                steps = x.flip(1) if backward else x
-                output, end = _run(examples, step, steps, start, parameters)
-                outputs.append(output.flip(1) if backward else output)
-                last.append(end)
-            x = torch.cat(outputs, dim=-1)
-            if dropout and layer < num_layers - 1:
-                x = F.dropout(x, dropout, training)
-        x = x if batch_first else x.transpose(0, 1)
-        return x, *(torch.stack(parts) for parts in zip(*last, strict=True))
+        x, *last = _stacked(examples, step, x, states, None, _Options(*options))
+        return x if batch_first else x.transpose(0, 1), *last
+
+    def apply_packed(
+        examples: Examples, values: torch.Tensor, batch_sizes: torch.Tensor, hx: Any, *options: Any
+    ) -> State:
+        packed = examples.packing.of(batch_sizes)
+        x, lengths = packed.pad(values, batch_sizes)
+        states = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
+        _check(examples, x, states, 0)
+        states = tuple(packed.unsorted(state, 1) for state in states)
+        goes_on = torch.arange(packed.steps) < lengths[:, None]
+        goes_on = goes_on.to(x.device)
+        x, *last = _stacked(examples, step, x, states, goes_on, _Options(*options))
+        return packed.pack(x, lengths), *(packed.sorted(state, 1) for state in last)
 
     return apply
+
+
+def _stacked(
+    examples: Examples,
+    step: Step,
+    x: torch.Tensor,
+    states: State,
+    goes_on: torch.Tensor | None,
+    options: _Options,
+) -> State:
+    """All layers: what the last one puts out [rows, steps, width], and the last states of all.
+
+    `goes_on` [rows, steps] is False behind the end of a row; None if all rows are as long.
+    """
+    weights, num_layers = options.weights, options.num_layers
+    directions = 2 if options.bidirectional else 1
+    each = len(weights) // (num_layers * directions)
+    last: list[State] = []
+    for layer in range(num_layers):
+        outputs = []
+        for backward in range(directions):
+            i = layer * directions + backward
+            parameters = weights[i * each : (i + 1) * each]
+            start = tuple(state[i] for state in states)
+            output, end = _run(examples, step, x, goes_on, start, parameters, bool(backward))
+            outputs.append(output)
+            last.append(end)
+        x = torch.cat(outputs, dim=-1)
+        if options.dropout and layer < num_layers - 1:
+            x = F.dropout(x, options.dropout, options.training)
+    return x, *(torch.stack(parts) for parts in zip(*last, strict=True))
 
 
 def cell_of(step: Step) -> Callable[..., Any]:
@@ -116,31 +152,65 @@ def _run(
     examples: Examples,
     step: Step,
     x: torch.Tensor,
+    goes_on: torch.Tensor | None,
     state: State,
     parameters: Sequence[torch.Tensor],
+    backward: bool,
 ) -> tuple[torch.Tensor, State]:
     """One layer in one direction: what it puts out [rows, steps, width], and its last state."""
-    w_ih, w_hh, *biases = parameters
-    b_ih, b_hh = biases or (None, None)
+    w_ih, w_hh, *others = parameters
+    b_ih, b_hh = others[:2] if len(others) > 1 else (None, None)
     inner = linear(examples, x, w_ih, b_ih)
+    recurrent = _StepByStep(examples, inner, w_hh, b_hh)
+    project = None
+    if len(others) % 2:  # An LSTM's, with proj_size.
+        project = _StepByStep(examples, inner.new_zeros(*x.shape[:2], len(others[-1])), others[-1])
     state = (state[0].clone(), *state[1:])  # It may be changed in place before it is read again.
-    before: list[torch.Tensor] = []
-    weight, bias = examples.hide(w_hh), examples.hide(b_hh)
-    added: torch.Tensor = _Recurrent.apply(  # type: ignore[no-untyped-call]
-        examples.anchor, inner, before, examples.slots_of(w_hh, b_hh)
-    )
     outputs = []
-    for t in range(x.shape[1]):
-        before.append(state[0].detach())
-        state = step(inner[:, t], F.linear(state[0], weight, bias) + added[:, t], state)
+    times = range(x.shape[1])
+    for t in times[::-1] if backward else times:
+        after = step(inner[:, t], recurrent(state[0]), state)
+        if project is not None:
+            after = project(after[0]), *after[1:]
+        if goes_on is not None:  # Backward, a row waits until its end comes.
+            pairs = zip(after, state, strict=True)
+            after = tuple(torch.where(goes_on[:, t, None], new, old) for new, old in pairs)
+        state = after
         outputs.append(state[0])
-    return torch.stack(outputs, dim=1), state
+    return torch.stack(outputs[::-1] if backward else outputs, dim=1), state
 
 
-class _Recurrent(Function):
-    """Zeros [rows, steps, gates] to be added to what the recurrent weight gives.
+class _StepByStep:
+    """A linear layer that is called for one step after the other, its gradient that of all at once.
 
-    Their gradient is that of its outputs; `before` will hold its inputs by then.
+    Args:
+        like: [rows, steps, outputs], of what it gives in all steps.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        like: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+    ) -> None:
+        self._weight, self._bias = examples.hide(weight), examples.hide(bias)
+        self._taken: list[torch.Tensor] = []
+        self._added: torch.Tensor = _Nothing.apply(  # type: ignore[no-untyped-call]
+            examples.anchor, like, self._taken, examples.slots_of(weight, bias)
+        )
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[rows, inputs] -> [rows, outputs]."""
+        added = self._added[:, len(self._taken)]
+        self._taken.append(x.detach())
+        return F.linear(x, self._weight, self._bias) + added
+
+
+class _Nothing(Function):
+    """Zeros [rows, steps, outputs] to be added to what a layer gives, step by step.
+
+    Their gradient is that of its outputs; `taken` will hold its inputs by then.
     """
 
     @staticmethod
@@ -148,16 +218,16 @@ class _Recurrent(Function):
         ctx: Any,
         anchor: torch.Tensor,
         like: torch.Tensor,
-        before: list[torch.Tensor],
+        taken: list[torch.Tensor],
         slots: Slots,
     ) -> torch.Tensor:
-        ctx.before, ctx.slots = before, slots
+        ctx.taken, ctx.slots = taken, slots
         return torch.zeros_like(like)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, ...]:
-        write_linear_grad(torch.stack(ctx.before, dim=1), grad, ctx.slots)
+        write_linear_grad(torch.stack(ctx.taken, dim=1), grad, ctx.slots)
         return None, None, None, None
 
 

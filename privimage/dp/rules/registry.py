@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from privimage.dp.rules import direct, recurrent
 from privimage.dp.rules.attention import multi_head_attention
+from privimage.dp.rules.embeddings import embedding_bag
 from privimage.dp.rules.layers import RULES
 from privimage.dp.rules.slots import Examples
 from privimage.errors import UserError, check_count
@@ -83,6 +84,7 @@ REGISTERED: dict[Operation, Rule] = {
     torch.conv_transpose2d: vmapped(torch.conv_transpose2d),
     torch.conv_transpose3d: vmapped(torch.conv_transpose3d),
     torch.bilinear: vmapped(_bilinear, inputs=2),
+    F.embedding_bag: Rule(embedding_bag, None),
     **{
         operation: Rule(rule, None)
         for operation, rule in (direct.OPERATIONS | recurrent.OPERATIONS).items()

@@ -10,6 +10,7 @@ from torch.autograd import Function
 from torch.autograd.graph import Node, get_gradient_edge
 
 from privimage import ops
+from privimage.dp.rules.packing import Packing
 from privimage.errors import UserError
 
 
@@ -148,6 +149,7 @@ class Examples:
             same with a first dimension of 1.
         merged: how long a first dimension is that holds rows and then windows, tokens or heads of
             each, after a view.
+        packing: what was packed.
     """
 
     count: int
@@ -159,6 +161,7 @@ class Examples:
     derived_slots: MutableMapping[Content, DerivedSlot] = field(default_factory=dict)
     repeated: MutableMapping[Content, torch.Tensor] = field(default_factory=dict)
     merged: set[int] = field(default_factory=set)
+    packing: Packing = field(default_factory=Packing)
 
     def open(self) -> None:
         """The losses are computed: from now on gradients are written."""
@@ -221,9 +224,11 @@ class Examples:
         """Raises UserError unless it `has_rows`."""
         if not self.has_rows(x, dimension):
             which = ("first", "second")[dimension]
+            way_out = "; pad what is packed first (pad_packed_sequence)"
             raise UserError(
                 f"the {which} dimension of its input {list(x.shape)} must be that of the "
                 f"{self.rows} rows (or {self.count} examples) of the batch"
+                f"{way_out if self.packing.is_used else ''}"
             )
 
     def expand(self, tensor: torch.Tensor) -> torch.Tensor:
