@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import signal
+import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -193,3 +196,21 @@ def test_rows_replace_those_of_the_same_identity(tmp_path):
     path.write_text(json.dumps({"machine": "another", "rows": found}))
     records.merge(path, [row], identity)
     assert [each["draws"] for each in json.loads(path.read_text())["rows"]] == [1]
+
+
+def test_a_gpu_check_that_builds_nothing_times_no_older_build_and_keeps_the_reason(tmp_path):
+    python, out = tmp_path / "python", tmp_path / "out"
+    python.write_text('#!/bin/sh\ncase "$*" in *pip*) echo no such header; exit 1 ;; esac\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["sh", "benchmarks/gpu_check.sh", out, "build", "kernels"],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"DEVICE": "cpu", "PYTHON": str(python), "WHEELS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "no such header" in done.stdout
+    assert "kernels" not in done.stdout
+    with tarfile.open(out / "figures.tgz") as figures:
+        assert figures.extractfile("build.log").read() == b"no such header\n"
