@@ -128,7 +128,7 @@ PEERS='vmap,loop,hooks,ghost,call by call'
 ! wants draws || steps draws 480 cifar10 --draws 4,16 --among privimage,captured
 ! wants wide || steps wide 480 wide,wider --draws 8 --among privimage,captured
 ! wants batches || steps batches 480 cifar10 --draws 8 --examples 64,264 --among privimage,captured
-! wants compiled || steps compiled 300 cifar10 --draws 8 --among torch,captured
+! wants compiled || steps compiled 300 cifar10 --draws 8 --among torch.compile,captured
 ! wants rows || steps rows 240 cifar10 --draws 1 --among bfloat16,captured
 # All that a user gets, from nothing to the report; cut off, it goes on in a second call.
 ! wants train || part train 240 "$PYTHON" -P -m privimage train --device "$DEVICE" --preset digits \
