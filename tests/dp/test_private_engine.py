@@ -424,7 +424,13 @@ def test_a_step_within_a_step_is_refused(checked):
 
     is_armed = not checked
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    engine = PrivateEngine(model, optimizer, stepping, examples(), Privacy(1.0, 1.0, 5))
+    engine = PrivateEngine(
+        model,
+        optimizer,
+        stepping,
+        examples(),
+        Privacy(noise_multiplier=1.0, sample_rate=1.0, steps=5),
+    )
     if checked:
         engine.check()
     is_armed = True
