@@ -92,6 +92,11 @@ def test_epsilon_over_steps_ends_where_the_plan_does():
         epsilon_over_steps(PLAN, [101], 1e-5)
 
 
+def test_steps_without_noise_have_no_epsilon():
+    (point,) = epsilon_over_steps(SubsampledGaussian(0.2, 0.0, 100), [50], 1e-5)
+    assert (point.lower, point.upper) == (math.inf, math.inf)
+
+
 @pytest.mark.parametrize("other", [0.0, 100.0, math.nan, math.inf])
 def test_no_epsilon_is_stated_when_the_accountants_disagree(monkeypatch, other):
     honest = pld.add_or_remove(accountant.composed([PLAN]), 1e-5)

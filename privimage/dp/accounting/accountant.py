@@ -121,6 +121,8 @@ def epsilon_over_steps(
         check_count("steps", count)
         if count > plan.steps:
             raise UserError(f"the plan has {plan.steps} steps, so none can be stated for {count}")
+    if not _has_noise([plan, *already_spent]):
+        return [Epsilon(math.inf, math.inf, math.inf)] * len(counts)
     composition = composed([plan, *already_spent])
     first, *others = (steps.count for steps in composition.steps)
     taken = [[first - plan.steps + count, *others] for count in counts]
