@@ -183,8 +183,12 @@ def _without_numbers(role: str) -> Iterator[None]:
 
 
 def _names(opened: Source, declared: tuple[str, ...] | None, role: str) -> tuple[str, ...]:
-    """The declared names of the labels, or else those of the set itself; () without labels."""
-    if not opened.is_labelled:
+    """The declared names of the labels, or else those of the set itself; () without labels.
+
+    Where the images' own places name them, a single image could decide whether there are labels, so
+    names that are declared are there in any case.
+    """
+    if not opened.is_labelled and not (declared and opened.names_by_image):
         return ()
     if declared is None and not opened.names:
         raise UserError(

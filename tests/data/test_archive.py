@@ -143,6 +143,25 @@ def test_removing_one_member_removes_its_row_and_nothing_else(tmp_path, kind, re
     assert (recwarn.list, capfd.readouterr()) == ([], ("", ""))
 
 
+@pytest.mark.parametrize("person", [None, PersonKey(level=1)])
+@pytest.mark.parametrize("kind", [*KINDS, "folder"])
+def test_no_image_decides_whether_declared_names_count(tmp_path, kind, person):
+    """The names are declared, so they must be the same for a set in which nothing has a class."""
+    place = "patient/" if person else ""
+    files = {f"{place}{number}.png": png(number) for number in range(3)}
+    for number, extra in enumerate(({}, {f"{place}cat/3.png": png(3)})):
+        path = tmp_path / f"{number}-{kind}"
+        if kind != "folder":
+            write_archive(path, files | extra)
+        else:
+            for name, content in (files | extra).items():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                (path / name).write_bytes(content)
+        found = load_sensitive(str(path), SHAPE, ("cat", "dog"), person=person)
+        assert found.names == ("cat", "dog")
+        assert set(found.labels.tolist()) <= {0, 2}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_declared_names_are_never_matched_by_number(tmp_path, kind):
     path = write_archive(tmp_path / kind, CLASSES)

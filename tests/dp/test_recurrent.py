@@ -373,7 +373,7 @@ def test_a_layer_on_packed_values_is_refused():
 def test_a_private_engine_takes_packed_names_call_by_call(recorded):
     model, data = Names(), (torch.randint(0, 9, (6, 5)), LENGTHS)
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
-    privacy = Privacy(1e-6, sample_rate=1.0, steps=2, expected_batch_size=1)
+    privacy = Privacy(noise_multiplier=1e-6, sample_rate=1.0, steps=2, expected_batch_size=1)
     optimizer = DPSGD(model.parameters(), lr=1.0)
     engine = PrivateEngine(model, optimizer, names_losses, data, privacy, recorded=recorded)
     with pytest.raises(RuntimeError, match="greater than 0") as made_up:
