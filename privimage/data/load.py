@@ -185,10 +185,11 @@ def _without_numbers(role: str) -> Iterator[None]:
 def _names(opened: Source, declared: tuple[str, ...] | None, role: str) -> tuple[str, ...]:
     """The declared names of the labels, or else those of the set itself; () without labels.
 
-    Where the images' own places name them, a single image could decide whether there are labels, so
-    names that are declared are there in any case.
+    Where the images' own places name them, a single image could decide whether a sensitive set has
+    labels, so names that are declared for it are there in any case.
     """
-    if not opened.is_labelled and not (declared and opened.names_by_image):
+    is_decided = role == _SENSITIVE and opened.names_by_image and declared
+    if not opened.is_labelled and not is_decided:
         return ()
     if declared is None and not opened.names:
         raise UserError(
