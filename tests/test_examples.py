@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn.utils import parametrizations
 from truth import one_at_a_time
 
@@ -170,13 +170,19 @@ def test_the_page_runs_from_top_to_bottom(monkeypatch):
         "losses": lambda m, x, y: nn.functional.cross_entropy(m(x), y, reduction="none"),
         "x": torch.randn(600, 4),
         "y": torch.randint(3, (600,)),
+        "ledger": None,
     }
     blocks = _blocks(PAGES[0])
-    assert len(blocks) == 7
+    assert len(blocks) == 8
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_PORT", "0")
     for block in blocks:
         # Loops are shortened, and each part has a model of its own; all else stands there.
         names["model"] = nn.Linear(4, 3)
         exec(re.sub(r"(steps=|range\()1000", r"\g<1>2", block), names)  # noqa: S102
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
     assert names["engine"].steps_spent == 2
     assert torch.equal(names["fast"](names["x"], names["y"]), names["total"])
     texts = torch.randint(50, (3, 7)), torch.tensor([2, 7, 5])

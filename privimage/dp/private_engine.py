@@ -7,7 +7,7 @@ from threading import RLock
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from privimage.dp.gradient_noise import GradientNoise
 from privimage.dp.gradients.chance import seeded
@@ -21,6 +21,7 @@ from privimage.dp.gradients.recording import record
 from privimage.dp.ledger.ledger import Ledger
 from privimage.dp.noise import Domain, SecretKey
 from privimage.dp.privacy import Privacy
+from privimage.dp.processes import Processes
 from privimage.dp.sampling import PoissonLoader, Rows
 from privimage.dp.step_account import StepAccount
 from privimage.dp.stepping import Stepper
@@ -45,7 +46,9 @@ class PrivateEngine:
     tests/dp/test_private_engine.py::test_an_empty_batch_is_a_step,
     tests/dp/test_private_engine.py::test_the_random_state_tells_nothing_about_the_batch); with a
     ledger, each is on disk before its noise is drawn
-    (tests/dp/test_private_engine.py::test_a_step_is_in_the_ledger_before_data_is_touched). The
+    (tests/dp/test_private_engine.py::test_a_step_is_in_the_ledger_before_data_is_touched). Several
+    processes change together what one would
+    (tests/dp/test_processes.py::test_several_processes_take_the_steps_of_one_bit_for_bit). The
     shapes of an example are taken for public, and the number of examples where `privacy` has no
     `expected_batch_size`. How long a step takes is not covered.
 
@@ -70,6 +73,7 @@ class PrivateEngine:
         micro_batch: int | None = None,
         recorded: bool = False,
         ledger: Ledger | None = None,
+        process_group: "distributed.ProcessGroup | None" = None,
     ) -> None:
         """Binds everything together; touches no data but for the shape of an example.
 
@@ -93,7 +97,11 @@ class PrivateEngine:
                 whose Python depends on shapes alone; what it reads but tensors, such as a model's
                 `training` or a dropout rate, stays as it was in the first step.
             ledger: by the unit "image", which is one example, and with the plan
-                `privacy.plan(delta)`; every step is reserved in it.
+                `privacy.plan(delta)`; every step is reserved in it. Of several processes, the
+                first alone has one.
+            process_group: processes with model, data and engine alike that take each step together:
+                each sums its share of the batch, and the first samples, adds the noise once and
+                updates. By default all that `torch.distributed` knows, if it is initialised.
 
         Raises:
             UserError: a layer that mixes examples, parameters of model and optimiser that differ,
@@ -104,6 +112,10 @@ class PrivateEngine:
         self._model, self._losses, self._optimizer = model, losses, optimizer
         self._draws = draws_per_example
         self._gradients = ExampleGradients(model)
+        self._processes = Processes(process_group, self._gradients.device)
+        if ledger is not None:
+            self._processes.check_first("the ledger")
+        self._are_alike = False
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.max_memory = usual_memory(self._gradients.device)
         self.plan: StepPlan | None = None
@@ -115,9 +127,12 @@ class PrivateEngine:
         key = SecretKey.from_os()
         self._account = StepAccount(privacy, ledger, key.is_secret)
         self._sampling, self._words = key.stream(Domain.SAMPLING), key.stream(Domain.EXAMPLES)
+        shapes = [(name, p.shape, p.dtype) for name, p in self._parameters.items()]
+        self._terms = repr((privacy, draws_per_example, len(self._loader), shapes))
         expected = privacy.expected_batch_size or privacy.sample_rate * max(len(self._loader), 1)
         if micro_batch is None:
-            micro_batch = most_examples(self._gradients.device, draws_per_example, expected)
+            share = expected / self._processes.count
+            micro_batch = most_examples(self._gradients.device, draws_per_example, share)
         check_count("micro_batch", micro_batch)
         self._micro_batch = micro_batch
         noise = GradientNoise.make(privacy.noise_multiplier, expected, key, privacy.max_grad_norm)
@@ -205,8 +220,10 @@ class PrivateEngine:
         engine on the same data.
 
         Raises:
-            UserError: δ is out of range, or the accountants disagree.
+            UserError: δ is out of range, the accountants disagree, or this is not the first of
+                several processes.
         """
+        self._processes.check_first("epsilon()")
         return self._account.epsilon(delta)
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,7 +232,11 @@ class PrivateEngine:
         Neither key nor batch nor un-noised gradient is in it; an engine that loads it draws a fresh
         key. Everything in it is a tensor, number or string: it can be read back without pickle's
         dangers.
+
+        Raises:
+            UserError: this is not the first of several processes, which alone has it.
         """
+        self._processes.check_first("state_dict()")
         return {"optimizer": self._optimizer.state_dict(), **self._account.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -227,6 +248,7 @@ class PrivateEngine:
         """
         self._account.check_state(state)
         self._account.take_over(state)  # Even if the rest fails: the model's own state is loaded.
+        self._are_alike = False
         self._optimizer.load_state_dict(state["optimizer"])
 
     def close(self) -> None:
@@ -236,23 +258,33 @@ class PrivateEngine:
         self._hooks = []
 
     def _step(self) -> None:
-        self._check_ready()
-        if self.plan is None:
-            self.check()
-        plan = cast(StepPlan, self.plan)
-        self._account.begin()
+        with self._processes.agreed(f"{self._terms} {self.steps_spent}"):
+            self._check_ready()
+            if self.plan is None:
+                self.check()
+        if not self._are_alike:
+            self._processes.hand_out([*self._model.parameters(), *self._model.buffers()])
+            self._are_alike = True
+        self._processes.in_turn(self._account.begin)
+        chosen = self._processes.own_share(self._loader.sample(self._sampling))
+        total = self._processes.add_up(self._sum(chosen))
+        if self._processes.is_first:
+            self._stepper.step(total)
+        self._processes.hand_out(self._parameters.values())
+
+    def _sum(self, chosen: torch.Tensor) -> torch.Tensor:
+        """The clipped sum of these examples, int64 [parameters]; that of none is nothing else."""
+        plan, device = cast(StepPlan, self.plan), self._gradients.device
         total: torch.Tensor | None = None
-        seed = int(self._words.words(1))
-        device = self._gradients.device
+        # With a test key all processes have the same words; each takes one of its own.
+        seed = int(self._words.words(self._processes.rank + 1)[-1])
         with seeded(seed, device):
-            for rows, count in self._loader.micro_batches(
-                self._sampling, plan.examples, self._filler
-            ):
+            for rows, count in self._loader.micro_batches(chosen, plan.examples, self._filler):
                 part = (self._recorded or self._summed)(*self._filled(rows, count))
                 total = part if total is None else total.add_(part)
-        if total is None:  # An empty batch is a step like any other.
-            total = torch.zeros(self._gradients.size, dtype=torch.int64, device=device)
-        self._stepper.step(total)
+        if total is None:
+            return torch.zeros(self._gradients.size, dtype=torch.int64, device=device)
+        return total
 
     def _summed(self, *batch: torch.Tensor) -> torch.Tensor:
         """The clipped sum of a micro-batch, of which its last tensor says how many examples count.

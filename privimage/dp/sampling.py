@@ -120,16 +120,20 @@ class PoissonLoader:
         if self._tensors is not None:
             _check_form(self._tensors, made_up)
 
+    def sample(self, stream: SecretStream) -> torch.Tensor:
+        """The indices of one step's examples; `stream` as for `poisson_sample`."""
+        return poisson_sample(len(self), self._threshold, stream)
+
     def micro_batches(
-        self, stream: SecretStream, size: int, filler: Rows
+        self, chosen: torch.Tensor, size: int, filler: Rows
     ) -> Iterator[tuple[Rows, int]]:
-        """One step's sample as (rows, count): `size` rows, `filler` behind the first `count`.
+        """These examples as (rows, count): `size` rows, `filler` behind the first `count`.
 
         The shape of a micro-batch does not depend on how many examples were sampled, so that an
-        example's gradient does not either. An empty sample has no micro-batch.
+        example's gradient does not either. No examples make no micro-batch.
 
         Args:
-            stream: of the domain SAMPLING; a step of it is used.
+            chosen: from `sample`, or a part of it.
             size: examples a micro-batch, at least 1.
             filler: a made-up example, [1, ...] each, that the losses can take.
 
@@ -137,7 +141,6 @@ class PoissonLoader:
             UserError: the examples have not the shapes and types of `filler`.
         """
         check_count("micro_batch", size)
-        chosen = poisson_sample(len(self), self._threshold, stream)
         for indices in chosen.split(size) if len(chosen) else ():
             rows = tuple(one.repeat(size, *[1] * (one.dim() - 1)) for one in filler)
             parts = self._rows(indices)

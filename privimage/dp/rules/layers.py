@@ -143,7 +143,7 @@ def check_layers(model: nn.Module) -> None:
     for name, module in model.named_modules():
         where = f"module '{name}' ({type(module).__name__})"
         if isinstance(module, nn.parallel.DistributedDataParallel):
-            raise UserError(f"{where}: several processes are not known here; give its .module")
+            raise UserError(f"{where}: give its .module: the engine joins processes itself")
         if not isinstance(module, KEEPS_STATISTICS):
             continue
         if not module.training and module.running_mean is not None:
