@@ -490,11 +490,11 @@ def test_a_frozen_backbone_may_normalise_by_what_it_has_learned():
         engine(row_sums, x)
 
 
-def test_a_model_in_several_processes_is_refused():
+def test_a_model_that_is_wrapped_for_several_processes_is_refused():
     class Wrapped(nn.parallel.DistributedDataParallel):
         def __init__(self, module):
             nn.Module.__init__(self)
             self.module = module
 
-    with pytest.raises(UserError, match=r"\(Wrapped\): several processes .*\.module"):
+    with pytest.raises(UserError, match=r"\(Wrapped\): give its \.module"):
         ExampleGradients(Wrapped(nn.Linear(3, 2)))

@@ -21,8 +21,9 @@ from torch.utils.checkpoint import CheckpointError
 from privimage.dp.gradients.exchange import exchange
 from privimage.dp.gradients.provenance import FROM_CONSTANTS
 from privimage.dp.rules.derived import hand_back
+from privimage.dp.rules.examples import Examples
 from privimage.dp.rules.layers import KEEPS_STATISTICS, check_layers
-from privimage.dp.rules.slots import Examples, Slot
+from privimage.dp.rules.slots import Slot
 from privimage.errors import UserError, check_count
 
 Losses = Callable[..., torch.Tensor]

@@ -10,10 +10,10 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from privimage.dp.gradients.provenance import FROM_CONSTANTS, Provenance
 from privimage.dp.rules.derived import BY_FORM, CHANGED, by_form, derive, tensors_in, with_bases
+from privimage.dp.rules.examples import Examples
 from privimage.dp.rules.packing import FOLLOWED
 from privimage.dp.rules.pending import Pending, StandIns
 from privimage.dp.rules.registry import REGISTERED, Rule
-from privimage.dp.rules.slots import Examples
 from privimage.errors import UserError
 
 _PROPERTIES = "shape dtype device layout ndim requires_grad is_leaf is_cuda is_cpu is_nested"

@@ -8,7 +8,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from privimage.dp.rules.derived import BY_FORM, tensors_in
-from privimage.dp.rules.slots import Examples
+from privimage.dp.rules.examples import Examples
 
 _LEAVING = {getattr(torch.Tensor, name) for name in ("numpy", "tolist", "__array__", "__dlpack__")}
 """By which data leaves PyTorch."""

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from privimage.dp.rules.examples import Examples
 from privimage.dp.rules.linear import linear
-from privimage.dp.rules.slots import Examples
 from privimage.errors import UserError
 
 

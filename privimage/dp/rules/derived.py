@@ -12,7 +12,8 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn import functional as F
 
 from privimage.dp.rules.embeddings import NOT_SPARSE
-from privimage.dp.rules.slots import Examples, content
+from privimage.dp.rules.examples import Examples
+from privimage.dp.rules.slots import content
 from privimage.errors import UserError
 
 _REPEATING = (torch.Tensor.expand, torch.Tensor.repeat)

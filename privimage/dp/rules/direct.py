@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from privimage.dp.rules.embeddings import embedding
+from privimage.dp.rules.examples import Examples
 from privimage.dp.rules.linear import linear, matrix_product
-from privimage.dp.rules.slots import Examples
 from privimage.errors import UserError
 
 Operation = Callable[..., Any]

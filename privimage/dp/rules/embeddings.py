@@ -7,7 +7,8 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from privimage import ops
-from privimage.dp.rules.slots import Examples, Slot, claim, once_differentiable
+from privimage.dp.rules.examples import Examples
+from privimage.dp.rules.slots import Slot, claim, once_differentiable
 from privimage.errors import UserError
 
 NOT_SPARSE = "sparse gradients are not supported; leave sparse out"

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
-from privimage.dp.rules.slots import Examples
+from privimage.dp.rules.examples import Examples
 from privimage.errors import UserError
 
 

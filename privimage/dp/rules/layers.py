@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from privimage import ops
 from privimage.dp.rules.convolution import ExampleConv2d, Pair, pad_by_name, pair
 from privimage.dp.rules.embeddings import embedding
+from privimage.dp.rules.examples import Examples
 from privimage.dp.rules.layer_call import applied, check_dimensions
 from privimage.dp.rules.linear import linear
 from privimage.dp.rules.normalisation import ExampleGroupNorm
 from privimage.dp.rules.pending import Pending
-from privimage.dp.rules.slots import Examples
 from privimage.errors import UserError
 
 

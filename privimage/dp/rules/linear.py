@@ -6,8 +6,9 @@ import torch
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from privimage.dp.rules.examples import Examples
 from privimage.dp.rules.layer_call import applied, check_dimensions
-from privimage.dp.rules.slots import Examples, Slots, once_differentiable, opened, write_weight_grad
+from privimage.dp.rules.slots import Slots, once_differentiable, opened, write_weight_grad
 from privimage.errors import UserError
 
 _ONE_TAP = ((1, 1), (0, 0), (1, 1), 1)

@@ -12,8 +12,9 @@ import torch
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from privimage.dp.rules.examples import Examples
 from privimage.dp.rules.linear import linear, write_linear_grad
-from privimage.dp.rules.slots import Examples, Slots, once_differentiable
+from privimage.dp.rules.slots import Slots, once_differentiable
 from privimage.errors import UserError
 
 State = tuple[torch.Tensor, ...]

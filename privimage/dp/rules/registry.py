@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from privimage.dp.rules import direct, recurrent
 from privimage.dp.rules.attention import multi_head_attention
 from privimage.dp.rules.embeddings import embedding_bag
+from privimage.dp.rules.examples import Examples
 from privimage.dp.rules.layers import RULES
-from privimage.dp.rules.slots import Examples
 from privimage.errors import UserError, check_count
 
 Operation = Callable[..., Any]
