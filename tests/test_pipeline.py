@@ -296,5 +296,5 @@ def test_files_of_the_sensitive_set_are_not_public(tmp_path, shared):
         sensitive=str(folder / "train.parquet"),
         test=f"{folder}/{shared}",
     )
-    with pytest.raises(UserError, match=r"--test: .* shares files with it"):
+    with pytest.raises(UserError, match=r"--test: .* has files or folders of it"):
         preflight.refuse_sensitive_as_public(settings)

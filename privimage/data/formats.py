@@ -1,6 +1,7 @@
 """Which format an image set has, told from its path."""
 
 import glob
+import os
 from pathlib import Path, PurePosixPath
 
 from privimage.data.archive import ARCHIVES, open_archive
@@ -34,7 +35,7 @@ def open_source(name: str, path: Path, person: PersonKey | None = None) -> Sourc
     """
     try:
         if not path.exists():
-            if shards := shards_of(path):
+            if shards := _shards_of(path):
                 return open_parquet(name, path, shards, person)
             for archive in path.parents:
                 if archive.is_file() and archive.name.lower().endswith(ARCHIVES):
@@ -47,7 +48,29 @@ def open_source(name: str, path: Path, person: PersonKey | None = None) -> Sourc
         raise UserError(f"{name}: '{path}' can't be read ({error.strerror or error})") from error
 
 
-def shards_of(path: Path) -> list[Path]:
+def share_images(one: str, other: str) -> bool:
+    """Whether two image sets have a file in common, or a folder of one lies in the other."""
+    ours, theirs = _places(one), _places(other)
+    return bool(ours & theirs) or _lies_in(ours, theirs) or _lies_in(theirs, ours)
+
+
+def _places(source: str) -> set[Path]:
+    """The files that a set is read from, or its folder, or its place in an archive; resolved."""
+    path = Path(source)
+    files = _shards_of(path) or (training_files(path) if path.is_dir() else [])
+    return {Path(os.path.realpath(file)) for file in files or [path]}
+
+
+def _lies_in(places: set[Path], others: set[Path]) -> bool:
+    """Whether a place is a folder below one of the others; both may be in an archive."""
+    return any(
+        above in others and (place.is_dir() or not above.is_dir())
+        for place in places
+        for above in place.parents
+    )
+
+
+def _shards_of(path: Path) -> list[Path]:
     """The Parquet files that a folder or a pattern stands for; none if it is something else."""
     if path.is_dir():
         return sorted(path.glob("*.parquet"))
@@ -56,7 +79,7 @@ def shards_of(path: Path) -> list[Path]:
 
 
 def _open_folder(name: str, path: Path, person: PersonKey | None) -> Source:
-    if shards := shards_of(path):
+    if shards := _shards_of(path):
         return open_parquet(name, path, shards, person)
     if sets := sorted(filter(is_idx, path.iterdir())):
         raise UserError(

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from privimage import data, durable
-from privimage.data.formats import shards_of
+from privimage.data.formats import share_images
 from privimage.errors import UserError
 from privimage.pipeline import measurement
 from privimage.recipe import DataSettings
@@ -69,22 +69,14 @@ def check(run: Run, missing: Collection[str]) -> None:
 
 
 def refuse_sensitive_as_public(settings: DataSettings) -> None:
-    """Raises UserError if files of the sensitive set are also given as some that are public."""
+    """Raises UserError if images of the sensitive set are also given as some that are public."""
     for option, source in (("--public", settings.public), ("--test", settings.test)):
-        if source and settings.sensitive and _places(source) & _places(settings.sensitive):
+        if source and settings.sensitive and share_images(source, settings.sensitive):
             raise UserError(
-                f"{option}: '{source}' is the sensitive set itself, or shares files with it, and "
-                "no ε covers what is computed on public images; give others, or keep some apart "
-                "from --sensitive"
+                f"{option}: '{source}' is the sensitive set itself, or has files or folders of it, "
+                "and no ε covers what is computed on public images; give others, or keep some "
+                "apart from --sensitive"
             )
-
-
-def _places(source: str) -> set[str]:
-    """What a source is read from: itself, and the shards that its folder or pattern stands for."""
-    if source.startswith("builtin:"):
-        return {source}
-    place = Path(source)
-    return {os.path.realpath(path) for path in (place, *shards_of(place))}
 
 
 def _check_evaluation(run: Run) -> None:

@@ -7,7 +7,7 @@ import pytest
 from pictures import png, write_classes, write_hub
 
 from privimage.data import ImageShape, load_sensitive, parquet
-from privimage.data.formats import open_source
+from privimage.data.formats import open_source, share_images
 from privimage.errors import UserError
 
 
@@ -268,3 +268,35 @@ def test_no_cell_of_a_csv_is_too_long_or_too_large_a_number(tmp_path, huge):
     assert set(open_source("--sensitive", path).names) == {"2", "10", huge}
     assert load_sensitive(str(path), ImageShape(8, 3), ("2", "10")).labels.tolist() == [0, 2, 1]
     assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("shards", "shards/a.parquet", True),
+        ("shards/*.parquet", "shards/../shards/a.parquet", True),
+        ("shards/a.parquet", "shards/b.parquet", False),
+        ("scans", "scans/test", True),
+        ("scans/train", "scans/test", False),
+        ("scans", "scans/mine.zip", False),  # A folder's images are files of images.
+        ("scans/mine.zip", "scans/mine.zip/test", True),
+        ("scans/mine.zip/test", "scans/mine.zip/test/cats", True),
+        ("scans/mine.zip/train", "scans/mine.zip/test", False),
+        ("scans", "scans/mine.zip/test", False),
+        ("cifar", "cifar/data_batch_1.bin", True),
+        ("cifar", "cifar/test_batch.bin", False),
+        ("link", "scans/test", True),
+        ("builtin:digits", "builtin:digits", True),
+        ("builtin:digits", "builtin:glyphs", False),
+    ],
+)
+def test_sets_that_share_images_are_known(tmp_path, monkeypatch, one, other, expected):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("scans/test", "scans/train", "shards", "cifar"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("scans/mine.zip", "shards/a.parquet", "shards/b.parquet"):
+        (tmp_path / file).touch()
+    for file in ("batches.meta.txt", "data_batch_1.bin", "test_batch.bin"):
+        (tmp_path / "cifar" / file).touch()
+    (tmp_path / "link").symlink_to("scans")
+    assert share_images(one, other) == share_images(other, one) == expected
