@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from step.methods import CAPTURED, COMPILED, ORDINARY, OURS, UNRECORDED, Method
@@ -82,7 +83,7 @@ def measure(
     for name in steps:
         ratios = [taken / wall[reference][turn] for turn, taken in wall[name].items()]
         cpu_ratios = [taken / cpu[reference][turn] for turn, taken in cpu[name].items()]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
         rows.append(
             {
                 "model": setting.name,
