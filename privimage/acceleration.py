@@ -8,6 +8,7 @@ everything runs as it is written.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from threading import Lock
+from types import FunctionType
 
 import torch
 from torch import nn
@@ -37,6 +38,10 @@ def accelerated(function: Function, device: torch.device) -> Function:
     """
     if device.type != "cuda":
         return function
+    if isinstance(function, FunctionType):
+        # PyTorch compiles one code eight times at most, and would take all networks' for one.
+        code = function.__code__.replace()
+        function = FunctionType(code, function.__globals__, closure=function.__closure__)
     return in_turns(_Replayed(torch.compile(function, fullgraph=True, dynamic=False)), device)
 
 

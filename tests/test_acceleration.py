@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from torch import nn
 
 from privimage import acceleration
 from privimage.acceleration import accelerated, in_turns, inference, mixed_precision
@@ -51,6 +52,23 @@ def test_on_a_cpu_nothing_is_exchanged():
         assert torch.equal(inference(network, 10**4)(*batch()), network(*batch()))
     with mixed_precision(torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_any_number_of_networks_is_compiled(monkeypatch):
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **how: compiled(f, backend="eager", **how))
+    monkeypatch.setattr(acceleration, "_Replayed", lambda function: function)
+    torch.compiler.reset()
+
+    def forward_of(layer):
+        def forward(x):
+            return layer(x)
+
+        return forward
+
+    for width in range(1, 11):
+        forward = accelerated(forward_of(nn.Linear(3, width)), torch.device("cuda"))
+        assert forward(torch.ones(2, 3)).shape == (2, width)
 
 
 def test_few_calls_are_not_compiled(monkeypatch):
