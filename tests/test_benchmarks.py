@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import dp_step
 import records
 from step import models
-from step.methods import CAPTURED, ORDINARY, OURS, UNRECORDED, Method, methods
+from step.methods import CAPTURED, COMPILED, ORDINARY, OURS, UNRECORDED, Method, methods
 from step.models import MODELS, Setting, settings
 from step.steps import LEARNING_RATE, Step, captured, ordinary
 from step.turns import measure
@@ -46,6 +46,21 @@ def test_every_method_that_runs_has_a_row_of_paired_ratios(capsys):
         assert row["reference_ms"] > 0
         assert f"K=2 {row['method']}" in dp_step.line(row)
     assert rows[rows[OURS]["reference"]]["ratio"] == 1.0
+
+
+def test_each_setting_is_compiled_for_its_own_shapes(monkeypatch):
+    compiled, shapes = torch.compile, []
+
+    def note(graph, given):
+        shapes.extend(size for tensor in given for size in getattr(tensor, "shape", [tensor]))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda network: compiled(network, backend=note))
+    for setting in settings(["digits"], [1], sweep=[2, 3, 5]):
+        chosen = {n: m for n, m in methods(setting).items() if n in (*ORDINARY, OURS, COMPILED)}
+        assert COMPILED in {row["method"] for row in measure(setting, chosen, 1)}
+    assert {2, 3, 5} < set(shapes)
+    assert {type(size) for size in shapes} == {int}
 
 
 def test_what_there_is_no_time_for_is_left_out(capsys):

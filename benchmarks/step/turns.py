@@ -37,6 +37,7 @@ def measure(
     one is, and what is not ready then is given up; after all no further turn is taken, but for
     the first three.
     """
+    torch.compiler.reset()  # Else other shapes than the last setting's are compiled for any shape.
     began = time.perf_counter()
     steps: dict[str, Step] = {}
     pieces: dict[str, int] = {}
