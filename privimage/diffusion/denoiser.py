@@ -70,9 +70,8 @@ def losses(
     return weight * error.square().mean(dim=(1, 2, 3))
 
 
-def draw_noise_levels(generator: torch.Generator, count: int) -> torch.Tensor:
-    """Log-normal noise levels for training, float32 [count], on the generator's device."""
-    normal = torch.randn(count, generator=generator, device=generator.device)
+def noise_levels(normal: torch.Tensor) -> torch.Tensor:
+    """Unit Gaussians → log-normal noise levels for training."""
     return (_LOG_SIGMA_MEAN + _LOG_SIGMA_STD * normal).exp()
 
 

@@ -10,7 +10,7 @@ import torch
 from privimage.acceleration import memory_format, mixed_precision
 from privimage.data import randomly_flipped, to_unit_range
 from privimage.diffusion.compact_unet import CompactUNet
-from privimage.diffusion.denoiser import Denoiser, draw_noise_levels, drop_labels, losses
+from privimage.diffusion.denoiser import Denoiser, drop_labels, losses, noise_levels
 from privimage.diffusion.ema import Ema
 from privimage.diffusion.unet import UNet
 from privimage.errors import UserError, check_choice, check_count, check_positive
@@ -170,7 +170,7 @@ class Pretraining:
         images = to_unit_range(self._images[rows].cpu())
         if settings.flip:
             images = randomly_flipped(images, random)
-        sigma = draw_noise_levels(random, settings.batch_size)
+        sigma = noise_levels(torch.randn(settings.batch_size, generator=random))
         noise = torch.randn(images.shape, generator=random)
         coins = torch.rand(settings.batch_size, generator=random)
         no_label = self._network.shape.classes

@@ -44,7 +44,7 @@ from privimage.dp.ledger.records import (
     adjacency,
 )
 from privimage.dp.ledger.verification import Made, Verification, verify
-from privimage.dp.noise import Domain, SecretKey, SecretStream, generators
+from privimage.dp.noise import Domain, SecretKey, SecretStream
 from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
 from privimage.dp.privacy import Privacy
 from privimage.dp.private_engine import PrivateEngine
@@ -91,7 +91,6 @@ __all__ = [
     "epsilon",
     "epsilon_over_steps",
     "estimate_noise_multiplier",
-    "generators",
     "group_epsilon",
     "layer_clipped_sum",
     "most_examples",

@@ -195,13 +195,3 @@ class SecretStream:
 
 def _overwrite(memory: bytearray) -> None:
     memory[:] = bytes(len(memory))
-
-
-def generators(words: torch.Tensor) -> list[torch.Generator]:
-    """A torch generator seeded by each word.
-
-    For randomness inside one example's own loss (noise levels, label dropout), with one word an
-    example. It need not be cryptographic, since the clipping bounds an example's part whatever was
-    drawn; but no draw of one example may depend on which others are there.
-    """
-    return [torch.Generator().manual_seed(word) for word in words.tolist()]

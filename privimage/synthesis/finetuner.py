@@ -5,6 +5,7 @@ Abadi et al. 2016 (arXiv 1607.00133) with the K noise draws of a unit folded int
 then go round the person's images (`ImageSet.units`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -14,7 +15,7 @@ from torch import nn
 
 from privimage.acceleration import accelerated, in_turns, mixed_precision
 from privimage.data import ImageSet, to_unit_range
-from privimage.diffusion.denoiser import Denoiser, Network, draw_noise_levels, drop_labels, losses
+from privimage.diffusion.denoiser import Denoiser, Network, drop_labels, losses, noise_levels
 from privimage.diffusion.ema import ema_decay
 from privimage.dp import (
     ClipRule,
@@ -22,7 +23,6 @@ from privimage.dp import (
     DPAdam,
     ExampleGradients,
     SecretKey,
-    generators,
     most_examples,
     plan,
     planned_clipped_sum,
@@ -32,6 +32,7 @@ from privimage.dp import (
     usual_memory,
 )
 from privimage.errors import UserError, check_count, check_positive, check_probability
+from privimage.synthesis.words import child, children, normals, uniforms
 from privimage.threads import Workers
 
 _WORTH_RECORDING = 200
@@ -147,7 +148,8 @@ class Finetuner:
             with lock:  # Integers: the order does not matter.
                 total.add_(part)
 
-        self._workers.map(add, zip(chosen.split(size), words.split(size), strict=True))
+        if len(chosen):
+            self._workers.map(add, zip(chosen.split(size), words.split(size), strict=True))
         self._optimizer.step(total)
 
     def released(self) -> torch.Tensor:
@@ -181,25 +183,19 @@ class Finetuner:
             piece: the units' numbers and words, int64 [at most micro-batch] each.
         """
         settings, (chosen, words) = self._settings, piece
-        draws, no_label = settings.draws, len(self._sensitive.names)
-        images, _, noise, _ = self._filler(self._plan.examples * draws)
-        sigma, coins = torch.ones(len(images)), torch.ones(len(images))
-        labels = torch.full((len(images),), no_label)
-        shown = torch.empty(len(chosen) * draws, dtype=torch.int64)
-        there = torch.Generator(self._device)  # Noise is drawn where it is needed.
+        order, draws = children(words, 2).unbind(1)
+        shown = _going_round([self._units[i] for i in chosen.tolist()], settings.draws, order)
+        level, coin, noise = children(children(draws, settings.draws).flatten(), 3).unbind(1)
+        no_label = len(self._sensitive.names)
+        labels = self._sensitive.labels[shown]
+        labels = drop_labels(labels, uniforms(coin), settings.label_dropout, no_label)
+        sigma = noise_levels(normals(level, 1).flatten())
         # Nothing in here makes the host wait for a GPU, which is busy with the last micro-batch.
-        for i, (unit, generator) in enumerate(zip(chosen.tolist(), generators(words), strict=True)):
-            rows = slice(i * draws, (i + 1) * draws)
-            shown[rows] = _going_round(self._units[unit], draws, generator)
-            sigma[rows] = draw_noise_levels(generator, draws)
-            there.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
-            noise[rows].normal_(generator=there)
-            coins[rows] = torch.rand(draws, generator=generator)
+        images, *others = self._filler(self._plan.examples * settings.draws)
         images[: len(shown)] = self._images[self._sent(shown)]
-        labels[: len(shown)] = self._sensitive.labels[shown]
-        labels = drop_labels(labels, coins, settings.label_dropout, no_label)
-        batch = images, self._sent(sigma), noise, self._sent(labels)
-        return self._sum(*batch, self._counted(len(chosen)))
+        for whole, part in zip(others, (sigma, noise, labels), strict=True):
+            whole[: len(shown)] = self._sent(part)
+        return self._sum(images, *others, self._counted(len(chosen)))
 
     def _summed(self, *batch: torch.Tensor) -> torch.Tensor:
         """The clipped sum of a micro-batch, of which its last tensor says how many units count."""
@@ -222,26 +218,43 @@ class Finetuner:
         return ready.to(self._device, non_blocking=True)
 
     def _filler(self, rows: int) -> tuple[torch.Tensor, ...]:
-        """Grey images without label or noise, as `_losses` takes them."""
+        """Grey images without label, as `_losses` takes them."""
         shape, there = (rows, *self._images.shape[1:]), self._device
         images = torch.full(shape, 128, dtype=torch.uint8, device=there)
+        words = torch.zeros(rows, dtype=torch.int64, device=there)
         labels = torch.full((rows,), len(self._sensitive.names), device=there)
-        return images, torch.ones(rows, device=there), torch.zeros(shape, device=there), labels
+        return images, torch.ones(rows, device=there), words, labels
 
 
-def _going_round(images: torch.Tensor, draws: int, generator: torch.Generator) -> torch.Tensor:
-    """`draws` of a unit's images, int64: in a random order, none again before all were there."""
-    order = torch.randperm(len(images), generator=generator)
-    return images[order[torch.arange(draws) % len(images)]]
+def _going_round(units: Sequence[torch.Tensor], draws: int, words: torch.Tensor) -> torch.Tensor:
+    """`draws` of each unit's images, int64 [units * draws]: none again before all were there.
+
+    Args:
+        units: the indices of each one's images, int64 [images of the unit].
+        draws: of each unit.
+        words: one a unit; a unit's order is a function of its own.
+    """
+    sizes = torch.tensor([len(images) for images in units], dtype=torch.int64)
+    first = sizes.cumsum(0) - sizes
+    owner = torch.arange(len(units)).repeat_interleave(sizes)
+    places = torch.arange(len(owner)) - first[owner]
+    mixed = child(words[owner], places).argsort()
+    mixed = mixed[owner[mixed].argsort(stable=True)]
+    taken = first[:, None] + torch.arange(draws) % sizes[:, None]
+    return torch.cat(list(units))[mixed[taken]].flatten()
 
 
 def _losses(
     network: Network,
     images: torch.Tensor,
     sigma: torch.Tensor,
-    noise: torch.Tensor,
+    words: torch.Tensor,
     labels: torch.Tensor,
 ) -> torch.Tensor:
-    """The denoising losses of uint8 images as a function of the network, [rows]."""
+    """The denoising losses of uint8 images as a function of the network, [rows].
+
+    The noise of a row is drawn here from its word, where it is needed and compiled with the rest.
+    """
+    noise = normals(words, images[0].numel()).view(images.shape)
     with mixed_precision(images.device):
         return losses(Denoiser(network), to_unit_range(images), sigma, noise, labels)

@@ -7,9 +7,9 @@ import torch
 from privimage.diffusion.denoiser import (
     SIGMA_DATA,
     Denoiser,
-    draw_noise_levels,
     drop_labels,
     losses,
+    noise_levels,
 )
 
 ROWS = 4000
@@ -87,7 +87,7 @@ def test_loss_of_a_perfect_denoiser_is_0_and_rows_are_separate():
 
 
 def test_noise_levels_are_log_normal():
-    levels = draw_noise_levels(torch.Generator().manual_seed(0), 20_000)
+    levels = noise_levels(torch.randn(20_000, generator=torch.Generator().manual_seed(0)))
     assert levels.dtype == torch.float32
     logs = levels.double().log().numpy()
     assert scipy.stats.kstest(logs, scipy.stats.norm(-1.2, 1.2).cdf).pvalue > 0.01

@@ -3,7 +3,7 @@ import torch
 
 from privimage.diffusion import pretrain as module
 from privimage.diffusion.compact_unet import CompactUNet
-from privimage.diffusion.denoiser import Denoiser, draw_noise_levels, losses
+from privimage.diffusion.denoiser import Denoiser, losses, noise_levels
 from privimage.diffusion.pretrain import Pretraining, PretrainSettings, pretrain
 from privimage.diffusion.unet import UNet, UNetShape
 from privimage.errors import UserError
@@ -60,7 +60,7 @@ def loss_with(weights):
     images, labels = (tensor.repeat_interleave(20, dim=0) for tensor in toy_images())
     random = torch.Generator().manual_seed(1)
     noise = torch.randn(images.shape, generator=random)
-    sigma = draw_noise_levels(random, len(images))
+    sigma = noise_levels(torch.randn(len(images), generator=random))
     with torch.no_grad():
         return losses(Denoiser(network), images / 127.5 - 1, sigma, noise, labels).mean().item()
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privimage import ops
-from privimage.dp import Domain, SecretKey, generators, noise
+from privimage.dp import Domain, SecretKey, noise
 from privimage.dp.noise import TEST_KEY
 
 _FALSE_ALARM = 1e-6
@@ -264,15 +264,6 @@ def test_pieces_one_behind_the_other_draw_one_step_s_noise(monkeypatch):
     pieces = _updates((0, 7), (7, 0), (7, 250), (257, 43), (0, 300))
     assert torch.equal(torch.cat(pieces[:4]), whole)
     assert torch.equal(pieces[4], next_step)
-
-
-def test_generators_follow_their_words():
-    words = _stream(Domain.EXAMPLES).words(3)
-    draws = [torch.randn(4, generator=generator) for generator in generators(words)]
-    again = [torch.randn(4, generator=generator) for generator in generators(words[1:])]
-    assert torch.equal(draws[1], again[0])
-    assert not torch.equal(draws[0], draws[1])
-    assert generators(words[:0]) == []
 
 
 def test_a_key_is_overwritten_when_its_last_stream_is_gone(monkeypatch):

@@ -14,11 +14,7 @@ from privimage.synthesis.finetuner import Finetuner
 CHECKS = [value for name, value in vars(checks).items() if name.startswith("check_")]
 
 _step, _clipped = Finetuner.step, Finetuner._clipped_sum
-_sample, _generators, _round = (
-    finetuner.poisson_sample,
-    finetuner.generators,
-    finetuner._going_round,
-)
+_sample, _round, _children = finetuner.poisson_sample, finetuner._going_round, finetuner.children
 _count = query.count_votes
 
 
@@ -49,12 +45,16 @@ def _sampled_by_image(tuner):
         finetuner.poisson_sample = _sample
 
 
-def _chosen_by_place_in_the_set(images, draws, generator):
-    return _round(images, draws, generator.manual_seed(int(images[0])))
+def _chosen_by_place_in_the_set(units, draws, words):
+    return _round(units, draws, torch.stack([images[0] for images in units]))
 
 
-def _chosen_by_place_in_the_batch(words):
-    return _generators(torch.arange(len(words)))
+def _chosen_by_place_in_the_batch(units, draws, words):
+    return _round(units, draws, torch.arange(len(units)))
+
+
+def _drawn_by_place_in_the_batch(words, count):
+    return _children(torch.arange(len(words)), count)
 
 
 def _votes_by_image(votes, labels, units, shape):
@@ -83,7 +83,11 @@ BUGS = {
         checks.check_a_person_s_contribution,
     ),
     "images chosen by place in the batch": (
-        *(finetuner, "generators", _chosen_by_place_in_the_batch),
+        *(finetuner, "_going_round", _chosen_by_place_in_the_batch),
+        checks.check_a_person_s_contribution,
+    ),
+    "numbers drawn by place in the batch": (
+        *(finetuner, "children", _drawn_by_place_in_the_batch),
         checks.check_a_person_s_contribution,
     ),
     "votes by image": (query, "count_votes", _votes_by_image, checks.check_a_person_s_votes),

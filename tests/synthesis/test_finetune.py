@@ -3,6 +3,7 @@ import math
 import weakref
 
 import pytest
+import scipy.stats
 import torch
 from truth import one_at_a_time
 
@@ -15,7 +16,7 @@ from privimage.ops._library import is_native
 from privimage.progress import Reporter, Stopped
 from privimage.synthesis import finetuner
 from privimage.synthesis.finetune import finetune
-from privimage.synthesis.finetuner import Finetuner, FinetuneSettings
+from privimage.synthesis.finetuner import Finetuner, FinetuneSettings, _going_round
 from privimage.threads import Workers
 
 CUDA = pytest.param(
@@ -442,3 +443,21 @@ def test_a_checkpoint_holds_no_secret_and_no_raw_gradient(workers):
     tuner = Finetuner(_images(5), _network(), _settings(), 1.0, 10, workers)
     tuner.step()
     assert tuner.tensors().keys() == {"parameters", "exp_avg", "exp_avg_sq", "step", "ema"}
+
+
+def test_draws_go_round_a_unit_s_images_in_an_order_of_its_own():
+    units = [torch.arange(start, stop) for start, stop in ((0, 1), (1, 4), (4, 9), (9, 11))]
+    words = torch.arange(400)
+    shown = [_going_round(units, 4, word + 1000 * torch.arange(4)).view(4, 4) for word in words]
+    for one in shown:
+        assert one[0].tolist() == [0, 0, 0, 0]
+        assert one[1, :3].sort().values.tolist() == [1, 2, 3]
+        assert one[1, 3] == one[1, 0]
+        assert len(set(one[2].tolist())) == 4
+        assert one[3, :2].tolist() == one[3, 2:].tolist()
+    # Each of its images comes first equally often.
+    firsts = torch.stack(shown)[:, 2, 0].bincount(minlength=9)[4:]
+    assert scipy.stats.chisquare(firsts.numpy()).pvalue > 0.01
+    assert torch.equal(
+        _going_round(units[2:], 4, words[2:4]), _going_round(units, 4, words[:4])[8:]
+    )
