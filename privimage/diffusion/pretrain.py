@@ -13,6 +13,7 @@ from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.denoiser import Denoiser, drop_labels, losses, noise_levels
 from privimage.diffusion.ema import Ema
 from privimage.diffusion.unet import UNet
+from privimage.diffusion.words import normals
 from privimage.errors import UserError, check_choice, check_count, check_positive
 from privimage.loop import resumable_steps
 from privimage.progress import Reporter
@@ -164,18 +165,22 @@ class Pretraining:
         self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
     def _draw(self, index: int) -> list[torch.Tensor]:
-        """Batch `index`: images, noise levels, noise and labels, each [batch_size, …]."""
+        """Batch `index`: bytes, noise levels, words of noises and labels, [batch_size, …] each.
+
+        What is large is made where the network is: a GPU would wait for a host's normal numbers.
+        """
         settings, random = self._settings, generator(self._seed, "pretrain", index)
-        rows = torch.randint(len(self._images), (settings.batch_size,), generator=random)
-        images = to_unit_range(self._images[rows].cpu())
+        size = settings.batch_size
+        rows = torch.randint(len(self._images), (size,), generator=random)
+        images = self._images[rows.to(self._images.device)].to(self._device)
         if settings.flip:
             images = randomly_flipped(images, random)
-        sigma = noise_levels(torch.randn(settings.batch_size, generator=random))
-        noise = torch.randn(images.shape, generator=random)
-        coins = torch.rand(settings.batch_size, generator=random)
+        sigma = noise_levels(torch.randn(size, generator=random))
+        words = torch.randint(2**63 - 1, (size,), generator=random)
+        coins = torch.rand(size, generator=random)
         no_label = self._network.shape.classes
         labels = drop_labels(self._labels[rows].cpu(), coins, settings.label_dropout, no_label)
-        return [tensor.to(self._device) for tensor in (images, sigma, noise, labels)]
+        return [images, *(tensor.to(self._device) for tensor in (sigma, words, labels))]
 
     def _gradients(self, batch: list[torch.Tensor]) -> list[torch.Tensor]:
         """The gradient of the batch's mean loss, and last that loss, added in a fixed order."""
@@ -196,11 +201,11 @@ class Pretraining:
 
     def _piece_gradients(self, piece: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The piece's share of the gradient of the batch's mean loss, and of that loss."""
-        images, sigma, noise, labels = piece
+        pixels, sigma, words, labels = piece
+        images = memory_format(to_unit_range(pixels))
+        noise = normals(words, pixels[0].numel()).view(pixels.shape)
         with mixed_precision(self._device):
-            loss = losses(
-                Denoiser(self._network), memory_format(images), sigma, noise, labels
-            ).sum()
+            loss = losses(Denoiser(self._network), images, sigma, noise, labels).sum()
         share = loss / self._settings.batch_size
         gradients = torch.autograd.grad(share, list(self._parameters.values()))
         return [*gradients, share.detach()]

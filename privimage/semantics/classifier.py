@@ -88,7 +88,7 @@ class ClassifierTraining:
         random = generator(self._seed, "classifier", index)
         size = self._settings.batch_size
         rows = self._rows[torch.randint(len(self._rows), (size,), generator=random)]
-        images = to_unit_range(self._images.images[rows]).to(self._device)
+        images = to_unit_range(self._images.images[rows].to(self._device))
         if self._settings.flip:
             images = randomly_flipped(images, random)
         labels = self._images.labels[rows].to(self._device)
@@ -189,5 +189,5 @@ def predict(model: nn.Module, images: torch.Tensor, steps: Steps | None = None) 
         piece = pieces[index]
         padded = torch.zeros((PREDICT_ROWS, *images.shape[1:]), dtype=torch.uint8)
         padded[: len(piece)] = piece
-        rows.append(model(to_unit_range(padded).to(device)).float().cpu()[: len(piece)])
+        rows.append(model(to_unit_range(padded.to(device))).float().cpu()[: len(piece)])
     return torch.cat(rows)

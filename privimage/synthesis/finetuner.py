@@ -17,6 +17,7 @@ from privimage.acceleration import accelerated, in_turns, mixed_precision
 from privimage.data import ImageSet, to_unit_range
 from privimage.diffusion.denoiser import Denoiser, Network, drop_labels, losses, noise_levels
 from privimage.diffusion.ema import ema_decay
+from privimage.diffusion.words import child, children, normals, uniforms
 from privimage.dp import (
     ClipRule,
     Domain,
@@ -32,7 +33,6 @@ from privimage.dp import (
     usual_memory,
 )
 from privimage.errors import UserError, check_count, check_positive, check_probability
-from privimage.synthesis.words import child, children, normals, uniforms
 from privimage.threads import Workers
 
 _WORTH_RECORDING = 200
@@ -173,11 +173,12 @@ class Finetuner:
         the last one being padded with grey images, so that a unit's gradient does not depend on
         how many others were sampled, nor on how many images they have.
 
-        A unit's order and draws come from a word of its own, a function of key, step and the
-        unit's number. The guarantee would survive draws that depend on the unit's place in the
-        micro-batch: they would still be independent between units, and the clip holds whatever was
-        drawn. But then one unit more would exchange the draws of all after it, and that it moves
-        the sum by at most the clip could not be tested on the real code, key by key.
+        A unit's order and draws come from a secret word of its own, a function of key, step and
+        the unit's number; they need not be cryptographic. The guarantee would survive draws that
+        depend on the unit's place in the micro-batch: they would still be independent between
+        units, and the clip holds whatever was drawn. But then one unit more would exchange the
+        draws of all after it, and that it moves the sum by at most the clip could not be tested on
+        the real code, key by key.
 
         Args:
             piece: the units' numbers and words, int64 [at most micro-batch] each.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from privimage.synthesis.words import child, children, normals, uniforms
+from privimage.diffusion.words import child, children, normals, uniforms
 
 WORDS = torch.randint(-(2**63), 2**63 - 1, (200,), generator=torch.Generator().manual_seed(0))
 

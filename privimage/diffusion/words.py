@@ -1,11 +1,9 @@
-"""Random numbers of many rows at once, each a function of its row's secret word alone.
+"""Random numbers of many rows at once, each a function of its own row's word alone.
 
-For randomness inside one unit's own loss: noise levels, noises, label dropout. It need not be
-cryptographic, since the clipping bounds a unit's part whatever was drawn; but no draw of one unit
-may depend on which others are there. A word's children are the stream of SplitMix64 (Steele, Lea
-and Flood, OOPSLA 2014) that begins at it. All of it is arithmetic on tensors, which a GPU does in
-one kernel once it is compiled; a generator for each unit took the host 100 us, about what a GPU
-takes for its gradient.
+A word's children are the stream of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) that begins at
+it: for noise levels, noises and label dropout, not for privacy, since it is not cryptographic. All
+of it is arithmetic on tensors, done where they are; a GPU takes one kernel for it, once compiled. A
+generator for each row took the host 100 us, about what a GPU takes for a row's gradient.
 """
 
 import math
