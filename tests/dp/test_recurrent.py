@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import (
     pack_sequence,
     pad_packed_sequence,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 from truth import one_at_a_time
 
 from privimage.dp import (
@@ -187,6 +188,30 @@ def test_all_steps_are_one_product(monkeypatch):
     monkeypatch.setattr(linear, "write_weight_grad", lambda *a: (calls.append(a), once(*a)))
     ExampleGradients(nn.LSTM(3, 4, 2, batch_first=True))(losses, torch.randn(2, 9, 3))
     assert len(calls) == 4
+
+
+class _Written(TorchDispatchMode):
+    """Counts the numbers that operators return."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not result._is_view():
+            self.numbers += result.numel()
+        return result
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "tanh"])
+def test_what_is_written_grows_with_the_steps_and_not_with_their_square(kind):
+    def written(steps):
+        gradients = ExampleGradients(any_layer(kind, 2, 4, 1, batch_first=True))
+        with _Written() as count:
+            gradients(losses, torch.randn(3, steps, 2))
+        return count.numbers
+
+    # A step's share by itself: the weights' gradients are as large for one step as for many.
+    assert written(60) - written(40) <= 1.1 * (written(30) - written(10))
 
 
 class Learned(nn.GRU):

@@ -163,6 +163,7 @@ def _run(
     b_ih, b_hh = others[:2] if len(others) > 1 else (None, None)
     inner = linear(examples, x, w_ih, b_ih)
     recurrent = _StepByStep(examples, inner, w_hh, b_hh)
+    steps = inner.unbind(1)  # Not step by step: the gradient of each would be zeros for all others.
     project = None
     if len(others) % 2:  # An LSTM's, with proj_size.
         project = _StepByStep(examples, inner.new_zeros(*x.shape[:2], len(others[-1])), others[-1])
@@ -170,7 +171,7 @@ def _run(
     outputs = []
     times = range(x.shape[1])
     for t in times[::-1] if backward else times:
-        after = step(inner[:, t], recurrent(state[0]), state)
+        after = step(steps[t], recurrent(state[0]), state)
         if project is not None:
             after = project(after[0]), *after[1:]
         if goes_on is not None:  # Backward, a row waits until its end comes.
@@ -197,15 +198,15 @@ class _StepByStep:
     ) -> None:
         self._weight, self._bias = examples.hide(weight), examples.hide(bias)
         self._taken: list[torch.Tensor] = []
-        self._added: torch.Tensor = _Nothing.apply(  # type: ignore[no-untyped-call]
+        nothing: torch.Tensor = _Nothing.apply(  # type: ignore[no-untyped-call]
             examples.anchor, like, self._taken, examples.slots_of(weight, bias)
         )
+        self._added = iter(nothing.unbind(1))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, inputs] -> [rows, outputs]."""
-        added = self._added[:, len(self._taken)]
         self._taken.append(x.detach())
-        return F.linear(x, self._weight, self._bias) + added
+        return F.linear(x, self._weight, self._bias) + next(self._added)
 
 
 class _Nothing(Function):
