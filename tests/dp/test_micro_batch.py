@@ -33,7 +33,12 @@ def test_a_gpu_gets_whole_waves_of_512_rows_or_more(gpu):
 def test_a_small_batch_is_not_padded_to_a_large_micro_batch(gpu, expected, examples):
     gpu(132)
     assert most_examples(GPU, 8, expected) == examples
-    assert most_examples(CPU, 8, expected) == min(examples, 64)
+
+
+@pytest.mark.parametrize(("expected", "examples"), [(0.01, 1), (36, 48), (64, 40), (1000, 63)])
+def test_a_large_batch_is_cut_into_equal_parts_on_a_cpu(expected, examples):
+    # 64 + 2 x 8 are two times 40 or less; 1000 + 2 x 32 are seventeen times 63.
+    assert most_examples(CPU, 1, expected) == examples
 
 
 def test_a_gpu_gives_half_of_what_is_free(monkeypatch):

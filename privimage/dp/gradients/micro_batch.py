@@ -15,14 +15,14 @@ def most_examples(device: torch.device, draws: int, expected: float = math.inf) 
     A layer's weight gradient is at least one block of threads an example, and one is all that a
     multiprocessor takes at a time: so on a GPU it is the smallest multiple of its multiprocessors
     that has 512 rows. Batches of `expected` examples seldom exceed that by two standard deviations,
-    and what is missing in a micro-batch is computed for nothing.
+    and what is missing in a micro-batch is computed for nothing: on a CPU so large a batch is cut
+    into equal parts.
     """
-    if device.type == "cpu":
-        most = _USUAL
-    else:
+    large = max(expected + 2 * math.sqrt(expected), 1)
+    if device.type != "cpu":
         wave = torch.cuda.get_device_properties(device).multi_processor_count
-        most = wave * math.ceil(_ROWS_THAT_FILL_A_GPU / (draws * wave))
-    return math.ceil(min(most, max(expected + 2 * math.sqrt(expected), 1)))
+        return math.ceil(min(wave * math.ceil(_ROWS_THAT_FILL_A_GPU / (draws * wave)), large))
+    return _USUAL if math.isinf(large) else math.ceil(large / math.ceil(large / _USUAL))
 
 
 def usual_memory(device: torch.device) -> float:
