@@ -101,8 +101,8 @@ class DPOptimizer(torch.optim.Optimizer):
         """
         if self._noise is not None:
             raise UserError(
-                "this optimiser has noise already; make one without noise_multiplier and "
-                "expected_batch_size for a PrivateEngine"
+                "this optimiser has noise already, its own or that of an earlier engine; make one "
+                "without noise_multiplier and expected_batch_size for each PrivateEngine"
             )
         self._noise = noise
 

@@ -359,5 +359,6 @@ def _refuse_backward(name: str, parameter: torch.Tensor) -> None:
     parameter.grad = None
     raise UserError(
         f"backward() would give parameter '{name}' a gradient without noise; call "
-        "PrivateEngine.step(), or close() the engine first if the data is public"
+        "PrivateEngine.step(), or name other networks' parameters in backward(inputs=...), or "
+        "close() the engine first if the data is public"
     )

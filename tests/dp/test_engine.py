@@ -447,6 +447,7 @@ def test_a_refused_call_leaves_nothing_behind():
     ("losses", "batch", "draws", "problem"),
     [
         (lambda m, x: m(x).sum(), [torch.ones(4, 3)], 1, r"shape \[4\], one a row"),
+        (lambda m, x: m(x), [torch.ones(4, 3)], 1, "several losses, their mean"),
         (row_sums, [torch.ones(4, 3)], 3, "4 rows does not hold 3 draws"),
         (row_sums, [torch.ones(4, 3)], 0, "draws must be a whole number of at least 1"),
         (row_sums, [], 1, "as many rows each"),

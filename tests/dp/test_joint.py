@@ -7,7 +7,7 @@ STEPS = SubsampledGaussian(0.2, 3.0, 20)
 
 
 def _run(path, name, delta=1e-4, unit="image"):
-    with Ledger(path / name, unit) as ledger:
+    with Ledger(str(path / name), unit) as ledger:
         ledger.set_plan(Plan(10.0, delta, 5.0, STEPS))
         ledger.reserve_query()
         ledger.step_budget(20).reserve(20)
@@ -17,6 +17,7 @@ def _run(path, name, delta=1e-4, unit="image"):
 def test_several_runs_are_accounted_for_together(tmp_path):
     first, second = _run(tmp_path, "first"), _run(tmp_path, "second", delta=1e-5)
     result = compose([first, second])
+    assert compose([str(first), second]) == result
     both = [Gaussian(5.0), STEPS] * 2
     assert result.epsilon == epsilon(both, 1e-5).upper
     assert (result.delta, result.unit, result.adjacency) == (1e-5, "image", "add_remove_one_image")

@@ -391,6 +391,18 @@ def test_backward_without_the_engine_is_refused():
         made.step()
 
 
+def test_another_network_learns_through_the_model():
+    made, generator = engine(), nn.Linear(2, 4)
+    score = made._model(generator(torch.randn(5, 2))).sum()
+    with pytest.raises(UserError, match=r"backward\(inputs="):
+        score.backward(retain_graph=True)
+    generator.zero_grad()
+    score.backward(inputs=list(generator.parameters()))
+    assert all(parameter.grad is not None for parameter in generator.parameters())
+    assert all(parameter.grad is None for parameter in made._model.parameters())
+    made.step()
+
+
 def test_no_step_beyond_the_plan():
     made = engine(steps=2)
     made.step()
@@ -735,7 +747,7 @@ def test_data_that_turns_out_to_be_of_another_form_is_not_converted():
         ),
         (
             lambda: engine(optimizer=lambda p, lr: DPSGD(p, lr, 1.0, 1.0)),
-            "has noise already",
+            "has noise already.*earlier engine",
         ),
     ],
 )

@@ -267,5 +267,6 @@ def mean_over_draws(values: torch.Tensor, count: int, draws: int) -> torch.Tenso
     either = f" or [{count}], one an example" if draws > 1 else ""
     raise UserError(
         f"losses must have the shape [{count * draws}], one a row{either}, "
-        f"got {list(values.shape)}; a loss function needs reduction='none'"
+        f"got {list(values.shape)}; a loss function needs reduction='none', and where a row has "
+        "several losses, their mean: losses.view(len(x), -1).mean(1)"
     )

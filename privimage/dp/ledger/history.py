@@ -32,13 +32,13 @@ class History:
         self._entries = list(entries)
 
     @classmethod
-    def read(cls, path: Path) -> "History":
+    def read(cls, path: Path | str) -> "History":
         """The history in the file at `path`, which is neither locked nor mended.
 
         Raises:
             UserError: it is missing, damaged or of another version.
         """
-        return History(path, chain.read(path))
+        return History(Path(path), chain.read(Path(path)))
 
     @property
     def entries(self) -> Sequence[Entry]:

@@ -26,7 +26,7 @@ class JointPromise:
     nonprivate: tuple[str, ...]
 
 
-def compose(paths: Sequence[Path], delta: float | None = None) -> JointPromise:
+def compose(paths: Sequence[Path | str], delta: float | None = None) -> JointPromise:
     """Composes everything that all ledgers have reserved, the later ones chosen adaptively or not.
 
     All mechanisms are accounted for together at one δ, which is tighter than adding the runs' ε
@@ -40,7 +40,7 @@ def compose(paths: Sequence[Path], delta: float | None = None) -> JointPromise:
         UserError: a ledger is missing, damaged, without a plan or named twice, or their units
             differ: an ε by image says nothing of a person.
     """
-    if not paths or len({path.resolve() for path in paths}) < len(paths):
+    if not paths or len({Path(path).resolve() for path in paths}) < len(paths):
         raise UserError("name every run once: each ledger is counted as releases of its own")
     ledgers = [History.read(path) for path in paths]
     units = sorted({ledger.unit for ledger in ledgers})

@@ -40,7 +40,7 @@ class Ledger(History):
     failed the object refuses all further use; a new one reads what the disk holds.
     """
 
-    def __init__(self, path: Path, unit: str = "image") -> None:
+    def __init__(self, path: Path | str, unit: str = "image") -> None:
         """Opens or creates the file at `path` and locks it.
 
         Args:
@@ -52,7 +52,7 @@ class Ledger(History):
             UserError: another process holds it, it can't be written, a line of it is damaged, or
                 it is for another unit.
         """
-        genesis = Genesis(unit, adjacency(unit))
+        path, genesis = Path(path), Genesis(unit, adjacency(unit))
         try:
             self._log = durable.LockedLog(path)
         except BlockingIOError as error:
