@@ -377,6 +377,24 @@ def test_the_random_state_tells_nothing_about_the_batch(count):
     assert torch.equal(before, torch.get_rng_state())
 
 
+class _Shaken(TensorDataset):
+    """Augments with PyTorch's random numbers."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x + torch.randn(4), y
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_a_data_set_may_augment_with_the_random_state(count):
+    made = engine(_Shaken(*(t[:count] for t in examples())))
+    made.check()
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    made.step()
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_backward_without_the_engine_is_refused():
     made = engine()
     model, (x, y) = made._model, examples()
