@@ -34,10 +34,16 @@ def words():
     return nn.Sequential(nn.Embedding(3000, 64), nn.Linear(64, 8))
 
 
+def pixel():
+    """Convolutions of one pixel copy their weights to another memory format, once for all."""
+    return nn.Sequential(nn.Conv2d(32, 64, 3, padding=1), nn.Conv2d(64, 32, 3, padding=1))
+
+
 INPUTS = {
     "wide": torch.randn(7, 64),
     "deep": torch.randn(7, 4, 16, 16),
     "words": torch.arange(7 * 40).view(7, 40),
+    "pixel": torch.randn(7, 32, 1, 1),
 }
 
 
@@ -149,7 +155,7 @@ def test_the_cheapest_for_its_bytes_is_computed_again_first():
 
 @native
 @pytest.mark.parametrize("choice", ["keep", "recompute", "ghost"])
-@pytest.mark.parametrize("make", [wide, deep, words])
+@pytest.mark.parametrize("make", [wide, deep, words, pixel])
 def test_predicted_bytes_are_those_of_the_tensors(make, choice):
     """The most that tensors take while a sum is computed, but for the allocator's share."""
     model, x = make(), INPUTS[make.__name__]

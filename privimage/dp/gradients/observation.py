@@ -51,12 +51,15 @@ class Pass:
             most bytes that were in memory since the write before it, gradients of parameters apart.
         rest: the most bytes after the last write.
         others: parameters with another use than those, by name.
+        shared: the most bytes of what is computed from parameters alone, such as a weight in
+            another memory format; in none of the other numbers, for all examples have it together.
     """
 
     uses: tuple[Use, ...]
     writes: tuple[tuple[str, int], ...]
     rest: int
     others: frozenset[str] = frozenset()
+    shared: int = 0
 
     def peak(self, kept: Mapping[str, float]) -> float:
         """The most bytes at any time, if writing a parameter's gradient leaves so many behind."""
@@ -88,7 +91,8 @@ def observe(
     """
     arena, example = gradients.arena(1), [tensor.clone() for tensor in example]
     model, live = gradients.model, _LiveBytes()
-    live.ignore([*model.parameters(), *model.buffers(), *example, arena])
+    live.ignore([*example, arena])
+    live.ignore([*model.parameters(), *model.buffers()], shared=True)
     notes = _Notes([], [], set(), live)
     slots = {
         name: _Noting(name, slot.rows, notes) for name, slot in gradients.slots_in(arena).items()
@@ -96,21 +100,29 @@ def observe(
     with seeded(0, gradients.device), live:
         gradients.write_into(slots, losses, *example, draws=draws)
     others = frozenset(notes.others)
-    return Pass(tuple(notes.uses), tuple(notes.writes), live.most(), others)
+    return Pass(tuple(notes.uses), tuple(notes.writes), live.most(), others, live.most_shared)
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operators return, until they are freed."""
+    """Counts the bytes of all tensors that operators return, until they are freed.
+
+    What follows from `shared` tensors alone is counted apart.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._storages: dict[int, weakref.ref[torch.UntypedStorage] | None] = {}
+        self._shared: set[int] = set()
         self._now = self._most = 0
+        self._now_shared = self.most_shared = 0
 
-    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
+    def ignore(self, tensors: Iterable[torch.Tensor], *, shared: bool = False) -> None:
         """Tensors that were there before."""
         for tensor in tensors:
-            self._storages[tensor.untyped_storage()._cdata] = None
+            place = tensor.untyped_storage()._cdata
+            self._storages[place] = None
+            if shared:
+                self._shared.add(place)
 
     def most(self) -> int:
         """The most bytes at any time since the call before."""
@@ -120,24 +132,40 @@ class _LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        given = {storage._cdata for storage in _storages((args, kwargs))}
         result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
-                self._count(tensor.untyped_storage())
+        for storage in _storages(result):
+            self._count(storage, shared=bool(given) and given <= self._shared)
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, storage: torch.UntypedStorage, *, shared: bool) -> None:
         place, size = storage._cdata, storage.nbytes()
         if place in self._storages:
             return
 
         def forget(_: object) -> None:
             del self._storages[place]
-            self._now -= size
+            self._grow(-size, shared=shared)
+            self._shared.discard(place)
 
         self._storages[place] = weakref.ref(storage, forget)
-        self._now += size
-        self._most = max(self._most, self._now)
+        self._grow(size, shared=shared)
+        if shared:
+            self._shared.add(place)
+
+    def _grow(self, size: int, *, shared: bool) -> None:
+        if shared:
+            self._now_shared += size
+            self.most_shared = max(self.most_shared, self._now_shared)
+        else:
+            self._now += size
+            self._most = max(self._most, self._now)
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    """Of all tensors among nested values."""
+    tensors = [each for each in tree_leaves(values) if isinstance(each, torch.Tensor)]
+    return [tensor.untyped_storage() for tensor in tensors if not tensor.is_meta]
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,12 @@ class StepPlan:
 
     @cached_property
     def bytes_fixed(self) -> float:
-        """Predicted growth whatever the size: the sum, in integers twice as wide as float32."""
+        """Predicted growth whatever the size.
+
+        That is the sum, in integers twice as wide as float32, and what all examples share.
+        """
         wide = 4 if self.rows_dtype == torch.bfloat16 else 2
-        return _ALLOCATED * wide * sum(self.sizes.values())
+        return _ALLOCATED * (wide * sum(self.sizes.values()) + self.observed.shared)
 
     @property
     def bytes(self) -> float:
