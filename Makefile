@@ -6,7 +6,7 @@ TEST := .venv-test
 CMAKE_BUILD := build/cmake
 EMULATED := 'emulated_|planted_bugs|have_kernels|for_tiles'
 
-.PHONY: demo test check cuda-check native clean
+.PHONY: demo test check cuda-check ptx-check native clean
 
 # The main job: installs PrivImage and turns real handwritten digits into synthetic ones.
 demo: $(DEMO)/installed
@@ -36,6 +36,14 @@ cuda-check: native
 	  $(TEST)/bin/pytest -p emulated_gpu --numprocesses auto -k '(cuda or gpu) and not replayed' \
 	  tests/ops/test_devices.py tests/dp/test_recompute.py tests/dp/test_private_engine.py \
 	  tests/diffusion/test_pretrain.py tests/synthesis/test_finetune.py
+
+# What nvcc makes of the CUDA kernels, inline assembly included, on the CPU: their PTX is translated to
+# C++, and the operators' tests for a GPU run on it in the emulator. Some minutes, most of them g++'s.
+ptx-check: native
+	$(TEST)/bin/cmake --build $(CMAKE_BUILD) --parallel 2 --target ptx_gpu
+	PYTHONPATH=tests PRIVIMAGE_EMULATED_GPU=$(CURDIR)/$(CMAKE_BUILD)/libptx_gpu.so OMP_NUM_THREADS=1 \
+	  $(TEST)/bin/pytest -p emulated_gpu --numprocesses auto -k '(cuda or gpu) and not replayed' \
+	  tests/ops/test_devices.py
 
 # C++ tests, and CUDA kernels where there is nvcc.
 native: $(TEST)/installed

@@ -29,12 +29,16 @@ def find_cuobjdump() -> str | None:
     return next(iter(wheels), None) or shutil.which("cuobjdump")
 
 
-def dump(tool: str, what: str, path: Path) -> str:
-    """What cuobjdump says, with the names of the source instead of the linker's."""
+def ask(tool: str, what: str, path: Path) -> str:
+    """What cuobjdump says."""
     # It looks for nvdisasm on the path; in a wheel that lies beside it.
     environment = {"PATH": f"{Path(tool).parent}:/usr/local/bin:/usr/bin:/bin"}
-    output = subprocess.check_output([tool, what, path], env=environment, text=True)
-    names = subprocess.check_output(["c++filt"], input=output, text=True)
+    return subprocess.check_output([tool, what, path], env=environment, text=True)
+
+
+def dump(tool: str, what: str, path: Path) -> str:
+    """The same with the names of the source instead of the linker's."""
+    names = subprocess.check_output(["c++filt"], input=ask(tool, what, path), text=True)
     # The compiler puts a hash of the path into anonymous namespaces.
     return re.sub(
         r"privimage::cuda::|privimage::|_GLOBAL__N__\w+::|\(anonymous namespace\)::", "", names
