@@ -22,7 +22,9 @@ def children(words: torch.Tensor, count: int) -> torch.Tensor:
 
 def child(words: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """The children at these places, from 0 on, both int64 and broadcast against each other."""
-    x = words + _STEP * (places + 1)
+    # words + _STEP * (places + 1), with no product of places alone: PyTorch's compiler for a GPU
+    # takes what is computed from an `arange` for an index, of 32 bits.
+    x = (words + (places + 1)) * _STEP + words * (1 - _STEP)
     x = (x ^ _shifted(x, 30)) * _FIRST
     x = (x ^ _shifted(x, 27)) * _SECOND
     return x ^ _shifted(x, 31)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from privimage.diffusion.words import child, children, normals, uniforms
 
@@ -27,6 +28,17 @@ def test_children_are_the_stream_of_splitmix64():
     # The first of the stream from 1234567, as published with the generator.
     assert next(splitmix64(1234567, 1)) == 6457827717110365317
     assert torch.equal(child(WORDS, torch.tensor(4)), found[:, 4])
+
+
+def test_what_is_computed_from_an_index_alone_has_32_bits():
+    """Else Triton's code does not compile: it takes all of that for an index, whatever its type."""
+    from_index = set()
+    for node in make_fx(lambda words: normals(words, 7))(WORDS).graph.nodes:
+        is_index = "arange" in str(node.target)
+        if is_index or (node.all_input_nodes and from_index.issuperset(node.all_input_nodes)):
+            from_index.add(node)
+            assert all(abs(arg) < 2**31 for arg in node.args if isinstance(arg, int)), node
+    assert len(from_index) > 1
 
 
 def test_a_row_s_numbers_are_a_function_of_its_word():
