@@ -29,14 +29,20 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
 
 def check_positive(name: str, value: float) -> None:
     """Raises UserError unless `value` is finite and above 0."""
-    if not (math.isfinite(value) and value > 0):
+    if not (_is_finite(value) and value > 0):
         raise UserError(f"{name} must be a finite number above 0, got {value}")
 
 
 def check_non_negative(name: str, value: float) -> None:
     """Raises UserError unless `value` is finite and at least 0."""
-    if not (math.isfinite(value) and value >= 0):
+    if not (_is_finite(value) and value >= 0):
         raise UserError(f"{name} must be a finite number of at least 0, got {value}")
+
+
+def check_between(name: str, value: float, least: float, most: float) -> None:
+    """Raises UserError unless `least` <= `value` <= `most`."""
+    if not (_is_finite(value) and least <= value <= most):
+        raise UserError(f"{name} must lie in [{least:g}, {most:g}], got {value}")
 
 
 def check_count(name: str, value: int) -> None:
@@ -47,5 +53,13 @@ def check_count(name: str, value: int) -> None:
 
 def check_probability(name: str, value: float) -> None:
     """Raises UserError unless 0 < `value` <= 1."""
-    if not 0 < value <= 1:
+    if not (_is_finite(value) and 0 < value <= 1):
         raise UserError(f"{name} must lie in (0, 1], got {value}")
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is a number at all, and neither infinite nor NaN."""
+    try:
+        return math.isfinite(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False

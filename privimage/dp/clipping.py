@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from privimage import ops
-from privimage.errors import UserError, check_choice
+from privimage.errors import check_between, check_choice
 from privimage.ops.reference import grid_scales
 
 GRID_UNITS = 2**ops.GRID_BITS
@@ -98,8 +98,7 @@ class ClipRule:
 
     def __post_init__(self) -> None:
         for name in ("max_grad_norm", "stability"):
-            if not 1e-30 <= getattr(self, name) <= 1e30:
-                raise UserError(f"{name} must lie in [1e-30, 1e30], got {getattr(self, name)}")
+            check_between(name, getattr(self, name), 1e-30, 1e30)
         check_choice("clipping", self.way, ("flat", "per_layer", "automatic"))
 
     def sum(self, parts: torch.Tensor, module_sizes: Sequence[int]) -> torch.Tensor:

@@ -87,6 +87,25 @@ def moved(made, steps=1):
     return (before - weights(made)).double() / 0.1 / step
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"noise_multiplier": "1"},
+        {"sample_rate": None},
+        {"steps": 1.5},
+        {"max_grad_norm": [1.0]},  # as Opacus has it, a number a layer
+        {"stability": "small"},
+        {"expected_batch_size": "8"},
+        {"clipping": ["flat"]},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_what_is_no_number_is_refused_by_name(wrong):
+    numbers = {"noise_multiplier": 1.0, "sample_rate": 0.1, "steps": 10}
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Privacy(**numbers | wrong)
+
+
 @pytest.mark.parametrize("clipping", ["flat", "per_layer", "automatic"])
 @pytest.mark.parametrize("draws", [1, 3])
 def test_without_noise_a_step_is_the_mean_of_the_clipped_gradients(clipping, draws):

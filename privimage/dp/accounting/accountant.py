@@ -10,7 +10,13 @@ from dataclasses import dataclass
 
 from privimage.dp.accounting import pld, prv
 from privimage.dp.accounting.composition import Composition, Steps
-from privimage.errors import UserError, check_count, check_non_negative, check_probability
+from privimage.errors import (
+    UserError,
+    check_between,
+    check_count,
+    check_non_negative,
+    check_probability,
+)
 
 DELTA_RANGE = (1e-9, 1e-2)
 """The lowest and the highest δ that ε is stated at."""
@@ -182,9 +188,7 @@ def composed(mechanisms: Sequence[Mechanism]) -> Composition:
 
 def check_delta(delta: float) -> None:
     """Raises UserError unless δ lies where the accountant's upper bound was found to hold."""
-    low, high = DELTA_RANGE
-    if not low <= delta <= high:
-        raise UserError(f"delta must lie in [{low:g}, {high:g}], got {delta:g}")
+    check_between("delta", delta, *DELTA_RANGE)
 
 
 def _has_noise(mechanisms: Sequence[Mechanism]) -> bool:
