@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "privimage"
 GROUND = {"errors", "durable", "checkpoint", "progress", "loop", "seeds", "threads", "pace"}
-GROUND |= {"acceleration", "promise"}
+GROUND |= {"acceleration", "promise", "recording"}
 MAY_IMPORT = {
     "errors": set(),
     "durable": {"errors"},
@@ -19,10 +19,11 @@ MAY_IMPORT = {
     "pace": set(),
     "promise": set(),
     "acceleration": set(),
+    "recording": set(),
     "networks": {"errors"},
     "_host": set(),
     "ops": {"errors", "_host"},
-    "dp": {"ops", "durable", "errors", "promise"},
+    "dp": {"ops", "durable", "errors", "promise", "recording"},
     "data": GROUND,
     "semantics": GROUND | {"networks", "data", "dp"},
     "diffusion": GROUND | {"data"},

@@ -30,7 +30,6 @@ from privimage.dp.gradients.independence import check_independence
 from privimage.dp.gradients.micro_batch import most_examples, usual_memory
 from privimage.dp.gradients.plan import StepPlan, plan
 from privimage.dp.gradients.recompute import planned_clipped_sum
-from privimage.dp.gradients.recording import record
 from privimage.dp.ledger.history import History
 from privimage.dp.ledger.joint import JointPromise, compose
 from privimage.dp.ledger.ledger import Ledger
@@ -50,6 +49,7 @@ from privimage.dp.privacy import Privacy
 from privimage.dp.private_engine import PrivateEngine
 from privimage.dp.rules.registry import register_rule, watched
 from privimage.dp.sampling import PoissonLoader, poisson_sample, rate_threshold
+from privimage.recording import record
 
 __all__ = [
     "DELTA_RANGE",

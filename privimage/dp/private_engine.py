@@ -17,7 +17,6 @@ from privimage.dp.gradients.micro_batch import most_examples, usual_memory
 from privimage.dp.gradients.plan import StepPlan
 from privimage.dp.gradients.plan import plan as make_plan
 from privimage.dp.gradients.recompute import planned_clipped_sum
-from privimage.dp.gradients.recording import record
 from privimage.dp.ledger.ledger import Ledger
 from privimage.dp.noise import Domain, SecretKey
 from privimage.dp.privacy import Privacy
@@ -26,6 +25,7 @@ from privimage.dp.sampling import PoissonLoader, Rows
 from privimage.dp.step_account import StepAccount
 from privimage.dp.stepping import Stepper
 from privimage.errors import UserError, check_count
+from privimage.recording import record
 
 
 class PrivateEngine:

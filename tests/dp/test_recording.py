@@ -116,6 +116,15 @@ def test_what_depends_on_values_is_not_recorded():
         record(lambda x: x * 2 if x.sum() > 0 else x, torch.ones(3))
 
 
+def test_a_method_is_recorded():
+    class Scaled:
+        def times(self, x, y):
+            return x * y
+
+    x, y = torch.randn(2, 3)
+    assert torch.equal(record(Scaled().times, x, y)(y, y), y * y)
+
+
 def test_recording_computes_nothing():
     vast = torch.ones(1).expand(1 << 20, 1 << 20)
     recorded = record(lambda x: (x + 1).sum(1), vast)

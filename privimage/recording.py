@@ -1,9 +1,9 @@
 """A function of tensors, watched once and then called as the graph of its operators.
 
-The engine watches every call while the losses are computed, which torch.compile can't follow and a
-CUDA graph need not repeat. What it does depends on shapes alone, so one watched pass over data that
-has nothing but a shape says it all: forward, backward, the operators that write gradients, norms,
-scales and sums.
+torch.compile can't follow what a training step does besides calling a network: it differentiates,
+and `privimage.dp` watches every call meanwhile. All of that depends on shapes alone, so one pass
+over data that has nothing but a shape says it: forward, backward, and for private steps the
+operators that write gradients, norms, scales and sums.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,10 @@ def record(
     # Nobody who records nothing should wait for it, a second.
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    recorded = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*made_up)
+    def given(*tensors: torch.Tensor) -> torch.Tensor:  # It would count a method's `self`.
+        return function(*tensors)
+
+    recorded = make_fx(given, tracing_mode="fake", _allow_non_fake_inputs=True)(*made_up)
     for node in recorded.graph.nodes:
         if node.target in _ALIASES:
             node.replace_all_uses_with(node.args[0])
