@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "dp": {"ops", "durable", "errors", "promise", "recording"},
     "data": GROUND,
     "semantics": GROUND | {"networks", "data", "dp"},
-    "diffusion": GROUND | {"data"},
+    "diffusion": GROUND | {"data", "ops"},
     "synthesis": GROUND | {"data", "dp", "diffusion"},
     "evaluate": GROUND | {"networks", "data"},
     "recipe": {"errors", "data", "dp", "semantics", "diffusion", "synthesis", "evaluate"},

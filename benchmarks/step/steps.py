@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from privimage.acceleration import accelerated
+from privimage.diffusion.fused_norms import FusedNorms
 from privimage.dp import (
     GRID_UNITS,
     ClipRule,
@@ -19,7 +20,6 @@ from privimage.dp import (
     record,
 )
 from step.models import Setting
-from step.norms import FusedNorms
 
 MAX_GRAD_NORM = 1.0
 NOISE_MULTIPLIER = 1.0

@@ -1,31 +1,46 @@
 """Pre-trains a diffusion network on public images: Adam, EMA, a batch's pieces side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from privimage.acceleration import memory_format, mixed_precision
+from privimage.acceleration import (
+    MOST_PIXELS,
+    WORTH_COMPILING,
+    Function,
+    accelerated,
+    in_turns,
+    memory_format,
+    mixed_precision,
+    sent,
+)
 from privimage.data import randomly_flipped, to_unit_range
 from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.denoiser import Denoiser, drop_labels, losses, noise_levels
 from privimage.diffusion.ema import Ema
+from privimage.diffusion.fused_norms import FusedNorms
 from privimage.diffusion.unet import UNet
 from privimage.diffusion.words import normals
 from privimage.errors import UserError, check_choice, check_count, check_positive
 from privimage.loop import resumable_steps
 from privimage.progress import Reporter
+from privimage.recording import record
 from privimage.seeds import generator
 from privimage.threads import Workers
 
 # On a CPU a batch is cut into pieces of about this many pixels: 128 images of 8x8, 8 of 32x32.
 # Fixed, so that the order of summation does not depend on the number of cores; large enough to
-# hide the cost of launching operators, small enough for the caches.
+# hide the cost of launching operators, small enough for the caches. A GPU gets `MOST_PIXELS`.
 PIECE_PIXELS = 8192
 
 Network = UNet | CompactUNet
+
+Piece = tuple[torch.Tensor, ...]
+"""Bytes, noise levels, words of noises and labels of some images of a batch, or of all."""
 
 _CURVE, _POINTS = ("steps", "losses"), 100
 _ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -111,18 +126,38 @@ class Pretraining:
             network.parameters(), lr=settings.learning_rate, fused=True
         )
         self._ema = Ema(self._parameters, settings.ema_decay)
+        self._plain = in_turns(self._piece_gradients, self._device)
+        self._of_size: dict[int, Function] = {}
         self._loss = torch.zeros((), device=self._device)
         self._curve: list[list[float]] = []
 
+    @property
+    def pieces(self) -> int:
+        """Calls that a step makes."""
+        return -(-self._settings.batch_size // self._piece_rows)
+
+    def accelerate(self) -> None:
+        """Has every step make its calls as recorded, on a GPU compiled and captured: a minute."""
+
+        def gradients(*piece: torch.Tensor) -> torch.Tensor:
+            with FusedNorms():
+                return self._piece_gradients(*piece)
+
+        for piece in {len(each[0]): each for each in self._divided(self._draw(0))}.values():
+            graph = accelerated(record(gradients, *piece), self._device)
+            graph(*piece)  # Compiles here, one after the other.
+            self._of_size[len(piece[0])] = graph
+
     def step(self, index: int) -> None:
         """Draws batch `index`, updates the weights and their average."""
-        *gradients, loss = self._gradients(self._draw(index))
+        sizes = [parameter.numel() for parameter in self._parameters.values()]
+        *gradients, loss = self._gradients(self._draw(index)).split([*sizes, 1])
         for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = gradient.view(parameter.shape)
         self._optimizer.param_groups[0]["lr"] = self._settings.learning_rate_at(index)
         self._optimizer.step()
         self._ema.update(self._parameters)
-        self._loss += loss
+        self._loss += loss[0]
         # Looked at once in a while: on a GPU that waits for all that is under way.
         every = -(-self._settings.steps // _POINTS)
         if (index + 1) % every == 0:
@@ -164,7 +199,7 @@ class Pretraining:
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
-    def _draw(self, index: int) -> list[torch.Tensor]:
+    def _draw(self, index: int) -> Piece:
         """Batch `index`: bytes, noise levels, words of noises and labels, [batch_size, …] each.
 
         What is large is made where the network is: a GPU would wait for a host's normal numbers.
@@ -172,7 +207,7 @@ class Pretraining:
         settings, random = self._settings, generator(self._seed, "pretrain", index)
         size = settings.batch_size
         rows = torch.randint(len(self._images), (size,), generator=random)
-        images = self._images[rows.to(self._images.device)].to(self._device)
+        images = sent(self._images[rows.to(self._images.device)], self._device)
         if settings.flip:
             images = randomly_flipped(images, random)
         sigma = noise_levels(torch.randn(size, generator=random))
@@ -180,35 +215,40 @@ class Pretraining:
         coins = torch.rand(size, generator=random)
         no_label = self._network.shape.classes
         labels = drop_labels(self._labels[rows].cpu(), coins, settings.label_dropout, no_label)
-        return [images, *(tensor.to(self._device) for tensor in (sigma, words, labels))]
+        return images, *(sent(tensor, self._device) for tensor in (sigma, words, labels))
 
-    def _gradients(self, batch: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The gradient of the batch's mean loss, and last that loss, added in a fixed order."""
-        if self._device.type != "cpu":
-            return self._piece_gradients(batch)
-        rows = max(1, PIECE_PIXELS // batch[0][0, 0].numel())
-        pieces = list(zip(*(torch.split(tensor, rows) for tensor in batch), strict=True))
-        total: list[torch.Tensor] = []
-        # As many at a time as there are workers: each result is as large as the network.
+    def _gradients(self, batch: Piece) -> torch.Tensor:
+        """The gradient of the batch's mean loss, flat, and last that loss."""
+        return reduce(torch.Tensor.add_, self._parts(self._divided(batch)))
+
+    def _parts(self, pieces: list[Piece]) -> Iterator[torch.Tensor]:
+        """What each piece adds, in their order; in memory at most one a worker."""
         for start in range(0, len(pieces), self._workers.threads):
             group = pieces[start : start + self._workers.threads]
-            for part in self._workers.map(self._piece_gradients, group):
-                if total:
-                    torch._foreach_add_(total, part)
-                else:
-                    total = part
-        return total
+            yield from self._workers.map(
+                lambda piece: self._of_size.get(len(piece[0]), self._plain)(*piece), group
+            )
 
-    def _piece_gradients(self, piece: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The piece's share of the gradient of the batch's mean loss, and of that loss."""
-        pixels, sigma, words, labels = piece
+    def _divided(self, batch: Piece) -> list[Piece]:
+        """The pieces of a batch, each of its tensors in each of them."""
+        return list(zip(*(tensor.split(self._piece_rows) for tensor in batch), strict=True))
+
+    def _piece_gradients(
+        self, pixels: torch.Tensor, sigma: torch.Tensor, words: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """A piece's share of that."""
         images = memory_format(to_unit_range(pixels))
         noise = normals(words, pixels[0].numel()).view(pixels.shape)
         with mixed_precision(self._device):
             loss = losses(Denoiser(self._network), images, sigma, noise, labels).sum()
         share = loss / self._settings.batch_size
         gradients = torch.autograd.grad(share, list(self._parameters.values()))
-        return [*gradients, share.detach()]
+        return torch.cat([each.flatten() for each in [*gradients, share.detach()]])
+
+    @property
+    def _piece_rows(self) -> int:
+        most = PIECE_PIXELS if self._device.type == "cpu" else MOST_PIXELS
+        return max(1, most // self._images[0, 0].numel())
 
     @property
     def _device(self) -> torch.device:
@@ -237,6 +277,9 @@ def pretrain(
         UserError: data that don't fit, no readable checkpoint in `folder`, or training diverged.
     """
     training = Pretraining(network, images, labels, settings, seed, workers)
+    is_on_gpu = next(network.parameters()).is_cuda
+    if is_on_gpu and settings.steps * training.pieces >= WORTH_COMPILING:
+        training.accelerate()
     for step in resumable_steps(training, settings.steps, folder, "pre-training", reporter):
         training.step(step)
     average = training.averaged()

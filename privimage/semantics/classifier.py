@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from privimage.acceleration import MOST_PIXELS, memory_format, mixed_precision, sent
 from privimage.data import ImageSet, randomly_flipped, to_unit_range
 from privimage.data.decode import Steps
 from privimage.errors import check_choice, check_count, check_positive
@@ -84,16 +85,26 @@ class ClassifierTraining:
         )
 
     def step(self, index: int) -> None:
-        """Takes step `index`; its batch depends on the seed and the index alone."""
+        """Takes step `index`; its batch depends on the seed and the index alone.
+
+        A batch that is too large for memory goes through in equal pieces, which batch normalisation
+        sees one by one.
+        """
         random = generator(self._seed, "classifier", index)
         size = self._settings.batch_size
         rows = self._rows[torch.randint(len(self._rows), (size,), generator=random)]
-        images = to_unit_range(self._images.images[rows].to(self._device))
+        images = sent(self._images.images[rows], self._device)
         if self._settings.flip:
             images = randomly_flipped(images, random)
-        labels = self._images.labels[rows].to(self._device)
+        labels = sent(self._images.labels[rows], self._device)
+        count = -(-images[:, 0].numel() // MOST_PIXELS)
+        pieces = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
         self._optimizer.zero_grad()
-        F.cross_entropy(self._model(images), labels).backward()
+        for piece, wanted in pieces:
+            with mixed_precision(self._device):
+                found = self._model(memory_format(to_unit_range(piece)))
+                loss = F.cross_entropy(found, wanted)
+            (loss * (len(piece) / size)).backward()
         self._optimizer.param_groups[0]["lr"] = self._settings.learning_rate_at(index)
         self._optimizer.step()
 

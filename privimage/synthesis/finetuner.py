@@ -13,7 +13,7 @@ from threading import Lock
 import torch
 from torch import nn
 
-from privimage.acceleration import accelerated, in_turns, mixed_precision
+from privimage.acceleration import accelerated, in_turns, mixed_precision, sent
 from privimage.data import ImageSet, to_unit_range
 from privimage.diffusion.denoiser import Denoiser, Network, drop_labels, losses, noise_levels
 from privimage.diffusion.ema import ema_decay
@@ -193,9 +193,9 @@ class Finetuner:
         sigma = noise_levels(normals(level, 1).flatten())
         # Nothing in here makes the host wait for a GPU, which is busy with the last micro-batch.
         images, *others = self._filler(self._plan.examples * settings.draws)
-        images[: len(shown)] = self._images[self._sent(shown)]
+        images[: len(shown)] = self._images[sent(shown, self._device)]
         for whole, part in zip(others, (sigma, noise, labels), strict=True):
-            whole[: len(shown)] = self._sent(part)
+            whole[: len(shown)] = sent(part, self._device)
         return self._sum(images, *others, self._counted(len(chosen)))
 
     def _summed(self, *batch: torch.Tensor) -> torch.Tensor:
@@ -211,12 +211,7 @@ class Finetuner:
         )
 
     def _counted(self, units: int) -> torch.Tensor:
-        return self._sent(torch.tensor(units))
-
-    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
-        """On the network's device; a GPU gets it when it comes to that, and nobody waits."""
-        ready = tensor.pin_memory() if self._device.type == "cuda" else tensor
-        return ready.to(self._device, non_blocking=True)
+        return sent(torch.tensor(units), self._device)
 
     def _filler(self, rows: int) -> tuple[torch.Tensor, ...]:
         """Grey images without label, as `_losses` takes them."""

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from privimage.acceleration import in_turns
 from privimage.diffusion import pretrain as module
 from privimage.diffusion.compact_unet import CompactUNet
 from privimage.diffusion.denoiser import Denoiser, losses, noise_levels
@@ -130,6 +131,22 @@ def test_gradient_does_not_depend_on_the_size_of_the_pieces(monkeypatch, workers
     torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", [CompactUNet, UNet])
+def test_steps_that_are_recorded_are_the_same_but_for_rounding(monkeypatch, workers, kind):
+    monkeypatch.setattr(module, "PIECE_PIXELS", 16 * 3)
+    plain, recorded = start(workers, kind=kind), start(workers, kind=kind)
+    recorded.accelerate()
+    watched = []
+    recorded._network.register_forward_hook(lambda *_: watched.append(1))
+    for index in range(3):
+        expected, found = (each._gradients(each._draw(index)) for each in (plain, recorded))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * expected.abs().max())
+        with torch.no_grad():  # Parameters are read where they are.
+            for parameter in (*plain._parameters.values(), *recorded._parameters.values()):
+                parameter.mul_(0.9)
+    assert not watched
+
+
 @pytest.mark.parametrize(
     ("schedule", "rates"),
     [
@@ -245,3 +262,32 @@ def test_on_a_gpu_weights_and_moments_stay_float32(workers, kind):
         tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors.values()
     )
     assert not all(map(torch.equal, before, network.parameters()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_many_calls_are_accelerated(monkeypatch, workers, tmp_path):
+    asked = []
+    monkeypatch.setattr(module, "MOST_PIXELS", 16 * 12)  # pieces of 12 images and of 4
+    monkeypatch.setattr(module, "accelerated", lambda *given: asked.append(1) or in_turns(*given))
+    for least, graphs in [(13, 0), (12, 2)]:
+        monkeypatch.setattr(module, "WORTH_COMPILING", least)
+        torch.manual_seed(0)
+        network = CompactUNet(SHAPE).cuda()
+        folder, quiet = tmp_path / str(least), Reporter(quiet=True)
+        weights, _ = pretrain(network, *toy_images(), SETTINGS, 5, folder, workers, quiet)
+        assert len(asked) == graphs
+        assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_replayed_gradients_on_a_gpu_are_the_gradients(monkeypatch, workers):
+    monkeypatch.setattr(module, "MOST_PIXELS", 16 * 12)
+    torch.manual_seed(0)
+    network = CompactUNet(SHAPE).cuda()
+    plain, replayed = (Pretraining(network, *toy_images(), SETTINGS, 5, workers) for _ in range(2))
+    replayed.accelerate()
+    for index in range(3):
+        expected, found = (each._gradients(each._draw(index)) for each in (plain, replayed))
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2 * expected.abs().max())
+        with torch.no_grad():  # Weights are read where they are.
+            network.stem.weight.add_(0.1)

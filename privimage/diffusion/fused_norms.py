@@ -1,6 +1,7 @@
-"""Group normalisation by our operator in an ordinary step, with the SiLU that follows.
+"""Group normalisation by our operator in a step without privacy, with the SiLU that follows.
 
-PyTorch's own takes images channels first on a GPU, so that every convolution around it copies them.
+PyTorch's own takes images channels first on a GPU, so that every convolution around it copies them,
+and compiled it is many kernels where this is one.
 """
 
 from collections.abc import Callable
@@ -55,7 +56,10 @@ def _normalised(
     silu: bool,
 ) -> torch.Tensor:
     """`F.group_norm`, as that takes its arguments, and SiLU."""
-    return _Norm.apply(x, weight, bias, groups, eps, silu)
+    output: torch.Tensor = _Norm.apply(  # type: ignore[no-untyped-call]
+        x, weight, bias, groups, eps, silu
+    )
+    return output
 
 
 class _Norm(Function):
@@ -77,6 +81,8 @@ class _Norm(Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, moments, weight, bias = ctx.saved_tensors
-        rows = [moments.new_empty(len(x), x.shape[1]) for _ in range(2)]
-        for_x = ops.group_norm_silu_backward(grad, x, moments, weight, bias, *rows, ctx.silu)
-        return for_x, rows[0].sum(0), rows[1].sum(0), None, None, None
+        scales, shifts = (moments.new_empty(len(x), x.shape[1]) for _ in range(2))
+        for_x = ops.group_norm_silu_backward(
+            grad, x, moments, weight, bias, scales, shifts, ctx.silu
+        )
+        return for_x, scales.sum(0), shifts.sum(0), None, None, None
