@@ -279,6 +279,7 @@ def pretrain(
     training = Pretraining(network, images, labels, settings, seed, workers)
     is_on_gpu = next(network.parameters()).is_cuda
     if is_on_gpu and settings.steps * training.pieces >= WORTH_COMPILING:
+        reporter.say("  compiling a step, for a minute or two")
         training.accelerate()
     for step in resumable_steps(training, settings.steps, folder, "pre-training", reporter):
         training.step(step)
