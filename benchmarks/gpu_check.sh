@@ -7,11 +7,11 @@
 #
 # Parts are build, operators, engine, kernels, step8, step1, peers, sanitizer; and, if asked for, draws,
 # wide, batches, compiled and rows, or sweep for these five: other draws, networks and micro-batches,
-# which take other calls, for each graph is compiled for a minute or so; and train, a whole run of
-# the digits. Each part has its time, all together LIMIT seconds; one that fails or is cut off takes
-# no other with it, but for the build. A second call into the same folder adds to its figures, and
-# FOLDER/figures.tgz has all of them and the logs. Ends with 1 if any part failed. profile.md has the
-# calls of a day.
+# which take other calls, for each graph is compiled for a minute or so; and train, tests of
+# pre-training and a whole run of the digits. Each part has its time, all together LIMIT seconds; one
+# that fails or is cut off takes no other with it, but for the build. A second call into the same
+# folder adds to its figures, and FOLDER/figures.tgz has all of them and the logs. Ends with 1 if any
+# part failed. profile.md has the calls of a day.
 #
 # Needs nvcc, a C++ compiler and a Python that has a CUDA build of PyTorch, NumPy, SciPy, pytest,
 # ninja and pybind11; downloads nothing. PYTHON names another Python. All but build and operators need
@@ -113,6 +113,7 @@ TEST='-P -m pytest --noconftest -W default -q -p no:cacheprovider'
 ! wants engine || part engine 150 "$PYTHON" $TEST tests/test_acceleration.py \
     tests/dp/test_recording.py tests/dp/test_recompute.py tests/dp/test_costs.py \
     tests/dp/test_private_engine.py -k "$DEVICE"
+! wants train || part pretrain 120 "$PYTHON" $TEST tests/diffusion/test_pretrain.py -k gpu
 
 # Timings run from another folder, so that a script sees its neighbours and not the sources. Ours and
 # the ordinary steps first: a peer that fails takes nothing with it.
