@@ -67,12 +67,13 @@ def on_cpu(run: Callable[[], object]) -> float:
 def on_gpu(run: Callable[[], object]) -> float:
     """Seconds a call between events, with nothing of an earlier one in the caches.
 
-    Filling a gigabyte takes longer than the host needs to queue the call behind it.
+    Reading four gigabytes takes longer than the host needs to queue the calls behind it, and leaves
+    the cache nothing that has to be written back meanwhile.
     """
-    scratch = torch.empty(2**28)
+    scratch = torch.zeros(2**30)
     run()
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    scratch.zero_()
+    scratch.sum()
     began.record()
     run()
     ended.record()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from privimage.acceleration import sent
 from privimage.seeds import generator
 
 
@@ -74,8 +75,8 @@ def subsample(images: ImageSet, most: int, seed: int, purpose: str) -> ImageSet:
 
 def randomly_flipped(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """Each of [rows, channels, height, width] flipped left to right with probability 1/2."""
-    mirrored = torch.rand(len(images), generator=random) < 0.5
-    return torch.where(mirrored[:, None, None, None].to(images.device), images.flip(3), images)
+    mirrored = sent(torch.rand(len(images), generator=random) < 0.5, images.device)
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
 def to_bytes(images: torch.Tensor) -> torch.Tensor:

@@ -135,7 +135,10 @@ class DPOptimizer(torch.optim.Optimizer):
                 average_weight=0.0 if self._ema_decay is None else 1.0 - self._ema_decay(steps),
                 **self._numbers(group, steps),
             )
-            numbers.copy_(rule.on(torch.device("cpu")).numbers)
+            given = rule.on(torch.device("cpu")).numbers
+            # Unless they are pinned the host would wait for all that a GPU has still to do.
+            given = given.pin_memory() if numbers.is_cuda else given
+            numbers.copy_(given, non_blocking=True)
 
     def apply(self, clipped_sum: torch.Tensor) -> None:
         """The step's arithmetic on the device, with noise of its own at every call or replay.

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from privimage.acceleration import sent
 from privimage.data import ImageSet, randomly_flipped, to_unit_range
 from privimage.progress import Reporter, Stopped
 
@@ -50,7 +51,7 @@ class Training:
         """
         self._model.train()
         order = self._kept[torch.randperm(len(self._kept), generator=self._random)]
-        for rows in order.split(_BATCH_SIZE):
+        for rows in sent(order, self._device).split(_BATCH_SIZE):
             if reporter.must_stop:
                 raise Stopped("training classifiers stopped")
             batch = _augmented(to_unit_range(self._images[rows]), self._flip, self._random)
@@ -88,4 +89,4 @@ def _augmented(images: torch.Tensor, flip: bool, random: torch.Generator) -> tor
     shifted = padded[:, :, top : top + height, left : left + width]
     if flip:
         shifted = randomly_flipped(shifted, random)
-    return shifted + _NOISE * torch.randn(shifted.shape, generator=random).to(images.device)
+    return shifted + _NOISE * sent(torch.randn(shifted.shape, generator=random), images.device)
