@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from privimage import ops
+from privimage import machine, ops
 from privimage.dp.gradients.costs import cached_costs
 
 _PACKAGES = ("privimage", "torch", "numpy", "prv-accountant", "safetensors", "pyarrow", "pillow")
@@ -19,7 +19,7 @@ def report() -> Iterator[str]:
     for package in _PACKAGES:
         yield f"{package:<16} {_version(package)}"
     yield f"native build     {ops.describe_build()}"
-    yield f"cores            {len(os.sched_getaffinity(0))}"
+    yield f"cores            {machine.cores()}"
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield f"memory           {gigabytes:.0f} GiB"
     yield f"GPU              {_gpu()}"

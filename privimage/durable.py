@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -144,7 +145,7 @@ class LockedLog:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._size = os.fstat(self._descriptor).st_size
             # Whoever wrote last may have died before its own sync.
-            os.fsync(self._descriptor)
+            _flush(self._descriptor)
             _sync(path.parent)
         except BaseException:
             self.close()
@@ -172,7 +173,7 @@ class LockedLog:
             if written == 0:
                 raise OSError(errno.EIO, "the disk took nothing")
             data = data[written:]
-        os.fsync(descriptor)
+        _flush(descriptor)
 
     def close(self) -> None:
         """Closes the file, which ends the lock; a second call does nothing."""
@@ -285,6 +286,15 @@ def _sync(path: Path) -> None:
     """Makes a file's content, or the names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _flush(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush(descriptor: int) -> None:
+    """Returns when the disk has it, and not only the disk's own memory."""
+    if sys.platform == "darwin":  # Where fsync means the latter; some file systems know no better.
+        with suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)

@@ -1,11 +1,12 @@
 """Runs one function over the pieces of a batch on several cores, each piece on one torch thread."""
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+
+from privimage import machine
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -20,7 +21,7 @@ class Workers:
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or machine.cores()
         self._pool = ThreadPoolExecutor(
             self.threads, initializer=torch.set_num_threads, initargs=(1,)
         )

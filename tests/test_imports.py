@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "privimage"
 GROUND = {"errors", "durable", "checkpoint", "progress", "loop", "seeds", "threads", "pace"}
-GROUND |= {"acceleration", "promise", "recording"}
+GROUND |= {"acceleration", "machine", "promise", "recording"}
 MAY_IMPORT = {
     "errors": set(),
     "durable": {"errors"},
@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "progress": set(),
     "loop": {"checkpoint", "progress"},
     "seeds": set(),
-    "threads": set(),
+    "machine": set(),
+    "threads": {"machine"},
     "pace": set(),
     "promise": set(),
     "acceleration": set(),
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     | {"data", "semantics", "diffusion", "synthesis", "evaluate", "dp", "recipe", "run"}
     | {"release", "report"},
     "assessment": GROUND | {"pipeline", "run", "recipe", "data", "dp", "evaluate", "release"},
-    "doctor": {"errors", "ops", "dp"},
+    "doctor": {"errors", "machine", "ops", "dp"},
     "selftest": {"ops", "dp", "data", "synthesis", "threads", "seeds"},
     "export": GROUND | {"data", "dp", "hub", "recipe", "release", "run"},
     "hub": {"errors", "durable", "diffusion"},

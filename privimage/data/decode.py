@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from privimage import machine
 from privimage.data.images import ImageShape
 from privimage.data.source import MOST_PIXELS, Content, UnreadableSet
 
@@ -25,6 +26,7 @@ _PIECE = 256
 # A larger set lies on disk, and the system keeps as much of it in memory as it has room for.
 _MOST_IN_MEMORY = 2**30
 _LEAST_WITH_PROGRESS = 20_000
+_ZEROS = 2**24
 
 Steps = Callable[[str, int], Iterable[int]]
 """Counts the steps of a loop while it shows them: (what is done, number of steps)."""
@@ -60,7 +62,7 @@ def decode_all(
     if steps is not None and count >= _LEAST_WITH_PROGRESS:
         counted = steps("reading images", len(pieces))
     waiting: deque[Future[None]] = deque()
-    workers, contents = len(os.sched_getaffinity(0)), iter(contents)
+    workers, contents = machine.cores(), iter(contents)
     with _silence(), ThreadPoolExecutor(workers) as pool:
         for piece in counted:
             rows = slice(piece * _PIECE, min((piece + 1) * _PIECE, count))
@@ -82,8 +84,7 @@ def _room(count: int, shape: ImageShape) -> np.ndarray:
         return np.empty(dimensions, dtype=np.uint8)
     try:
         with tempfile.TemporaryFile() as file:
-            # Reserved now: a write to a mapped page for which the disk has no room kills us.
-            os.posix_fallocate(file.fileno(), 0, size)
+            _reserve(file, size)
             return np.memmap(file, dtype=np.uint8, mode="r+", shape=dimensions)
     except (OSError, OverflowError, ValueError) as error:
         raise UnreadableSet(
@@ -92,6 +93,19 @@ def _room(count: int, shape: ImageShape) -> np.ndarray:
             "take fewer images or a smaller --image-size",
             f"{count} images, {size / 2**30:,.0f} GiB",
         ) from error
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Gives an empty file so many bytes of the disk.
+
+    A write to a mapped page for which the disk had no room would kill us.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    for start in range(0, size, _ZEROS):  # macOS
+        file.write(bytes(min(_ZEROS, size - start)))
+    file.flush()
 
 
 def _decode_into(

@@ -1,12 +1,11 @@
 """What a run will take, from seconds of measurement on random images: no data of anybody's."""
 
-import resource
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
-from privimage import evaluate
+from privimage import evaluate, machine
 from privimage.data import ImageSet
 from privimage.diffusion.denoiser import Denoiser
 from privimage.diffusion.pretrain import PIECE_PIXELS, Pretraining
@@ -81,8 +80,7 @@ def forecast(run: Run, missing: Collection[str]) -> Forecast:
             found["synthetic"] = images * made
         if "evaluation" in missing:
             found["evaluation"] = again * made + _measuring(run, watch, images, 1 + before)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Forecast(found, peak, watch.spent, run.workers.threads, watch.cores)
+    return Forecast(found, machine.peak_memory(), watch.spent, run.workers.threads, watch.cores)
 
 
 def in_words(found: Forecast) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """A run's folder: which stages are done or begun, from which recipe, and what may not change."""
 
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from privimage import durable
+from privimage import durable, machine
 from privimage.errors import UserError
 from privimage.recipe import Recipe, differences, from_toml
 
@@ -131,7 +130,7 @@ class RunFolder:
             yield partial
         finally:
             record["seconds"] = round(record["seconds"] + time.monotonic() - began, 2)
-            record["peak_memory_mib"] = _peak_memory_mib()
+            record["peak_memory_mib"] = -(-machine.peak_memory() // 2**20)
             durable.write_json(partial / _RECORD, record)
         durable.remove_folder(partial / _CHECKPOINTS)
         files = sorted(path for path in partial.iterdir() if path.name != _RECORD)
@@ -149,11 +148,6 @@ class RunFolder:
         for name in reversed(names):
             durable.remove_folder(self.stage(name))
             durable.remove_folder(self.partial(name))
-
-
-def _peak_memory_mib() -> int:
-    """The most memory that this process has had so far, rounded up."""
-    return -(-resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 def _part(recipe: Recipe, reads: Sequence[str]) -> dict[str, str]:
