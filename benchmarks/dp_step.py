@@ -44,6 +44,8 @@ from step.methods import COMPILED, ORDINARY, Method, methods
 from step.models import MODELS, Setting, settings
 from step.turns import Row, measure
 
+from privimage.machine import cores
+
 IDENTITY = ("model", "draws", "examples", "threads", "method")
 
 
@@ -129,7 +131,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peak", action="store_true", help="measure memory instead of times")
     parser.add_argument("--max-memory", default="", help="megabytes for the plan, with commas")
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=math.inf, help="to end in, nearly")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

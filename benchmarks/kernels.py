@@ -32,7 +32,6 @@ with SiLU at 0.3 to 0.8.
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -47,6 +46,7 @@ from torch.nn import functional as F
 
 from privimage import ops
 from privimage.dp import most_examples
+from privimage.machine import cores
 
 
 def best(runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
@@ -102,7 +102,7 @@ def main() -> None:
     """Prints a line for each row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="", help="rows whose name has this in it")
     parser.add_argument("--json", type=Path, help="where to write the figures")

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from privimage.machine import cores
+
 
 def merge(
     path: Path, rows: Sequence[dict[str, Any]], identity: Sequence[str], device: str = "cpu"
@@ -36,7 +38,7 @@ def machine(device: str = "cpu") -> dict[str, str]:
         name = torch.cuda.get_device_name()
         versions |= {"driver": driver(), "cuda": torch.version.cuda}
     else:
-        name = f"{len(os.sched_getaffinity(0))} cores of {cpu_name()}, {platform.machine()}"
+        name = f"{cores()} cores of {cpu_name()}, {platform.machine()}"
     return {"machine": name, **versions}
 
 

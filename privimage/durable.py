@@ -151,6 +151,11 @@ class LockedLog:
             self.close()
             raise
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it still holds the file."""
+        return self._descriptor is not None
+
     def read(self) -> bytes:
         """All that the file holds."""
         return self.path.read_bytes()
@@ -192,6 +197,11 @@ class LockedLog:
 
 
 _open_logs: weakref.WeakSet[LockedLog] = weakref.WeakSet()
+
+
+def is_open_here(path: Path) -> bool:
+    """Whether a `LockedLog` of this process holds the file."""
+    return any(log.is_open and log.path.resolve() == path.resolve() for log in _open_logs)
 
 
 def _close_logs_in_child() -> None:

@@ -48,7 +48,8 @@ def check_between(name: str, value: float, least: float, most: float) -> None:
 def check_count(name: str, value: int) -> None:
     """Raises UserError unless `value` is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+        hint = "; int() or round() makes one of it" if isinstance(value, float) else ""
+        raise UserError(f"{name} must be a whole number of at least 1, got {value!r}{hint}")
 
 
 def check_probability(name: str, value: float) -> None:

@@ -162,7 +162,8 @@ def test_a_layer_that_the_table_refuses_is_refused(name):
         dp.ExampleGradients(model)(lambda m, x: m(x).sum(1), torch.randn(2, 3))
 
 
-def test_the_page_runs_from_top_to_bottom(monkeypatch):
+def test_the_page_runs_from_top_to_bottom(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "REGISTERED", dict(registry.REGISTERED))
     monkeypatch.setattr("privimage.dp.gradients.exchange.REGISTERED", registry.REGISTERED)
     names = {
@@ -173,7 +174,7 @@ def test_the_page_runs_from_top_to_bottom(monkeypatch):
         "ledger": None,
     }
     blocks = _blocks(PAGES[0])
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_PORT", "0")
@@ -202,6 +203,23 @@ def test_the_page_runs_from_top_to_bottom(monkeypatch):
             for part in x.split(rows)
         ]
         torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_a_data_set_of_dictionaries_is_trained_on():
+    (block,) = _blocks(PAGES[1])
+    names = {}
+    exec(block, names)  # noqa: S102
+    data = [{"x": [float(i), 1.0], "y": i % 2, "name": str(i)} for i in range(20)]
+    model = nn.Linear(2, 2)
+    engine = dp.PrivateEngine(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        lambda m, x, y: nn.functional.cross_entropy(m(x), y, reduction="none"),
+        names["Tuples"](data, ["x", "y"]),
+        dp.Privacy(noise_multiplier=1.0, sample_rate=0.5, steps=1),
+    )
+    engine.step()
+    assert engine.steps_spent == 1
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

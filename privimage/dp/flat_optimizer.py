@@ -258,7 +258,8 @@ def _flatten(parameters: list[nn.Parameter]) -> torch.Tensor:
         if parameter.dtype != torch.float32 or parameter.device != parameters[0].device:
             raise UserError(
                 f"a parameter {list(parameter.shape)} is {parameter.dtype} on {parameter.device}; "
-                "a private optimiser needs all of them as torch.float32 on one device"
+                "a private optimiser needs all of them as torch.float32 on one device; those of "
+                "torch.optim take other types"
             )
     flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
     start = 0

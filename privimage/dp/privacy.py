@@ -63,6 +63,8 @@ class Privacy:
     ) -> "Privacy":
         """The numbers with the least noise for which all steps cost at most `target_epsilon`.
 
+        The noise multiplier is never below 0.3; `epsilon` says what it really costs.
+
         Args:
             target_epsilon: upper bound on ε at `delta`; infinite for no privacy.
             delta: in [1e-9, 1e-2], far below 1 / number of examples.

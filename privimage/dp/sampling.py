@@ -158,6 +158,11 @@ class PoissonLoader:
             rows = default_collate(examples)
         except TypeError as error:
             rows, problem = None, error
+        except RuntimeError as error:
+            raise UserError(
+                "data: all examples need the same shapes and types; pad texts, and crop or resize "
+                f"images, to one ({str(error).splitlines()[0]})"
+            ) from error
         rows = (rows,) if isinstance(rows, torch.Tensor) else rows
         if not (isinstance(rows, tuple | list) and all(isinstance(r, torch.Tensor) for r in rows)):
             raise UserError(

@@ -238,7 +238,7 @@ def test_a_large_set_shows_how_far_it_is_and_a_small_one_does_not(monkeypatch):
 
 def test_files_are_read_as_they_are_needed(monkeypatch):
     monkeypatch.setattr(decode_module, "_PIECE", 2)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(1))
+    monkeypatch.setattr("privimage.machine.cores", lambda: 1)
     done = threading.Event()
     alive = []
     decode_one = decode_module.decode

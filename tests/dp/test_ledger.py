@@ -1,3 +1,4 @@
+import fcntl
 import functools
 import json
 import os
@@ -125,6 +126,20 @@ def test_a_resumed_run_pays_for_what_was_reserved(path):
         with pytest.raises(UserError, match="pays for 0 more steps"):
             budget.reserve(1)
         assert ledger.epsilon(1e-4).upper <= exactly
+
+
+def test_a_second_ledger_of_one_process_is_told_to_close_the_first(path, tmp_path, monkeypatch):
+    ledger = Ledger(path)
+    ledger.set_plan(PLAN)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="a Ledger of this process still has it open; close"):
+        Ledger(path.name)
+    ledger.close()
+    with Ledger(path) as again:
+        assert again.plan == PLAN
+    # What is closed writes nothing more.
+    with pytest.raises(UserError, match="can't write it"):
+        ledger.reserve_query()
 
 
 def test_more_queries_than_the_budget_are_refused(path):
@@ -262,8 +277,10 @@ def test_the_unit_is_recorded_and_can_not_be_changed(path):
 
 
 def test_a_second_writer_is_refused(path):
-    with Ledger(path), pytest.raises(UserError, match="another process"):
-        Ledger(path)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is working on this run"):
+            Ledger(path)
     with Ledger(path):
         pass
 

@@ -361,6 +361,13 @@ def test_a_data_set_gives_what_its_tensors_give(known_key):
         assert torch.equal(moved(engine(data), 2), from_tensors)
 
 
+def test_examples_of_several_shapes_are_named_with_what_to_do():
+    x, y = examples()
+    made = engine([(row, int(label)) for row, label in zip(x, y, strict=True)] + [(x[0][:2], 0)])
+    with pytest.raises(UserError, match="all examples need the same shapes and types; pad"):
+        made.step()
+
+
 def test_augmentation_and_dropout_draw_anew_for_each_draw():
     seen = []
 

@@ -211,5 +211,5 @@ def _check_target(target_epsilon: float, delta: float) -> None:
 def _no_budget(target_epsilon: float, steps: int) -> UserError:
     return UserError(
         f"epsilon {target_epsilon:g} leaves no budget for {steps} steps: the accountant's own "
-        "margin and what these images already answered cost as much; raise --epsilon"
+        "margin, and what was released before, cost as much; raise epsilon or take fewer steps"
     )

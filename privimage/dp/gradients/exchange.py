@@ -128,8 +128,8 @@ class Exchange(TorchFunctionMode):
         if not torch.is_grad_enabled():
             raise UserError(
                 "gradients are switched off here (torch.no_grad, a custom autograd.Function, "
-                "checkpoint with use_reentrant=True); use a copy with requires_grad_(False), "
-                "or switch them on"
+                "checkpoint with use_reentrant=True); switch them on, use a copy with "
+                "requires_grad_(False), or name the Function by `watched` and `register_rule`"
             )
         if isinstance(func, torch._ops.OpOverload):
             raise UserError("torch.compile hides calls; give the engine what is not compiled")

@@ -123,7 +123,8 @@ def _check_agreement(one: torch.Tensor, other: torch.Tensor, again: torch.Tensor
     if not _agree(one, other, again):
         raise UserError(
             "an example's loss or gradient changes with the other examples of its batch, or is not "
-            "finite; look for means, sorts or norms over the first dimension"
+            "finite; look for means, sorts or norms over the first dimension, and for parameters "
+            "that are broadcast along it"
         )
 
 

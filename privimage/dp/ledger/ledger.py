@@ -32,7 +32,7 @@ from privimage.errors import UserError
 
 
 class Ledger(History):
-    """The one writer of a run's ledger file; use it as a context manager.
+    """The one writer of a run's ledger file, until it is closed; a context manager closes it.
 
     Formal guarantee: `spent()` covers every release that was ever made under this file, whatever
     crashed, failed or lost power in between (tests/privacy/test_ledger_storage.py,
@@ -49,16 +49,17 @@ class Ledger(History):
                 be by the same unit.
 
         Raises:
-            UserError: another process holds it, it can't be written, a line of it is damaged, or
-                it is for another unit.
+            UserError: another process or another `Ledger` of this one holds it, it can't be
+                written, a line of it is damaged, or it is for another unit.
         """
         path, genesis = Path(path), Genesis(unit, adjacency(unit))
         try:
             self._log = durable.LockedLog(path)
         except BlockingIOError as error:
-            raise UserError(
-                f"{path}: another process is working on this run; wait for it or stop it"
-            ) from error
+            holder = "another process is working on this run; wait for it or stop it"
+            if durable.is_open_here(path):
+                holder = "a Ledger of this process still has it open; close() that one first"
+            raise UserError(f"{path}: {holder}") from error
         except OSError as error:
             raise durable.cannot_write(path, error) from error
         self._failure = ""
@@ -76,6 +77,10 @@ class Ledger(History):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the file free for another writer; nothing can be reserved here any more."""
         self._log.close()
 
     @property

@@ -110,11 +110,12 @@ class Examples:
         """Raises UserError unless it `has_rows`."""
         if not self.has_rows(x, dimension):
             which = ("first", "second")[dimension]
-            way_out = "; pad what is packed first (pad_packed_sequence)"
+            way_out = "call it on all rows and mask what comes out, where some are chosen first"
+            if self.packing.is_used:
+                way_out = "pad what is packed first (pad_packed_sequence)"
             raise UserError(
                 f"the {which} dimension of its input {list(x.shape)} must be that of the "
-                f"{self.rows} rows (or {self.count} examples) of the batch"
-                f"{way_out if self.packing.is_used else ''}"
+                f"{self.rows} rows (or {self.count} examples) of the batch; {way_out}"
             )
 
     def expand(self, tensor: torch.Tensor) -> torch.Tensor:
