@@ -37,11 +37,11 @@ class PrivateEngine:
     else reads the optimiser go between the steps as ever.
 
     Formal guarantee: under add/remove-one adjacency, if `losses` treats the rows one by one, raises
-    for nothing that a row holds, keeps nothing of earlier ones, and no random number of it serves
-    two rows (then which rows share it would depend on who else was sampled), what `step` changes
-    (parameters, state of the optimiser, PyTorch's random state) is a function of as many
-    Poisson-subsampled Gaussian releases with the rate and noise multiplier of `privacy` as there
-    were calls, empty batches included
+    for nothing that a row holds, keeps nothing of earlier ones, changes no gradient by way of
+    `.data`, and no random number of it serves two rows (then which rows share it would depend on
+    who else was sampled), what `step` changes (parameters, state of the optimiser, PyTorch's random
+    state) is a function of as many Poisson-subsampled Gaussian releases with the rate and noise
+    multiplier of `privacy` as there were calls, empty batches included
     (tests/dp/test_private_engine.py::test_one_example_moves_a_step_by_at_most_the_clip,
     tests/dp/test_private_engine.py::test_an_empty_batch_is_a_step,
     tests/dp/test_private_engine.py::test_the_random_state_tells_nothing_about_the_batch); with a
@@ -119,11 +119,12 @@ class PrivateEngine:
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.max_memory = usual_memory(self._gradients.device)
         self.plan: StepPlan | None = None
+        self._modes: list[bool] = []
         self.rows_dtype: torch.dtype | None = None
         self._to_be_recorded = recorded
         self._recorded: Callable[..., torch.Tensor] | None = None
         self._loader = PoissonLoader(data, privacy.sample_rate)
-        self._filler: Rows = ()
+        self._made_up: Rows = ()
         key = SecretKey.from_os()
         self._account = StepAccount(privacy, ledger, key.is_secret)
         self._sampling, self._words = key.stream(Domain.SAMPLING), key.stream(Domain.EXAMPLES)
@@ -173,9 +174,13 @@ class PrivateEngine:
             losses=self._losses,
             rows_dtype=self.rows_dtype,
         )
+        self._modes = self._modes_now()
         if self._to_be_recorded:
             self._record(rows)
-        self._filler = tuple(tensor[:1] for tensor in rows)
+        else:  # What a plan can't do with these losses shows before a step is paid for.
+            with seeded(0, self._gradients.device):
+                self._summed(*self._filled(rows, len(rows[0])))
+        self._made_up = rows
 
     def step(self) -> None:
         """Draws a batch, sums its clipped gradients, adds noise once, and updates the model.
@@ -260,8 +265,8 @@ class PrivateEngine:
     def _step(self) -> None:
         with self._processes.agreed(f"{self._terms} {self.steps_spent}"):
             self._check_ready()
-            if self.plan is None:
-                self.check()
+            if self.plan is None or self._has_other_modes():
+                self.check(*self._made_up)
         if not self._are_alike:
             self._processes.hand_out([*self._model.parameters(), *self._model.buffers()])
             self._are_alike = True
@@ -275,11 +280,12 @@ class PrivateEngine:
     def _sum(self, chosen: torch.Tensor) -> torch.Tensor:
         """The clipped sum of these examples, int64 [parameters]; that of none is nothing else."""
         plan, device = cast(StepPlan, self.plan), self._gradients.device
+        filler = tuple(tensor[:1] for tensor in self._made_up)
         total: torch.Tensor | None = None
         # With a test key all processes have the same words; each takes one of its own.
         seed = int(self._words.words(self._processes.rank + 1)[-1])
         with seeded(seed, device):
-            for rows, count in self._loader.micro_batches(chosen, plan.examples, self._filler):
+            for rows, count in self._loader.micro_batches(chosen, plan.examples, filler):
                 part = (self._recorded or self._summed)(*self._filled(rows, count))
                 total = part if total is None else total.add_(part)
         if total is None:
@@ -325,6 +331,13 @@ class PrivateEngine:
         if self._draws == 1:
             return rows
         return tuple(tensor.repeat_interleave(self._draws, dim=0) for tensor in rows)
+
+    def _modes_now(self) -> list[bool]:
+        return [module.training for module in self._model.modules()]
+
+    def _has_other_modes(self) -> bool:
+        """Whether a module trains that did not when it was checked; what is recorded stays so."""
+        return self._recorded is None and self._modes_now() != self._modes
 
     def _check_ready(self) -> None:
         check_mode()

@@ -137,6 +137,17 @@ USES = {
     "mm": (lambda m, x: torch.mm(x[:, 0], m.w), (3, 2)),
     "addmm": (lambda m, x: torch.addmm(m.v, x[:, 0], m.w, beta=2, alpha=3), (3, 2), (2,)),
     "linear with a number": (lambda m, x: F.linear(x, m.w, m.v), (5, 3), (1,)),
+    "complex matrix": (
+        lambda m, x: torch.view_as_real((x + 1j * x.cos()) @ torch.view_as_complex(m.w)),
+        (3, 5, 2),
+    ),
+    "complex addmm": (
+        lambda m, x: torch.view_as_real(
+            torch.addmm(m.v.to(torch.complex128), x[:, 0] + 0j, torch.view_as_complex(m.w))
+        ),
+        (3, 5, 2),
+        (5,),
+    ),
     "addmm number": (lambda m, x: torch.addmm(m.v, x[:, 0], m.w), (3, 2), (1,)),
     "addmm rows": (lambda m, x: torch.addmm(m.v, x[:, 0], m.w), (3, 2), (1, 2)),
     "addmm bias": (lambda m, x: torch.addmm(m.v, x[:, 0], m.mask.diag()), (1,), (3,)),

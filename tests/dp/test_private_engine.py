@@ -813,3 +813,79 @@ def test_the_public_size_takes_the_place_of_the_real_one(known_key):
     fixed = engine(examples(5), expected_batch_size=5.0)
     assert torch.equal(moved(few), moved(fixed) / 5)
     assert more._stepper._noise.scale == few._stepper._noise.scale / 2
+
+
+class Turned(nn.Module):
+    """Two layers of equal input gradients, one of which is turned around where it lies."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(1024, 1024), nn.Linear(1024, 1024)
+
+    def forward(self, x):
+        h = self.one(0.001 * x)
+        h.register_hook(lambda grad: grad.mul_(-100.0))
+        return h + self.other(x)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_hook_that_changes_a_gradient_in_place_is_refused_on_made_up_data(recorded):
+    """The plan computes such wide layers again, and the sum would move by 30 times the clip."""
+    model = Turned()
+    made = PrivateEngine(
+        model,
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        lambda model, x: model(x).square().sum(1),
+        torch.randn(2, 1024),
+        privacy(),
+        recorded=recorded,
+    )
+    with pytest.raises(UserError, match="changed in place in the backward pass"):
+        made.step()
+    assert made.steps_spent == 0
+
+
+class Remembering(nn.Module):
+    """Keeps a mean of the batch while it trains, as no module of PyTorch's that is known to."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * x.mean(0))
+        return self.layer(x - self.mean)
+
+
+def test_a_mode_that_changed_since_the_check_is_checked():
+    model = Remembering().eval()
+    made = engine(model=model)
+    made.step()
+    model.train()
+    with pytest.raises(UserError, match="buffer 'mean' changes with the data"):
+        made.step()
+    assert made.steps_spent == 1
+    model.eval()
+    made.step()
+    assert made.steps_spent == 2
+
+
+def test_made_up_examples_are_those_that_were_given_when_the_mode_changes():
+    seen = []
+
+    def noted(model, x, y):
+        seen.append(x)
+        return losses(model, x, y)
+
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.0))
+    made = PrivateEngine(model, DPSGD(model.parameters(), lr=0.1), noted, examples(), privacy())
+    given = torch.full((2, 4), 3.0)
+    given[1] += 1
+    made.check(given, torch.tensor([0, 1]))
+    made.step()
+    model.eval()
+    seen.clear()
+    made.step()
+    assert torch.equal(seen[0], given)

@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -322,3 +322,72 @@ def test_bad_numbers_are_refused_in_a_sentence():
         ClipRule(0.0)
     with pytest.raises(UserError, match="clipping: 'other' is not known"):
         ClipRule(1.0, "other")
+
+
+class Reversed(torch.autograd.Function):
+    """Turns gradients around in the memory in which they come."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.mul_(-100.0)
+
+
+class Restored(torch.autograd.Function):
+    """Gives its input back what it overwrote, as networks do that save memory."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = 0.01 * x
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        ctx.saved_tensors[0].mul_(100.0)
+        return 0.01 * grad
+
+
+class Branches(nn.Module):
+    """Two layers that get the same gradient; `way` is what stands behind or between them."""
+
+    def __init__(self, way):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(7, 6)
+        self.one, self.other = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.way = way
+
+    def forward(self, words):
+        x = self.table(words)
+        if self.way == "restored":
+            return self.other(Restored.apply(self.one(x)))
+        h = self.one(0.001 * x.detach())
+        if self.way == "hook":
+            h.register_hook(lambda grad: grad.mul_(-100.0))
+        if self.way == "reversed":
+            h = Reversed.apply(h)
+        return h + self.other(x)
+
+
+def squared(model, words):
+    return model(words).square().flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("choice", ["recompute", "ghost", "keep"])
+@pytest.mark.parametrize("way", ["hook", "reversed", "restored", "none"])
+def test_what_changes_before_it_is_added_is_refused(way, choice):
+    """Else its norm would be that of other values; what is kept would be another gradient."""
+    model, words = Branches(way), torch.randint(7, (4, 3))
+    chosen = plan(model, [words[:1]], losses=squared, costs=COSTS)
+    for name in ("one", "other"):
+        chosen = chosen.choosing(name, choice)
+    gradients = ExampleGradients(model)
+    refused = pytest.raises(UserError, match="changed in place in the backward pass; return a new")
+    with nullcontext() if way == "none" else refused:
+        found = planned_clipped_sum(gradients, squared, words, plan=chosen, rule=RULES[0])
+        expected = RULES[0].sum(gradients(squared, words), gradients.module_sizes)
+        assert (found - expected).abs().max() <= 1e-5 * GRID_UNITS

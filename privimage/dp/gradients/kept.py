@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from privimage import ops
+from privimage.dp.gradients.unchanged import Unchanged
 from privimage.dp.rules.slots import Slot, as_convolution
 
 _TOGETHER = 4
@@ -23,6 +24,7 @@ class _Layer:
     grad: torch.Tensor
     names: tuple[str, ...]
     geometry: ops.ConvGeometry
+    unchanged: Unchanged
 
     @property
     def is_small(self) -> bool:
@@ -113,6 +115,8 @@ class Arena:
             return
         layers = waiting[:]
         waiting.clear()
+        for layer in layers:
+            layer.unchanged.check()
         dtype = torch.promote_types(self._written().dtype, torch.float32)
         names = tuple(name for layer in layers for name in layer.names)
         rows = [as_convolution(self._rows[layer.names[0]]) for layer in layers]
@@ -173,5 +177,6 @@ class Kept(Slot):
         self.used = True
         if bias is not None:
             bias.used = True
-        self.arena.add(_Layer(x.detach(), grad.detach(), names, geometry))
+        unchanged = Unchanged(self._name, x, grad)
+        self.arena.add(_Layer(x.detach(), grad.detach(), names, geometry, unchanged))
         return True

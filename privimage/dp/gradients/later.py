@@ -8,6 +8,7 @@ import torch
 
 from privimage import ops
 from privimage.dp.gradients.ghost import ghost_squares
+from privimage.dp.gradients.unchanged import Unchanged
 from privimage.dp.rules.slots import Slot
 from privimage.errors import UserError
 
@@ -73,6 +74,9 @@ class TableUse(HeldUse):
 class Later(Slot):
     """Instead of rows: the one use of a weight; for the bias beside it nothing at all.
 
+    Formal guarantee: what `use` adds is what its norms were measured of
+    (tests/dp/test_recompute.py::test_what_changes_before_it_is_added_is_refused).
+
     Args:
         name: of the parameter.
         shape: of it.
@@ -81,12 +85,7 @@ class Later(Slot):
         dtype: of gradients.
         module: the row of the squared norms that it counts in.
         by_gram: whether the norm is a bound by Gram matrices.
-
-    Attributes:
-        use: None until it was used.
     """
-
-    use: HeldUse | None
 
     def __init__(
         self,
@@ -100,10 +99,18 @@ class Later(Slot):
         by_gram: bool,
     ) -> None:
         super().__init__(torch.empty(0))
-        self.use = None
+        self._use: HeldUse | None = None
+        self._unchanged: Unchanged | None = None
         self._name, self._shape, self._place = name, shape, place
         self._count, self._dtype, self._module = count, dtype, module
         self._by_gram = by_gram
+
+    @property
+    def use(self) -> HeldUse | None:
+        """None until it was used; raises UserError if what is held has changed since."""
+        if self._unchanged is not None:
+            self._unchanged.check()
+        return self._use
 
     @property
     def rows(self) -> torch.Tensor:
@@ -124,7 +131,8 @@ class Later(Slot):
         else:
             norms = ops.example_weight_norms(x, grad, count, taps, with_bias, geometry)
         place = bias._place if isinstance(bias, Later) else None
-        self.use = LayerUse(
+        self._unchanged = Unchanged(self._name, x, grad)
+        self._use = LayerUse(
             *(norms, self._module, x, grad, self._shape, geometry, self._place, place)
         )
         for slot in (self, bias):
@@ -140,7 +148,8 @@ class Later(Slot):
         read = indices.reshape(self._count, -1)
         grad = grad.reshape(*read.shape, self._shape[1])
         norms = ops.example_embedding_norms(read, grad, self._shape[0], padding_idx)
-        self.use = TableUse(
+        self._unchanged = Unchanged(self._name, read, grad)
+        self._use = TableUse(
             *(norms, self._module, read, grad, padding_idx, self._shape, self._place)
         )
         self.used = True

@@ -31,6 +31,9 @@ def matrix_product(
     examples: Examples, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Of x [rows, ..., inputs] with a parameter [inputs, outputs], and a bias [outputs] added."""
+    if weight.is_complex():  # The native products are those of real numbers.
+        output = (x[..., None, :] @ examples.by_row(weight, len(x), x.dim() + 1)).squeeze(-2)
+        return output if bias is None else output + examples.by_row(bias, len(x), x.dim())
     return applied(_ExampleLinear, examples, x, weight, bias, True)
 
 
