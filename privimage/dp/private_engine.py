@@ -131,11 +131,9 @@ class PrivateEngine:
         shapes = [(name, p.shape, p.dtype) for name, p in self._parameters.items()]
         self._terms = repr((privacy, draws_per_example, len(self._loader), shapes))
         expected = privacy.expected_batch_size or privacy.sample_rate * max(len(self._loader), 1)
-        if micro_batch is None:
-            share = expected / self._processes.count
-            micro_batch = most_examples(self._gradients.device, draws_per_example, share)
-        check_count("micro_batch", micro_batch)
-        self._micro_batch = micro_batch
+        if micro_batch is not None:
+            check_count("micro_batch", micro_batch)
+        self._micro_batch, self._share = micro_batch, expected / self._processes.count
         noise = GradientNoise.make(privacy.noise_multiplier, expected, key, privacy.max_grad_norm)
         self._stepper = Stepper(optimizer, self._parameters, noise)
         self._turn = RLock()  # A step is counted and drawn once, whoever calls.
@@ -165,15 +163,7 @@ class PrivateEngine:
         batch = self._repeated(self._on_device(rows))
         with nullcontext() if dummy else _noted():
             check_independence(self._gradients, self._losses, *batch, draws=self._draws)
-        self.plan = make_plan(
-            self._model,
-            [tensor[: self._draws] for tensor in batch],
-            draws=self._draws,
-            max_memory=self.max_memory,
-            examples=self._micro_batch,
-            losses=self._losses,
-            rows_dtype=self.rows_dtype,
-        )
+        self.plan = self._planned([tensor[: self._draws] for tensor in batch])
         self._modes = self._modes_now()
         if self._to_be_recorded:
             self._record(rows)
@@ -276,6 +266,23 @@ class PrivateEngine:
         if self._processes.is_first:
             self._stepper.step(total)
         self._processes.hand_out(self._parameters.values())
+
+    def _planned(self, example: list[torch.Tensor]) -> StepPlan:
+        """The plan; a micro-batch whose size nobody said is larger where examples take little."""
+        suited = partial(most_examples, self._gradients.device, self._draws, self._share)
+        planned = partial(
+            make_plan,
+            *(self._model, example),
+            draws=self._draws,
+            max_memory=self.max_memory,
+            losses=self._losses,
+            rows_dtype=self.rows_dtype,
+        )
+        if self._micro_batch is not None:
+            return planned(examples=self._micro_batch)
+        first = planned(examples=suited())
+        larger = suited(first.bytes_an_example)
+        return first if larger <= first.examples else planned(examples=larger)
 
     def _sum(self, chosen: torch.Tensor) -> torch.Tensor:
         """The clipped sum of these examples, int64 [parameters]; that of none is nothing else."""

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
-from privimage.dp import most_examples, usual_memory
+from privimage.dp import Privacy, PrivateEngine, most_examples, usual_memory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -39,6 +40,30 @@ def test_a_small_batch_is_not_padded_to_a_large_micro_batch(gpu, expected, examp
 def test_a_large_batch_is_cut_into_equal_parts_on_a_cpu(expected, examples):
     # 64 + 2 x 8 are two times 40 or less; 1000 + 2 x 32 are seventeen times 63.
     assert most_examples(CPU, 1, expected) == examples
+
+
+@pytest.mark.parametrize(("size", "examples"), [(1e3, 1064), (1e5, 266), (1e6, 63)])
+def test_of_small_examples_a_cpu_gets_more(size, examples):
+    # Caches take all of the first, 335 of the next, and of the last fewer than the usual 64.
+    assert most_examples(CPU, 1, 1000, size) == examples
+
+
+def test_a_small_model_gets_a_large_batch_in_one_piece():
+    models = nn.Linear(4, 3), nn.Conv2d(64, 64, 3, padding=1)
+    shapes = (4,), (64, 48, 48)
+    made = [
+        PrivateEngine(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            lambda model, x: model(x).flatten(1).sum(1),
+            torch.zeros(2, *shape),
+            Privacy(noise_multiplier=1.0, sample_rate=0.5, steps=1, expected_batch_size=1000.0),
+        )
+        for model, shape in zip(models, shapes, strict=True)
+    ]
+    for each in made:
+        each.check()
+    assert [each.plan.examples for each in made] == [1064, 63]
 
 
 def test_a_gpu_gives_half_of_what_is_free(monkeypatch):
