@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from pictures import png, write_hub
 from tiny import TINY
 
 from privimage import cli
@@ -138,6 +139,11 @@ def test_evaluate_measures_any_image_set(finished, tmp_path):
     result = run("evaluate", str(images))
     assert result.returncode == 2
     assert "name them with --test" in result.stderr
+    pets = write_hub(tmp_path / "pets.parquet", [png(0)] * 2, [0, 1], ["cat", "dog"])
+    birds = write_hub(tmp_path / "birds.parquet", [png(0)] * 2, [0, 1], ["emu", "owl"])
+    result = run("evaluate", str(birds), "--test", str(pets), *options)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "none of its labels" in result.stderr
 
 
 def test_ledger_verify_answers_with_json_and_its_exit_code(finished, tmp_path):

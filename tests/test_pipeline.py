@@ -8,6 +8,7 @@ from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
+from pictures import png, write_hub
 
 from privimage import audit, durable
 from privimage.errors import UserError
@@ -211,6 +212,10 @@ def test_a_stopped_run_goes_on_to_the_same_result(finished, tiny, train, tmp_pat
         ({"data__public": "/no/such/place"}, "/no/such/place"),
         ({"data__test": "/no/such/place"}, "/no/such/place"),
         ({"data__test": "unlabelled"}, "--test: its labels must be .*but it has none"),
+        (
+            {"data__test": "pets", "data__classes": tuple("abcdefghij")},
+            "--test: none of its labels .'cat', 'dog' .* images' .'a', ",
+        ),
         ({"data__public": ""}, "--public"),
         ({"data__sensitive": ""}, "--sensitive"),
         ({"privacy__delta": 1e-3}, "below 1 / 1437"),
@@ -227,9 +232,9 @@ def test_a_stopped_run_goes_on_to_the_same_result(finished, tiny, train, tmp_pat
 def test_a_mistake_is_found_before_anything_is_spent(
     tiny, train, tmp_path, unlabelled, changes, message
 ):
-    changes = {
-        name: str(unlabelled) if value == "unlabelled" else value for name, value in changes.items()
-    }
+    pets = write_hub(tmp_path / "pets.parquet", [png(0)] * 2, [0, 1], ["cat", "dog"])
+    sets = {"unlabelled": str(unlabelled), "pets": str(pets)}
+    changes = {name: sets.get(str(value), value) for name, value in changes.items()}
     with pytest.raises(UserError, match=message) as caught:
         train(tiny(**changes), tmp_path / "run")
     assert "\n" not in str(caught.value)

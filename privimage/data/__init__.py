@@ -8,7 +8,13 @@ from privimage.data.images import (
     to_bytes,
     to_unit_range,
 )
-from privimage.data.load import check_source, load_public, load_sample, load_sensitive
+from privimage.data.load import (
+    check_source,
+    load_public,
+    load_sample,
+    load_sensitive,
+    load_test,
+)
 from privimage.data.persons import PersonKey
 from privimage.data.write import ImageFile, file_name, image_files, png, write_parquet
 
@@ -23,6 +29,7 @@ __all__ = [
     "load_public",
     "load_sample",
     "load_sensitive",
+    "load_test",
     "png",
     "randomly_flipped",
     "subsample",

@@ -1,6 +1,6 @@
-"""Loads image sets in two roles, public and sensitive, whose mistakes are treated differently."""
+"""Loads image sets by their roles, public, sensitive and test, whose mistakes differ."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,15 +11,20 @@ from privimage.data import digits, glyphs
 from privimage.data.decode import Steps, decode_all
 from privimage.data.formats import open_source
 from privimage.data.images import ImageSet, ImageShape
+from privimage.data.labels import (
+    SENSITIVE,
+    all_known,
+    declared_names,
+    numbered_as,
+    numerals,
+    tested_as,
+)
 from privimage.data.persons import PersonKey, numbered, refuse_persons
 from privimage.data.source import Content, Source, UnreadableSet, some
 from privimage.errors import UserError, nearest
 from privimage.seeds import generator
 
 _PREFIX = "builtin:"
-_SENSITIVE = "--sensitive"
-# More are no classes: the column holds identifiers.
-_MOST_CLASSES = 100_000
 _BUILTIN: dict[str, Callable[[], ImageSet]] = {
     "builtin:digits-train": digits.train,
     "builtin:digits-test": digits.test,
@@ -71,8 +76,8 @@ def load_public(
             f"(`privimage data inspect` names them)"
         )
     values = [label for label, good in zip(labels, is_good, strict=True) if good]
-    names = opened.names or _numerals(values)
-    numbers, present = np.unique(_known(source, values, names), return_inverse=True)
+    names = opened.names or numerals(values)
+    numbers, present = np.unique(all_known(source, values, names), return_inverse=True)
     empty = sorted(set(names) - {names[number] for number in numbers})
     if len(numbers) < 2:
         raise UserError(
@@ -95,7 +100,7 @@ def load_sensitive(
     source: str,
     shape: ImageShape,
     names: tuple[str, ...] | None,
-    role: str = _SENSITIVE,
+    role: str = SENSITIVE,
     steps: Steps | None = None,
     person: PersonKey | None = None,
 ) -> ImageSet:
@@ -129,14 +134,42 @@ def load_sensitive(
         return _renamed(_builtin(source, shape), names)
     with _without_numbers(role):
         opened = open_source(role, Path(source), person)
-        names = _names(opened, names, role)
+        names = declared_names(opened, names, role)
         images, _, labels, persons = _decoded(opened, shape, steps)
     return ImageSet(
         torch.from_numpy(images),
-        _numbered(labels, opened.names, names, opened.names_by_image),
+        numbered_as(labels, opened.names, names, opened.names_by_image),
         names,
         None if person is None else numbered(persons),
     )
+
+
+def load_test(
+    source: str, shape: ImageShape, names: tuple[str, ...], warn: Callable[[str], None]
+) -> ImageSet:
+    """Real images that their owner declares public, with the labels of the synthetic ones.
+
+    Args:
+        source: a path (see `formats`) or the name of a built-in set.
+        shape: the declared form; what can't be decoded is grey.
+        names: the labels of the synthetic images; () if they have none.
+        warn: takes one line, if some of the images have other labels, which then count as none.
+
+    Raises:
+        UserError: as `load_sensitive`, or the synthetic images have labels and all of these others.
+    """
+    if source.startswith(_PREFIX):
+        builtin = _builtin(source, shape)
+        images, own, by_image = builtin.images, builtin.names, False
+        labels: list[int | None] = [*builtin.labels.tolist()]
+    else:
+        opened = open_source("--test", Path(source))
+        decoded, _, labels, _ = _decoded(opened, shape, None)
+        images, own, by_image = torch.from_numpy(decoded), opened.names, opened.names_by_image
+        names = names if opened.is_labelled else ()
+    if not names:
+        return ImageSet(images, torch.zeros(len(images), dtype=torch.int64), ())
+    return ImageSet(images, tested_as(source, labels, own, names, by_image, warn), names)
 
 
 def load_sample(
@@ -159,12 +192,12 @@ def load_sample(
         UserError: as `load_sensitive`.
     """
     opened = open_source(role, Path(source))
-    names = _names(opened, names, role)
+    names = declared_names(opened, names, role)
     rows = torch.randperm(opened.count, generator=generator(seed, "sample"))[:most]
     images, _, labels, _ = _decoded(opened, shape, None, {*rows.tolist()})
     return ImageSet(
         torch.from_numpy(images),
-        _numbered(labels, opened.names, names, opened.names_by_image),
+        numbered_as(labels, opened.names, names, opened.names_by_image),
         names,
     )
 
@@ -175,50 +208,18 @@ def _without_numbers(role: str) -> Iterator[None]:
     try:
         yield
     except UnreadableSet as error:
-        if role != _SENSITIVE:
+        if role != SENSITIVE:
             raise
         raise UserError(
             f"{error.what}; `privimage data inspect` says more, which no ε covers"
         ) from None
 
 
-def _names(opened: Source, declared: tuple[str, ...] | None, role: str) -> tuple[str, ...]:
-    """The declared names of the labels, or else those of the set itself; () without labels.
-
-    Where the images' own places name them, a single image could decide whether a sensitive set has
-    labels, so names that are declared for it are there in any case.
-    """
-    is_decided = role == _SENSITIVE and opened.names_by_image and declared
-    if not opened.is_labelled and not is_decided:
-        return ()
-    if declared is None and not opened.names:
-        raise UserError(
-            f"{role}: '{opened.path}' has labels but no names for them; declare them with "
-            "--classes (names, or their number)"
-        )
-    return opened.names if declared is None else declared
-
-
-def _numbered(
-    labels: Sequence[int | None], own: tuple[str, ...], names: tuple[str, ...], by_name: bool
-) -> torch.Tensor:
-    """The set's own labels as places among the declared names, int64 [images].
-
-    By number only where no name is shared, and nothing that is known of the images (`by_name`)
-    decides that it is so.
-    """
-    number_of: dict[int | None, int] = {number: number for number in range(len(names))}
-    if by_name or set(own) & set(names):
-        place = {name: number for number, name in enumerate(names)}
-        number_of = {label: place[name] for label, name in enumerate(own) if name in place}
-    return torch.tensor([number_of.get(label, len(names)) for label in labels], dtype=torch.int64)
-
-
 def _renamed(images: ImageSet, names: tuple[str, ...] | None) -> ImageSet:
     """A built-in set with the declared names of its labels; None for its own."""
     if names is None:
         return images
-    labels = _numbered(images.labels.tolist(), images.names, names, by_name=False)
+    labels = numbered_as(images.labels.tolist(), images.names, names, by_name=False)
     return ImageSet(images.images, labels, names)
 
 
@@ -249,16 +250,6 @@ def _decoded(
     return images, is_good, labels, persons
 
 
-def _known(source: str, labels: list[int | None], names: tuple[str, ...]) -> np.ndarray:
-    """`labels` as an array, int64, if each has one of `names`."""
-    strange = {label for label in labels if label is None or not 0 <= label < len(names)}
-    if strange:
-        label = min(strange, key=lambda label: -1 if label is None else abs(label))
-        wrong = "an image without label" if label is None else f"a label {label} without name"
-        raise UserError(f"--public: '{source}' has {wrong}; name every class, or leave it out")
-    return np.array(labels, dtype=np.int64)
-
-
 def _compacted(images: np.ndarray, is_good: np.ndarray) -> np.ndarray:
     """The good images, moved together in place: a copy would need as much memory again."""
     good = np.flatnonzero(is_good)
@@ -278,9 +269,3 @@ def _builtin(source: str, shape: ImageShape) -> ImageSet:
             f"{images.images.shape[1]} channel(s), not {shape.size} and {shape.channels}"
         )
     return images
-
-
-def _numerals(labels: list[int | None]) -> tuple[str, ...]:
-    """The names 0, 1, … for public labels that have none."""
-    classes = 1 + max((label for label in labels if label is not None), default=-1)
-    return tuple(map(str, range(min(classes, _MOST_CLASSES))))

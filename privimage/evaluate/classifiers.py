@@ -69,7 +69,7 @@ def accuracies(
     Args:
         training_sets: labelled images, all with the same labels; those without a declared label
             are left out.
-        test: real images, declared public.
+        test: real images, declared public; those without a declared label are left out.
         settings: which classifiers, how often.
         seed: decides every random choice.
         resources: train on several sets at a time.
@@ -83,8 +83,11 @@ def accuracies(
         Stopped: the reporter asked for it; what `parts` has got is kept.
     """
     check_test_set(test, training_sets[0].names)
+    test = _labelled(test, "test")
     sets = [
-        subsample(_labelled(images), settings.most_training_images, seed, "training images")
+        subsample(
+            _labelled(images, "train"), settings.most_training_images, seed, "training images"
+        )
         for images in training_sets
     ]
 
@@ -226,11 +229,11 @@ def _flat(images: torch.Tensor) -> np.ndarray:
     return flat
 
 
-def _labelled(images: ImageSet) -> ImageSet:
+def _labelled(images: ImageSet, what_for: str) -> ImageSet:
     """The images that have one of the declared labels."""
     kept = images.labels < len(images.names)
     if not kept.any():
-        raise UserError("accuracy needs labelled images to train on, and there are none")
+        raise UserError(f"accuracy needs labelled images to {what_for} on, and there are none")
     if kept.all():
         return images
     return ImageSet(images.images[kept], images.labels[kept], images.names)

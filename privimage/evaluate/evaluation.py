@@ -81,6 +81,11 @@ def evaluate(
         caveats.append("there is no test set: neither accuracy nor scores")
     elif not material.synthetic.names:
         caveats.append("the images have no labels: no accuracy")
+    elif others := int((material.test.labels == len(material.test.names)).sum()):
+        caveats.append(
+            f"{others} of {len(material.test)} test images have a label that the synthetic images "
+            "don't have: accuracy leaves them out"
+        )
     near = _near_duplicates(sets, material, settings, seed, parts)
     results = [SetScores(*three) for three in zip(trained, found, near, strict=True)]
     sensitive, ceiling, duplicates = material.sensitive, None, None

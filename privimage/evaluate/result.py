@@ -49,7 +49,7 @@ class Accuracy:
         recall: name of a label → fraction of its test images that are found, mean over the
             repeats; null for a label without test images.
         n_training: images trained on.
-        n_test: real images tested on.
+        n_test: real images tested on, which have one of the labels.
     """
 
     label: str

@@ -69,7 +69,7 @@ class Run:
     @cached_property
     def test(self) -> ImageSet:
         """The images that their owner declared public."""
-        test = data.load_sensitive(self.recipe.data.test, self.shape, self.names, "--test")
+        test = data.load_test(self.recipe.data.test, self.shape, self.names, self.reporter.warn)
         evaluate.check_test_set(test, self.names)
         return test
 

@@ -5,7 +5,14 @@ import pytest
 import torch
 from pictures import encoded, pixels, png, write_classes, write_hub
 
-from privimage.data import ImageShape, check_source, load_public, load_sample, load_sensitive
+from privimage.data import (
+    ImageShape,
+    check_source,
+    load_public,
+    load_sample,
+    load_sensitive,
+    load_test,
+)
 from privimage.data import decode as decode_module
 from privimage.errors import UserError
 
@@ -288,3 +295,83 @@ def test_a_sample_is_some_of_the_images_in_their_order(tmp_path):
     again = load_sample(str(path), SHAPE, None, "x", 12, 1)
     assert not torch.equal(again.images, sample.images)
     assert torch.equal(load_sample(str(path), SHAPE, None, "x", 40, 1).images, whole.images)
+
+
+# ------------------------------------------------------------------------------------------- test
+
+
+def _hub(path, labels, names):
+    return write_hub(path / "x.parquet", map(png, range(len(labels))), labels, names)
+
+
+@pytest.mark.parametrize(
+    ("own", "names"),
+    [
+        (["Ill", "Healthy"], ("healthy", "ill")),
+        (["cow", "dog"], ("Cat", "cat")),
+        (["7", "8"], ("0", "1")),
+        # Shared, but no image has it.
+        (["cow", "dog", "cat"], ("cat", "emu")),
+    ],
+)
+def test_a_test_set_of_other_labels_is_refused(tmp_path, own, names):
+    path = _hub(tmp_path, [0, 1, 1], own)
+    message = rf"^--test: none of its labels \('{min(own[:2])}', .*x\.parquet.*'{names[0]}'"
+    with pytest.raises(UserError, match=message) as caught:
+        load_test(str(path), SHAPE, names, pytest.fail)
+    assert "\n" not in str(caught.value)
+
+
+def test_test_folders_of_other_names_are_refused_though_they_are_numerals(tmp_path, warnings_heard):
+    folder = write_classes(tmp_path, {"0": {"a.png": png(0)}, "1": {"b.png": png(1)}})
+    with pytest.raises(UserError, match=r"none of its labels \('0', '1' in .*'cat', 'dog'"):
+        load_test(str(folder), SHAPE, ("cat", "dog"), warnings_heard.append)
+
+
+def test_test_images_of_other_labels_are_counted_and_have_none(tmp_path, warnings_heard):
+    path = _hub(tmp_path, [0, 1, 2, 2, None, 7], ["CAT", "cat", "dog"])
+    found = load_test(str(path), SHAPE, ("bird", "cat"), warnings_heard.append)
+    assert (found.names, found.labels.tolist()) == (("bird", "cat"), [2, 1, 2, 2, 2, 2])
+    assert torch.equal(found.images, _images(range(6)))
+    assert warnings_heard == [
+        "--test: 5 of 6 images have a label that the synthetic images don't have ('7', 'CAT', "
+        "'dog', …); accuracy leaves them out"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("own", "names"),
+    [
+        (["dog", "cat"], ("cat", "dog")),
+        (None, ("dog", "cat")),
+        (["1", "2"], ("dog", "cat")),
+        (["dog", "cat"], ("0", "1")),
+    ],
+)
+def test_test_labels_are_matched_by_number_only_where_one_side_has_no_names(
+    tmp_path, warnings_heard, own, names
+):
+    path = _hub(tmp_path, [0, 0, 1], own)
+    found = load_test(str(path), SHAPE, names, warnings_heard.append)
+    expected = [names.index(own[0])] * 2 + [names.index(own[1])] if names[0] == "cat" else [0, 0, 1]
+    assert found.labels.tolist() == expected
+    is_said = own is not None and not {*own} & {*names}
+    assert [line.partition(" (")[0] for line in warnings_heard] == (
+        [f"--test: labels of '{path}' are matched by number"] if is_said else []
+    )
+
+
+def test_a_test_set_without_labels_or_for_images_without_has_none(tmp_path):
+    for names, labels in ((("a", "b"), None), ((), [0, 1])):
+        path = write_hub(tmp_path / "x.parquet", map(png, range(2)), labels)
+        found = load_test(str(path), SHAPE, names, pytest.fail)
+        assert (found.names, found.labels.tolist()) == ((), [0, 0])
+
+
+def test_a_built_in_set_can_be_tested_on():
+    shape = ImageShape(8, 1)
+    names = tuple(str(digit) for digit in range(10))
+    found = load_test("builtin:digits-test", shape, names, pytest.fail)
+    assert torch.equal(found.labels, load_sensitive("builtin:digits-test", shape, None).labels)
+    with pytest.raises(UserError, match="in 'builtin:glyphs'"):
+        load_test("builtin:glyphs", shape, ("zero", "one"), pytest.fail)

@@ -114,12 +114,17 @@ def test_constant_images_and_colours_are_no_trouble(workers):
     assert all(abs(accuracy - 0.5) < 1e-6 for accuracy in found.values())
 
 
-def test_test_images_without_a_declared_label_count_as_wrong(workers):
+def test_test_images_without_a_declared_label_are_left_out(workers):
     training, test = _halves(120, 0), _halves(100, 1)
     labels = test.labels.clone()
     labels[:50] = len(NAMES)
-    (found,) = _accuracies([training], ImageSet(test.images, labels, NAMES), workers)
-    assert all(0.45 < accuracy <= 0.5 for accuracy in found.values())
+    (found,) = _found([training], ImageSet(test.images, labels, NAMES), workers)
+    (alone,) = _found([training], ImageSet(test.images[50:], labels[50:], NAMES), workers)
+    assert found == alone
+    assert all(accuracy.n_test == 50 for accuracy in found.values())
+    nothing = ImageSet(test.images, torch.full_like(labels, len(NAMES)), NAMES)
+    with pytest.raises(UserError, match="labelled images to test on"):
+        _found([training], nothing, workers)
 
 
 @pytest.mark.parametrize("names", [(), ("left", "right"), NAMES[::-1]])
