@@ -21,6 +21,17 @@ from privimage.data.images import ImageShape
 from privimage.data.source import MOST_PIXELS, Content, UnreadableSet
 
 GREY = 128
+# What brings an image upright, by the value of EXIF's tag for its orientation.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _PIECE = 256
 # A larger set lies on disk, and the system keeps as much of it in memory as it has room for.
@@ -37,9 +48,10 @@ def decode_all(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` images of `contents`, decoded on all cores, each once.
 
-    Resized so that its shorter side fits (antialiased), cropped to the middle, converted to the
-    declared channels; transparency is put on black. Each depends on its own content and on `shape`
-    alone, and nothing that a decoder has to say about it reaches anybody.
+    Turned upright as their EXIF says, resized so that the shorter side fits (antialiased), cropped
+    to the middle, converted to the declared channels; transparency is put on black. Each depends on
+    its own content and on `shape` alone, and nothing that a decoder has to say about it reaches
+    anybody.
 
     Args:
         contents: image files, or pixels as they are.
@@ -126,11 +138,26 @@ def decode(content: Content, shape: ImageShape) -> np.ndarray | None:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 return None
-            return _fitted(image, shape)
+            # Before EXIF is asked for: a file that is cut short must fail here, not be read on.
+            image.load()
+            return _fitted(_upright(image), shape)
     except Exception:
         # Pillow's decoders raise nearly anything for damaged files; for a sensitive set, no file
         # may make itself known by stopping the run.
         return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as a viewer shows it; as it is stored where its EXIF can't be read.
+
+    `ImageOps.exif_transpose` also writes the other tags anew, and fails where one is malformed.
+    """
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        return image if turn is None else image.transpose(turn)
+    except Exception:
+        # As for decoding: anything may be raised, and the pixels are there already.
+        return image
 
 
 class Look(NamedTuple):

@@ -1,3 +1,4 @@
+import io
 import logging
 import random
 import struct
@@ -10,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 from pictures import encoded, pixels, png
-from PIL import Image
+from PIL import Image, ImageOps
 
 from privimage.data import decode as decode_module
 from privimage.data.decode import decode_all
@@ -102,6 +103,87 @@ def test_another_size_is_fitted_and_cropped_to_the_middle():
 def test_odd_sizes_come_out_in_the_declared_form(size, shape):
     found = decode(encoded(np.full((*size, 3), 90, dtype=np.uint8)), shape)
     assert np.array_equal(found, np.full((shape.channels, shape.size, shape.size), 90))
+
+
+def _exif(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def _quarters(mode="RGB"):
+    """16×16 pixels, each quarter of another brightness."""
+    values = np.kron(np.array([[0, 80], [160, 240]], dtype=np.uint8), np.ones((8, 8), np.uint8))
+    return Image.fromarray(values).convert(mode)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_stands_upright(form, orientation):
+    content = encoded(_quarters(), form, exif=_exif(orientation))
+    with Image.open(io.BytesIO(content)) as image:
+        expected = ImageOps.exif_transpose(image).convert("L")
+    found = decode(content, ImageShape(16, 1))[0]
+    assert np.array_equal(found, np.asarray(expected))
+    # Which quarter is bright: it is ours, and no two of the first four agree.
+    bright = {
+        1: (1, 1),
+        2: (1, 0),
+        3: (0, 0),
+        4: (0, 1),
+        5: (1, 1),
+        6: (1, 0),
+        7: (0, 0),
+        8: (0, 1),
+    }
+    rows, columns = bright[orientation]
+    assert found[8 * rows + 4, 8 * columns + 4] > 220
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "I;16"])
+def test_images_of_every_mode_stand_upright(mode):
+    values = np.kron(np.array([[0, 0], [0, 255]], dtype=np.uint8), np.ones((8, 8), np.uint8))
+    image = Image.fromarray(values)
+    image = Image.fromarray(values.astype(np.uint16) * 257) if "16" in mode else image.convert(mode)
+    found = decode(encoded(image, exif=_exif(6)), ImageShape(16, 1))[0]
+    assert np.array_equal(found, np.rot90(values, -1))
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"Exif\0\0",
+        b"Exif\0\0II*\0",
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff",
+        b"Exif\0\0" + b"\xff" * 60,
+        # The orientation as text.
+        b"Exif\0\0MM\0*" + struct.pack(">IHHHI4sI", 8, 1, 0x0112, 2, 4, b"six", 0),
+        _exif(0).tobytes(),
+        _exif(99).tobytes(),
+    ],
+)
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_exif_that_says_nothing_sensible_changes_nothing(form, exif, capfd):
+    found = decode_all([encoded(_quarters(), form, exif=exif)], 1, RGB)
+    without = decode_all([encoded(_quarters(), form)], 1, RGB)
+    assert np.array_equal(found[0], without[0])
+    assert found[1].all()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        struct.pack(">HHI4s", 0x011A, 2, 4, b"abc"),  # A number as text.
+        struct.pack(">HHII", 0x0132, 2, 2**31, 9),  # A text far longer than the file.
+    ],
+)
+def test_another_tag_that_is_malformed_leaves_an_image_upright(tag):
+    turned = struct.pack(">HHIHH", 0x0112, 3, 1, 3, 0)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + turned + tag + bytes(4)
+    ((found,), _) = decode_all([encoded(_quarters(), exif=exif)], 1, ImageShape(16, 1))
+    assert found[0, 4, 4] == 240
 
 
 def test_only_the_first_frame_of_several_counts():
