@@ -1,6 +1,7 @@
 """Folders of image files: one subfolder a class, or flat, with or without a CSV of labels.
 
 Where a folder names the person, folders may lie in folders, and the class is read as in archives.
+Otherwise a CSV of labels makes a folder a flat one, whatever folders lie in it.
 """
 
 import csv
@@ -69,8 +70,9 @@ def open_folder(name: str, path: Path, person: PersonKey | None = None) -> Sourc
     """
     classes = tuple(_subfolders(path))
     refuse_splits(name, path, {folder: path / folder for folder in classes})
-    if not classes and (path / LABELS).is_file():
-        return _open_with_csv(name, path, person)
+    by_folder = person is not None and not person.column
+    if (path / LABELS).is_file() and not by_folder:
+        return _open_with_csv(name, path, classes, person)
     if person is not None:
         return _open_with_persons(name, path, person)
     files = [
@@ -100,10 +102,10 @@ def _open_with_persons(name: str, path: Path, person: PersonKey) -> Source:
     return _source(name, path, classes, files, is_labelled=bool(classes))
 
 
-def _open_with_csv(name: str, path: Path, person: PersonKey | None) -> Source:
+def _open_with_csv(
+    name: str, path: Path, subfolders: tuple[str, ...], person: PersonKey | None
+) -> Source:
     """A flat folder whose files' labels stand in a CSV; the first row of a file counts."""
-    if person is not None and not person.column:
-        raise too_deep(name, path, person)
     row_of = _read_csv(name, path / LABELS, None if person is None else person.column)
     values = {label for label, _ in row_of.values() if label}
     # "10" comes after "9" where all are numbers, however many digits one has.
@@ -115,8 +117,17 @@ def _open_with_csv(name: str, path: Path, person: PersonKey | None) -> Source:
         label, whose = row_of.get(file, ("", ""))
         files.append(File(file, number_of.get(label), whose))
     missing = sorted(set(row_of) - {file.name for file in files})
-    remark = f"{LABELS} names {len(missing)} files that are not there ({some(missing)})"
-    return _source(name, path, names, files, is_labelled=True, remarks=(remark,) if missing else ())
+    remarks = []
+    if subfolders:
+        remarks.append(f"has a {LABELS}, so its subfolders are left out ({some([*subfolders])})")
+    if missing:
+        remarks.append(f"{LABELS} names {len(missing)} files that are not there ({some(missing)})")
+    if not files and subfolders:
+        raise UserError(
+            f"{name}: there are no images right in '{path}', whose {LABELS} says that it is flat; "
+            "put them there, or take it away if the subfolders are the classes"
+        )
+    return _source(name, path, names, files, is_labelled=True, remarks=tuple(remarks))
 
 
 def _read_csv(name: str, path: Path, column: str | None) -> dict[str, tuple[str, str]]:

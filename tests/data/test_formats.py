@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import png, write_classes, write_hub
 
-from privimage.data import ImageShape, load_sensitive, parquet
+from privimage.data import ImageShape, PersonKey, load_sensitive, parquet
 from privimage.data.formats import open_source, share_images
 from privimage.errors import UserError
 
@@ -239,6 +239,32 @@ def test_a_flat_folder_takes_its_labels_from_the_csv(tmp_path):
     assert (source.names, source.is_labelled, source.count) == (("cat, grey", "dog"), True, 3)
     assert _pairs(source) == [(png(0), 0), (png(1), 1), (png(2), 1)]
     assert source.remarks == ()
+
+
+@pytest.mark.parametrize("inside", [{}, {"c.png": b"no"}, {"note.txt": b"no"}])
+@pytest.mark.parametrize("folder", ["thumbs", "@eaDir", "__MACOSX"])
+def test_a_flat_folder_with_a_csv_may_hold_folders(tmp_path, folder, inside):
+    _flat(tmp_path, "file,label\na.png,dog\nb.png,cat\n", "ab")
+    alone = open_source("--sensitive", tmp_path)
+    write_classes(tmp_path, {folder: inside})
+    source = open_source("--sensitive", tmp_path)
+    assert _pairs(source) == _pairs(alone) == [(png(0), 1), (png(1), 0)]
+    assert (source.names, source.is_labelled) == (("cat", "dog"), True)
+    assert source.remarks == (f"has a labels.csv, so its subfolders are left out ('{folder}')",)
+
+
+def test_folders_beside_a_csv_can_still_name_persons(tmp_path):
+    write_classes(tmp_path, {"ann": {"1.png": b"1"}, "bob": {"2.png": b"2"}})
+    (tmp_path / "labels.csv").write_text("file,label\n1.png,cat\n")
+    source = open_source("--sensitive", tmp_path, PersonKey(level=1))
+    assert [entry.person for entry in source.entries()] == ["ann", "bob"]
+
+
+def test_classes_beside_a_csv_without_images_are_refused(tmp_path):
+    write_classes(tmp_path, {"cat": {"1.png": b"1"}, "dog": {"2.png": b"2"}})
+    (tmp_path / "labels.csv").write_text("file,label\n1.png,cat\n")
+    with pytest.raises(UserError, match=r"no images right in .*labels\.csv says that it is flat"):
+        open_source("--public", tmp_path)
 
 
 def test_numbers_as_labels_come_in_their_own_order(tmp_path):
