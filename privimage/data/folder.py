@@ -24,6 +24,7 @@ from privimage.data.source import (
     SUFFIXES,
     Entry,
     Source,
+    UnreadableSet,
     no_images,
     refuse_splits,
     some,
@@ -138,9 +139,15 @@ def _read_csv(name: str, path: Path, column: str | None) -> dict[str, tuple[str,
         # Two names of persons may differ in nothing but bytes that are no UTF-8.
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file)
-            known = reader.fieldnames or ()
+            known = reader.fieldnames = [cell.strip() for cell in reader.fieldnames or ()]
             if not {"file", "label"} <= set(known):
-                raise UserError(f"{name}: '{path}' needs the columns 'file' and 'label'")
+                # Without a header these are the file and the label of an image.
+                found = some([" ".join(_printable(cell)[:40].split()) for cell in known])
+                raise UnreadableSet(
+                    f"{name}: '{path}' needs the columns 'file' and 'label' in its first line, "
+                    "separated by commas",
+                    f"found: {found or 'nothing'}",
+                )
             if column is not None and column not in known:
                 raise no_column(name, path, column, map(_printable, known))
             for row in reader:

@@ -281,10 +281,33 @@ def test_a_csv_that_says_too_much_or_too_little(tmp_path):
     assert found.labels.tolist() == [1, 2, 2]
 
 
-@pytest.mark.parametrize("table", ["", "name,label\na.png,cat\n", "a.png\n", "\0\0"])
-def test_a_csv_without_its_columns_is_refused(tmp_path, table):
-    with pytest.raises(UserError, match=r"labels\.csv' needs the columns 'file' and 'label'"):
+@pytest.mark.parametrize(
+    ("table", "found"),
+    [
+        ("", "nothing"),
+        ("name,label\na.png,cat\n", "'name', 'label'"),
+        ("file;label\na.png;cat\n", "'file;label'"),
+        ("a.png\n", "'a.png'"),
+        ("\0\0", ".*"),
+        ('"a\nb",c\n', "'a b', 'c'"),
+        ("x" * 100_000, "'x{40}'"),
+    ],
+)
+def test_a_csv_without_its_columns_is_refused(tmp_path, table, found):
+    message = r"labels\.csv' needs the columns 'file' and 'label' in its first line, separated by"
+    with pytest.raises(UserError, match=rf"{message} commas \(found: {found}\)") as caught:
         open_source("--public", _flat(tmp_path, table))
+    assert "\n" not in str(caught.value)
+
+
+def test_white_space_around_the_columns_of_a_csv_is_none_of_their_names(tmp_path):
+    _flat(tmp_path, " file , label,who \na.png,cat,ann\nb.png,dog,bob\nc.png,cat,ann\n")
+    source = open_source("--sensitive", tmp_path, PersonKey(column="who"))
+    assert [(entry.label, entry.person) for entry in source.entries()] == [
+        (0, "ann"),
+        (1, "bob"),
+        (0, "ann"),
+    ]
 
 
 @pytest.mark.parametrize("huge", ["x" * 200_000, "3" * 5_000])

@@ -3,6 +3,7 @@
 Every form of set is damaged in the ways that a message could count by, and read in both roles.
 """
 
+import shutil
 import struct
 import tempfile
 import zipfile
@@ -68,7 +69,20 @@ def _parquet(path, count):
     return path
 
 
+def _csv_without_header(path, count):
+    """A flat folder whose table begins with an image, another one in each size."""
+    folder = path / f"of{count}"
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number}.png").write_bytes(png(number))
+    rows = [f"{number}.png,{'ab'[number % 2]}" for number in reversed(range(count))]
+    (folder / "labels.csv").write_text("\n".join(rows))
+    shutil.rmtree(path / "set", ignore_errors=True)
+    return folder.rename(path / "set")
+
+
 DAMAGED = {
+    "csv without header": _csv_without_header,
     "npz labels": lambda path, count: _npz(path, count, labels=[0] * (count - 1)),
     "npz names of persons": lambda path, count: _npz(path, count, patient=[0] * (count - 1)),
     "npz of another type": lambda path, count: _npz(path, count, images=_stack(count) / 255),
@@ -82,7 +96,7 @@ DAMAGED = {
     "parquet cut short": lambda path, count: _cut(_parquet(path, count), count + 6),
 }
 COUNTING = {"npz labels", "npz of another type", "npz labels cut short", "idx labels"}
-COUNTING |= {"cifar cut short"}
+COUNTING |= {"cifar cut short", "csv without header"}
 
 
 def _refusals(path, read):
