@@ -32,6 +32,10 @@ from privimage.data.source import (
 from privimage.errors import UserError
 
 LABELS = "labels.csv"
+_PERSONS = {
+    "--sensitive": ", or say --unit person --person folder:1 if the outer folders are persons",
+    "data inspect": ", or say --person folder:1 if the outer folders are persons",
+}
 
 
 class File(NamedTuple):
@@ -178,7 +182,7 @@ def _source(
     remarks: tuple[str, ...] = (),
 ) -> Source:
     if not files:
-        raise no_images(name, path, ", in subfolders or in the folder itself")
+        raise _empty(name, path)
     return FolderSource(
         path=path,
         names=names,
@@ -187,6 +191,34 @@ def _source(
         files=tuple(files),
         remarks=remarks,
     )
+
+
+def _empty(name: str, path: Path) -> UserError:
+    """The sentence for a folder without images where they are looked for.
+
+    It says where they are, if anywhere, and not how many they are, or how deep one of them lies.
+    """
+    if any(_image_files_below(path)):
+        return UserError(
+            f"{name}: the images in '{path}' lie more than one folder deep; name the folder whose "
+            f"subfolders are the classes{_PERSONS.get(name, '')}"
+        )
+    if _has_links(path):
+        return UserError(
+            f"{name}: there are no images in '{path}', only symbolic links, which are not "
+            "followed; name the folder that they lead to, or copy the files"
+        )
+    return no_images(name, path, ", in subfolders or in the folder itself")
+
+
+def _has_links(folder: Path) -> bool:
+    """Whether a link that looks like an image file, or leads to a folder, lies in `folder`."""
+    return any(
+        entry.is_symlink()
+        and entry.name[0] != "."
+        and (entry.suffix.lower() in SUFFIXES or entry.is_dir())
+        for entry in folder.iterdir()
+    ) or any(_has_links(folder / name) for name in _subfolders(folder))
 
 
 def _subfolders(folder: Path) -> list[str]:

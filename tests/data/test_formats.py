@@ -187,6 +187,34 @@ def test_a_folder_without_images_is_refused(tmp_path, inside):
         open_source("--public", tmp_path)
 
 
+@pytest.mark.parametrize("role", ["--public", "--test", "--sensitive", "data inspect"])
+def test_images_that_lie_deeper_are_said_to(tmp_path, role):
+    write_classes(tmp_path / "ann", {"cat": {"1.png": b"1"}, "dog": {"2.png": b"2"}})
+    write_classes(tmp_path / "bob", {"cat": {"3.png": b"3"}})
+    with pytest.raises(UserError, match=f"^{role}: .* lie more than one folder deep; ") as caught:
+        open_source(role, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert ("--person folder:1" in str(caught.value)) == (role in ("--sensitive", "data inspect"))
+    # Both of what it advises works.
+    assert open_source(role, tmp_path / "ann").names == ("cat", "dog")
+    source = open_source(role, tmp_path, PersonKey(level=1))
+    assert [(entry.label, entry.person) for entry in source.entries()] == [
+        (0, "ann"),
+        (1, "ann"),
+        (0, "bob"),
+    ]
+
+
+@pytest.mark.parametrize("of", ["files", "folders"])
+def test_a_folder_of_nothing_but_links_is_told_that_they_are_not_followed(tmp_path, of):
+    write_classes(tmp_path / "elsewhere", {"cat": {"a.png": b"1"}})
+    (tmp_path / "set/cat").mkdir(parents=True)
+    link = tmp_path / ("set/cat/a.png" if of == "files" else "set/dog")
+    link.symlink_to(tmp_path / ("elsewhere/cat/a.png" if of == "files" else "elsewhere/cat"))
+    with pytest.raises(UserError, match="only symbolic links, which are not followed"):
+        open_source("--public", tmp_path / "set")
+
+
 # ---------------------------------------------------------------------------------------- shards
 
 

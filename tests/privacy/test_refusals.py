@@ -133,6 +133,32 @@ def test_why_a_public_set_is_refused_counts(tmp_path, damage):
     assert fewer != more
 
 
+def _deeper(path, count):
+    """Images of which one more lies in a folder of its own, deeper still."""
+    for number in range(count):
+        place = path / f"person{number}/cat" / ("more" * (number % 2))
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes(png(number))
+    return path
+
+
+def _links(path, count):
+    for number in range(count):
+        (path / f"{number}.png").unlink(missing_ok=True)
+        (path / f"{number}.png").symlink_to(f"elsewhere{number}")
+    return path
+
+
+@pytest.mark.parametrize("make", [_deeper, _links])
+def test_where_a_sensitive_set_lies_is_said_without_telling_its_size(tmp_path, make):
+    def read(path):
+        check_source("--sensitive", str(path))
+
+    fewer, more = _refusals(lambda count: make(tmp_path, count), read)
+    assert fewer == more
+    assert "folder deep" in fewer or "links" in fewer
+
+
 def test_a_full_disk_under_a_sensitive_set_does_not_tell_its_size(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
