@@ -13,7 +13,8 @@ from PIL import Image
 
 from privimage import durable
 from privimage.data import ImageShape, PersonKey
-from privimage.data.decode import decode_all, look
+from privimage.data.decode import decode_all, is_nearly_black, look
+from privimage.data.folder import FolderSource, files_of_other_kinds
 from privimage.data.formats import open_source
 from privimage.data.source import SUFFIXES, Entry, Source
 
@@ -36,6 +37,8 @@ class Inspection:
         modes: how many have which Pillow mode, such as RGB or L.
         damaged: names of the images that can't be decoded.
         odd: what is strange about others, a line each.
+        nearly_black: names of 16-bit images that use less than a quarter of their range.
+        unseen: names of the files in a folder that are not taken for images.
         samples: class → its first images, uint8 [channels, size, size] each.
         images_of: person → number of images; None where nobody asked for persons.
         nameless: images that name no person, each a person of its own.
@@ -49,6 +52,8 @@ class Inspection:
     modes: Counter[str] = field(default_factory=Counter)
     damaged: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
+    nearly_black: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
     samples: dict[str, list[np.ndarray]] = field(default_factory=dict)
     images_of: Counter[str] | None = None
     nameless: int = 0
@@ -72,6 +77,8 @@ def inspect(path: Path, shape: ImageShape, person: PersonKey | None = None) -> I
     found = Inspection(source, shape, Counter(dict.fromkeys(source.names, 0)))
     if person is not None:
         found.images_of = Counter()
+    if isinstance(source, FolderSource):
+        found.unseen = files_of_other_kinds(source.path)
     entries = source.entries()
     while piece := list(islice(entries, _PIECE)):
         images, is_good = decode_all((entry.content for entry in piece), len(piece), shape)
@@ -99,6 +106,8 @@ def report(found: Inspection) -> Iterator[str]:
         ("classes without images", empty),
         ("can't be decoded", found.damaged),
         ("odd", found.odd),
+        ("16-bit, nearly black (scale them to the whole range)", found.nearly_black),
+        ("files of other kinds, not seen", found.unseen),
         ("remarks", list(source.remarks)),
     ):
         if lines:
@@ -145,6 +154,8 @@ def _count(found: Inspection, entry: Entry, image: np.ndarray | None) -> None:
     found.modes[facts.mode] += 1
     if min(facts.width, facts.height) == 1:
         found.odd.append(f"{entry.name}: {facts.width}×{facts.height} pixels")
+    if is_nearly_black(entry.content):
+        found.nearly_black.append(entry.name)
     expected = SUFFIXES.get(PurePosixPath(entry.name).suffix.lower(), facts.form)
     if facts.form != expected:
         found.odd.append(f"{entry.name}: a {facts.form} file")

@@ -90,6 +90,19 @@ def open_folder(name: str, path: Path, person: PersonKey | None = None) -> Sourc
     return _source(name, path, classes, files, is_labelled=bool(classes))
 
 
+def files_of_other_kinds(path: Path) -> list[str]:
+    """The files in the folder `path` and the folders in it whose names are not those of images."""
+    return [
+        str(place.relative_to(path))
+        for folder in _folders(path)
+        for place in sorted(folder.iterdir())
+        if place.suffix.lower() not in SUFFIXES
+        and place.name[0] != "."
+        and place != path / LABELS
+        and place.is_file()
+    ]
+
+
 def _open_with_persons(name: str, path: Path, person: PersonKey) -> Source:
     """A folder with folders of persons, in which or around which are the classes."""
     if person.column:
@@ -212,13 +225,14 @@ def _empty(name: str, path: Path) -> UserError:
 
 
 def _has_links(folder: Path) -> bool:
-    """Whether a link that looks like an image file, or leads to a folder, lies in `folder`."""
+    """Whether a link lies below `folder` that looks like an image file or leads to a folder."""
     return any(
         entry.is_symlink()
         and entry.name[0] != "."
         and (entry.suffix.lower() in SUFFIXES or entry.is_dir())
-        for entry in folder.iterdir()
-    ) or any(_has_links(folder / name) for name in _subfolders(folder))
+        for place in _folders(folder)
+        for entry in place.iterdir()
+    )
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -230,11 +244,16 @@ def _subfolders(folder: Path) -> list[str]:
     )
 
 
+def _folders(folder: Path) -> Iterator[Path]:
+    """`folder` and the folders in it."""
+    yield folder
+    for name in _subfolders(folder):
+        yield from _folders(folder / name)
+
+
 def _image_files_below(folder: Path) -> Iterator[Path]:
     """The image files in `folder` and the folders in it."""
-    yield from (folder / file for file in _image_files(folder))
-    for name in _subfolders(folder):
-        yield from _image_files_below(folder / name)
+    return (place / file for place in _folders(folder) for file in _image_files(place))
 
 
 def _image_files(folder: Path) -> list[str]:

@@ -94,6 +94,25 @@ def test_pixels_and_strange_labels(tmp_path, channels):
     ]
 
 
+def test_scans_of_twelve_bits_and_files_of_other_kinds_are_named(tmp_path):
+    deep = pixels(channels=1, dtype=np.uint16)
+    scans = {
+        "dark.png": encoded(deep // 16),
+        "dark.tif": encoded(deep // 16, "TIFF"),
+        "whole.png": encoded(deep),
+        "black.png": encoded(pixels(channels=1) // 16),
+        "phone.heic": b"heic",
+        ".hidden": b"",
+    }
+    write_classes(tmp_path, {"cat": scans, "dog": {"raw.dcm": b"dicom"}})
+    (tmp_path / "readme.txt").write_text("")
+    lines = list(inspection.report(inspection.inspect(tmp_path, ImageShape(8, 1))))
+    place = lines.index("16-bit, nearly black (scale them to the whole range): 2")
+    assert lines[place + 1 : place + 3] == ["  cat/dark.png", "  cat/dark.tif"]
+    place = lines.index("files of other kinds, not seen: 3")
+    assert lines[place + 1 :] == ["  readme.txt", "  cat/phone.heic", "  dog/raw.dcm"]
+
+
 def test_long_lists_are_cut(tmp_path):
     write_classes(tmp_path, {f"class{n:02}": {"a.png": b"no"} for n in range(30)})
     lines = list(inspection.report(inspection.inspect(tmp_path, ImageShape(8, 3))))
