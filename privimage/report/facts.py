@@ -30,6 +30,8 @@ STAGES = {
     "synthetic": "The network drew the synthetic images.",
     "evaluation": "The synthetic images were measured on images that their owner declared public.",
 }
+_SELECTED_ALL = "All public classes were used."
+_FELL_BACK = "The counts did not rise above the noise, so all public classes were used."
 SENSITIVE = ("query", "finetune")
 
 
@@ -50,6 +52,26 @@ class Row:
     name: str
     picture: str
     bars: tuple[Bar, ...] = ()
+
+
+def stages(folder: RunFolder) -> Iterator[tuple[str, str]]:
+    """The stages that are done, in order, and what each has done."""
+    for name, text in STAGES.items():
+        if folder.is_done(name):
+            yield name, _selected(folder) if name == "selection" else text
+
+
+def fell_back(folder: RunFolder) -> bool:
+    """Whether the counts did not rise above the noise, so that nothing was chosen by them."""
+    path = folder.stage("selection") / "selection.json"
+    return path.exists() and bool(durable.read_json(path)["fell_back"])
+
+
+def _selected(folder: RunFolder) -> str:
+    if fell_back(folder):
+        return _FELL_BACK
+    mode = durable.read_json(folder.stage("selection") / "selection.json")["mode"]
+    return _SELECTED_ALL if mode == "all" else STAGES["selection"]
 
 
 def epsilon_curve(history: History) -> tuple[list[int], list[float]]:

@@ -71,14 +71,11 @@ def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
         "names": names,
         "recipe": recipe,
         "plan": plan,
-        "stages": [
-            (name, text, name in facts.SENSITIVE)
-            for name, text in facts.STAGES.items()
-            if folder.is_done(name)
-        ],
+        "stages": [(name, text, name in facts.SENSITIVE) for name, text in facts.stages(folder)],
         "epsilon_picture": _epsilon_picture(history, statement, plan.epsilon),
         "loss_picture": _loss_picture(folder),
         "query": facts.query_rows(folder, names),
+        "fell_back": facts.fell_back(folder),
         "noise_std": _noise_std(folder),
         "synthetic": facts.synthetic_rows(folder, shape, names),
         "count": max(len(names), 1) * recipe.synthesis.images_per_label,

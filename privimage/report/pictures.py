@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -58,7 +58,7 @@ def curve(
         name: differs from that of every other curve on the page.
         x: of the points.
         y: of the points.
-        labels: of the axes.
+        labels: of the axes; together, the picture's name for who can't see it.
         limit: a value of y.
     """
     with rc_context(_RC | {"svg.hashsalt": name}):
@@ -74,7 +74,8 @@ def curve(
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
+    said = escape(f"Curve: {labels[1]}, over {labels[0]}")
+    svg = f'<svg role="img" aria-label="{said}"' + svg[svg.index("<svg") + len("<svg") :]
     for drawn, styled in _STYLE.items():
         svg = svg.replace(drawn, styled)
     # Numbers and our own words, no text of others.

@@ -136,6 +136,28 @@ def test_a_label_shows_its_classes_even_if_others_have_all_that_it_voted_for(cop
     assert row.picture
 
 
+def test_a_selection_that_fell_back_is_not_told_as_one(page, copied):
+    assert "classes with the highest noisy counts were chosen" in page.text
+    path = copied / "selection/selection.json"
+    durable.write_json(path, durable.read_json(path) | {"fell_back": True})
+    text = _written(copied).text
+    said = "The counts did not rise above the noise, so all public classes were used."
+    assert text.count(said) == 2
+    assert "were chosen" not in text
+    assert "are marked" not in text
+    durable.write_json(path, durable.read_json(path) | {"fell_back": False, "mode": "all"})
+    assert "All public classes were used." in _written(copied).text
+
+
+def test_curves_have_names_for_who_cannot_see_them(page):
+    names = [value for name, value in page.attributes if name == "aria-label"]
+    assert names == [
+        "Curve: ε at δ = 0.0001, over fine-tuning steps reserved",
+        "Curve: loss, public images, over pre-training steps",
+    ]
+    assert page.attributes.count(("role", "img")) == 2
+
+
 def test_names_are_text(copied):
     declared = json.loads((copied / "declared.json").read_text())
     declared["names"][3] = "<b onclick=x>&"
