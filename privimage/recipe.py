@@ -60,6 +60,11 @@ class DataSettings:
         check_count("data.image_size", self.image_size)
         if self.channels not in (1, 3):
             raise UserError(f"data.channels must be 1 (grey) or 3 (RGB), got {self.channels}")
+        if not all(name.strip() for name in self.classes):
+            raise UserError("--classes: a name is empty; give one for each label, as in a,b,c")
+        if len({*self.classes}) < len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise UserError(f"--classes: '{twice}' is there twice; give each label its own name")
         if self.public_size < 0:
             raise UserError(f"data.public_size must be at least 0, got {self.public_size}")
 

@@ -205,7 +205,14 @@ def test_ledger_compose_states_one_epsilon_for_all(finished, tmp_path):
     [
         (["train", "--preset", "digit"], "did you mean 'digits'"),
         (["train", "--set", "finetune.step=3"], "did you mean 'finetune.steps'"),
-        (["train", "--sensitive", "/no/such"], "/no/such"),
+        (["train", "--preset", "digits", "--sensitive", "/no/such", "--public", "x"], "/no/such"),
+        (["train", "--sensitive", "mine"], "--preset; `privimage presets` lists"),
+        (["train", "--preset", "digits", "--sensitive", "mine"], "--public PATH"),
+        (["train", "--classes", "a,a"], "'a' is there twice"),
+        (["train", "--classes", "a,,b"], "a name is empty"),
+        (["train", "--classes", "0"], "--classes must be a whole number of at least 1"),
+        (["train", "--classes=-1"], "--classes must be a whole number of at least 1"),
+        (["train", "--set", "data.classes=['a', 'a']"], "'a' is there twice"),
         (["train", "--epsilon", "0"], "epsilon must be above 0"),
         (["train", "--epsilon", "-1"], "epsilon must be above 0"),
         (["train", "--delta", "0.001"], "below 1 / 1437"),
@@ -379,3 +386,23 @@ def test_a_run_folder_cannot_be_shared_by_two(tmp_path):
     finally:
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
+
+
+@pytest.mark.parametrize("option", ["--sensitive", "--public", "--test"])
+@pytest.mark.parametrize("out", ["set", "set/runs/mine"])
+def test_a_run_folder_in_an_image_set_is_refused(tmp_path, option, out):
+    (tmp_path / "set/a").mkdir(parents=True)
+    sets = {"--sensitive": "builtin:digits-train", "--public": "builtin:glyphs", option: "set"}
+    given = [word for pair in sets.items() for word in pair]
+    result = run("train", "--preset", "digits", *given, "--out", out, cwd=tmp_path)
+    assert result.returncode == 2
+    assert f"lies in the image set {option} 'set'" in result.stderr
+    assert [entry.name for entry in (tmp_path / "set").iterdir()] == ["a"]
+
+
+def test_a_run_that_had_not_begun_does_not_become_the_demo(tmp_path):
+    (tmp_path / "ledger.jsonl").write_text("{}\n")
+    result = run("train", "--out", str(tmp_path))
+    assert result.returncode == 2
+    assert "give its options again" in result.stderr
+    assert not (tmp_path / "recipe.toml").exists()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from privimage import recipe
-from privimage.errors import check_non_negative
+from privimage.errors import check_count, check_non_negative
 from privimage.pipeline import DEVICES
 from privimage.progress import Reporter
 
@@ -123,9 +123,12 @@ def reporter(quiet: bool, max_minutes: float | None) -> Reporter:
 
 
 def _read(option: str, value: Any) -> Any:
-    if option == "classes" and value.isdecimal():
-        return tuple(str(label) for label in range(int(value)))
-    if option in ("classes", "classifiers"):
+    if option == "classes":
+        if value.removeprefix("-").isdecimal():
+            check_count("--classes", int(value))
+            return tuple(str(label) for label in range(int(value)))
+        return tuple(name.strip() for name in value.split(","))
+    if option == "classifiers":
         return tuple(name.strip() for name in value.split(",") if name.strip())
     return value
 

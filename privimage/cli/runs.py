@@ -12,6 +12,7 @@ import typer
 
 from privimage import assessment, export, pipeline, recipe
 from privimage.cli import options
+from privimage.errors import UserError
 from privimage.pipeline.schedule import STAGES, Scope, Stage
 from privimage.progress import Reporter
 from privimage.report import write_report
@@ -91,7 +92,7 @@ def _train(given: dict[str, Any], scope: Scope) -> None:
     if given["preset"] is None and (path / "recipe.toml").exists():
         chosen = recipe.override(RunFolder(path).recipe(), values)
     else:
-        chosen = recipe.preset(given["preset"] or _DEFAULT_PRESET, values)
+        chosen = _new_recipe(given["preset"], values, path)
     reporter = options.reporter(given["quiet"] or given["json_"], given["max_minutes"])
     machine = pipeline.Machine(given["device"], given["threads"], given["max_memory"])
     if given["dry_run"]:
@@ -103,6 +104,28 @@ def _train(given: dict[str, Any], scope: Scope) -> None:
         result = json.loads(metrics.read_text(encoding="utf-8")) if metrics.exists() else {}
     if given["json_"]:
         typer.echo(json.dumps({"run": str(path), **result}, indent=2, ensure_ascii=False))
+
+
+def _new_recipe(preset: str | None, values: dict[str, Any], path: Path) -> recipe.Recipe:
+    """The recipe of a run that has none yet; nobody's own images get the demo's by default."""
+    if preset is None and RunFolder(path).ledger.exists():
+        raise UserError(
+            f"{path}: this run was stopped before it had begun, so it has no recipe yet; give its "
+            "options again, --preset among them"
+        )
+    if preset is None and values.get("data.sensitive"):
+        raise UserError("--sensitive: say how with --preset; `privimage presets` lists the recipes")
+    chosen = recipe.preset(preset or _DEFAULT_PRESET, values)
+    if (
+        values.get("data.sensitive")
+        and "data.public" not in values
+        and chosen.selection.mode != "none"
+    ):
+        raise UserError(
+            "--sensitive: name the public images too, with --public PATH, or use --selection none; "
+            "`privimage presets` lists the recipes"
+        )
+    return chosen
 
 
 def _stage_command(stage: Stage) -> Callable[..., None]:

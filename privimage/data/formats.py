@@ -54,6 +54,12 @@ def share_images(one: str, other: str) -> bool:
     return bool(ours & theirs) or _lies_in(ours, theirs) or _lies_in(theirs, ours)
 
 
+def lies_in_set(path: Path, source: str) -> bool:
+    """Whether `path` is the folder that an image set is, or would lie in it as a part of it."""
+    place, places = Path(os.path.realpath(path)), _places(source)
+    return any(above in places and above.is_dir() for above in (place, *place.parents))
+
+
 def _places(source: str) -> set[Path]:
     """The files that a set is read from, or its folder, or its place in an archive; resolved."""
     path = Path(source)

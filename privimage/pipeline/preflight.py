@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from privimage import data, durable
-from privimage.data.formats import share_images
+from privimage.data.formats import lies_in_set, share_images
 from privimage.errors import UserError
 from privimage.pipeline import measurement
 from privimage.recipe import DataSettings
@@ -40,6 +40,7 @@ def check(run: Run, missing: Collection[str]) -> None:
             "no public images given; name them with --public PATH, or use --selection none"
         )
     refuse_sensitive_as_public(settings)
+    _refuse_run_in_set(settings, run.folder.path)
     _check_disk(run.folder.path)
     if kind := durable.network_file_system(run.folder.path):
         run.reporter.warn(
@@ -76,6 +77,21 @@ def refuse_sensitive_as_public(settings: DataSettings) -> None:
                 f"{option}: '{source}' is the sensitive set itself, or has files or folders of it, "
                 "and no ε covers what is computed on public images; give others, or keep some "
                 "apart from --sensitive"
+            )
+
+
+def _refuse_run_in_set(settings: DataSettings, path: Path) -> None:
+    """Refuses a run folder that the next run would read as a class of an image set."""
+    sets = (
+        ("--sensitive", settings.sensitive),
+        ("--public", settings.public),
+        ("--test", settings.test),
+    )
+    for option, source in sets:
+        if source and lies_in_set(path, source):
+            raise UserError(
+                f"--out: '{path}' lies in the image set {option} '{source}', and would be read as "
+                "images of it; choose a folder outside (a run that has begun can be moved there)"
             )
 
 
