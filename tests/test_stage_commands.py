@@ -102,6 +102,9 @@ def test_a_dry_run_is_about_the_stages_that_are_asked_for(privimage, tmp_path, c
     again = ["train", "--dry-run", "--json", "--out", copied, "--from-stage"]
     found = json.loads(privimage(*again, "synthetic").output)
     assert (set(found["seconds"]), found["plan"]) == ({"synthetic", "evaluation"}, None)
+    # By the command's name as well.
+    found = json.loads(privimage(*again, "synthesize").output)
+    assert set(found["seconds"]) == {"synthetic", "evaluation"}
     few = privimage("train", "--dry-run", "--until", "query", "--set=finetune.sample_rate=0.001")
     assert "a step takes 1.4 images on average" in few.output
     # What `train` would refuse is refused.

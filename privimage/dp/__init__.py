@@ -22,8 +22,6 @@ from privimage.dp.clipping import (
     GRID_UNITS,
     ClipRule,
     clipped_sum,
-    layer_clipped_sum,
-    normalised_sum,
 )
 from privimage.dp.gradients.engine import ExampleGradients
 from privimage.dp.gradients.independence import check_independence
@@ -92,10 +90,8 @@ __all__ = [
     "epsilon_over_steps",
     "estimate_noise_multiplier",
     "group_epsilon",
-    "layer_clipped_sum",
     "most_examples",
     "narrate",
-    "normalised_sum",
     "plan",
     "planned_clipped_sum",
     "poisson_sample",

@@ -35,77 +35,37 @@ def clipped_sum(parts: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
     return ops.clipped_sum(parts, max_grad_norm)
 
 
-def layer_clipped_sum(
-    parts: torch.Tensor, max_grad_norm: float, sizes: Sequence[int]
-) -> torch.Tensor:
-    """As `clipped_sum`, each of L layers scaled by itself to a norm of at most C / √L.
-
-    Formal guarantee: as `clipped_sum`, since the squares of the layers' shares add up to 1
-    (tests/dp/test_clipping.py::test_one_row_moves_the_sum_by_at_most_the_clip); where one layer of
-    a row is not finite, that layer alone adds 0.
-
-    Args:
-        parts: as there.
-        max_grad_norm: as there, over all layers.
-        sizes: parameters of each layer, in the order of the columns.
-
-    Returns:
-        As there.
-    """
-    share = 1.0 / math.sqrt(max(len(sizes), 1))
-    layers = parts.split(list(sizes), dim=1)
-    return torch.cat([ops.clipped_sum(layer, max_grad_norm, share) for layer in layers])
-
-
-def normalised_sum(
-    parts: torch.Tensor, max_grad_norm: float, stability: float = 0.01
-) -> torch.Tensor:
-    """Sums the rows of `parts`, each first multiplied by C / (its norm + `stability`).
-
-    Automatic clipping (AUTO-S; Bu, Wang, Zha, Karypis, arXiv 2206.07136, section 3): no clipping
-    norm to tune, since C only scales the result.
-
-    Formal guarantee: as `clipped_sum`
-    (tests/dp/test_clipping.py::test_one_row_moves_the_sum_by_at_most_the_clip).
-
-    Args:
-        parts: as there.
-        max_grad_norm: C, which no row's norm reaches.
-        stability: γ in [1e-30, 1e30], in units of the gradient: rows much shorter stay short.
-
-    Returns:
-        As there.
-    """
-    return ops.clipped_sum(parts, max_grad_norm, stability=stability)
-
-
 @dataclass(frozen=True)
 class ClipRule:
     """A way of clipping, for gradients of which only the norms are known yet, or all values.
 
     Attributes:
         max_grad_norm: the clipping norm C, in [1e-30, 1e30].
-        way: "flat", "per_layer" (C / √L for each of L modules) or "automatic".
-        stability: γ of automatic clipping, in [1e-30, 1e30].
+        clipping: "flat"; "per_layer", each of L modules to a norm of at most C / √L, whose squares
+            add up to C²; or "automatic" (AUTO-S; Bu, Wang, Zha, Karypis, arXiv 2206.07136, section
+            3), every gradient times C / (its norm + `stability`), where C only scales the result.
+        stability: γ of automatic clipping, in [1e-30, 1e30], in units of the gradient: what is much
+            shorter stays short.
 
     Raises:
         UserError: a value is not as above.
     """
 
     max_grad_norm: float
-    way: str = "flat"
+    clipping: str = "flat"
     stability: float = 0.01
 
     def __post_init__(self) -> None:
         for name in ("max_grad_norm", "stability"):
             check_between(name, getattr(self, name), 1e-30, 1e30)
-        check_choice("clipping", self.way, ("flat", "per_layer", "automatic"))
+        check_choice("clipping", self.clipping, ("flat", "per_layer", "automatic"))
 
     def sum(self, parts: torch.Tensor, module_sizes: Sequence[int]) -> torch.Tensor:
         """The sum of the rows of `parts` [examples, parameters], clipped.
 
         Formal guarantee: as `clipped_sum`, for every way of clipping
-        (tests/dp/test_clipping.py::test_one_row_moves_the_sum_by_at_most_the_clip).
+        (tests/dp/test_clipping.py::test_one_row_moves_the_sum_by_at_most_the_clip); by layer, where
+        one module of a row is not finite, that module alone adds 0.
 
         Args:
             parts: float, one example's gradient a row.
@@ -114,11 +74,13 @@ class ClipRule:
         Returns:
             int64 [parameters], in units of C / `GRID_UNITS`.
         """
-        if self.way == "per_layer":
-            return layer_clipped_sum(parts, self.max_grad_norm, module_sizes)
-        if self.way == "automatic":
-            return normalised_sum(parts, self.max_grad_norm, self.stability)
-        return clipped_sum(parts, self.max_grad_norm)
+        if self.clipping == "flat":
+            return clipped_sum(parts, self.max_grad_norm)
+        if self.clipping == "automatic":
+            return ops.clipped_sum(parts, self.max_grad_norm, stability=self.stability)
+        share = 1.0 / math.sqrt(max(len(module_sizes), 1))
+        modules = parts.split(list(module_sizes), dim=1)
+        return torch.cat([ops.clipped_sum(part, self.max_grad_norm, share) for part in modules])
 
     def scales(self, squares: torch.Tensor) -> torch.Tensor:
         """What an example's values are multiplied with to be clipped and in grid steps.
@@ -138,7 +100,7 @@ class ClipRule:
             float64 [modules, examples]; 0 where a norm is not finite.
         """
         share = 1.0 / math.sqrt(max(len(squares), 1))
-        stability = self.stability if self.way == "automatic" else None
+        stability = self.stability if self.clipping == "automatic" else None
         return grid_scales(_rounded_up(squares.sqrt()), self.max_grad_norm, share, stability)
 
 

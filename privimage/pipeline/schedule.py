@@ -99,11 +99,9 @@ def schedule(recipe: Recipe, folder: RunFolder, scope: Scope) -> Todo:
     names = [stage.name for stage in whole]
     last, first = len(whole), len(whole)
     if scope.until is not None:
-        check_choice("--until", scope.until, names)
-        last = names.index(scope.until) + 1
+        last = _place("--until", scope.until, whole) + 1
     if scope.from_stage is not None:
-        check_choice("--from-stage", scope.from_stage, names)
-        first = names.index(scope.from_stage)
+        first = _place("--from-stage", scope.from_stage, whole)
     if scope.only is not None:
         if scope.only not in names:
             raise UserError(f"--selection {recipe.selection.mode} has no stage '{scope.only}'")
@@ -114,6 +112,14 @@ def schedule(recipe: Recipe, folder: RunFolder, scope: Scope) -> Todo:
         stage.name for stage in order if stage.name in repeated or not folder.is_done(stage.name)
     ]
     return Todo(whole, order, repeated, missing)
+
+
+def _place(option: str, wanted: str, whole: list[Stage]) -> int:
+    """Where the stage is that `wanted` names, or the command of which it is."""
+    names = [stage.name for stage in whole]
+    name = {stage.command: stage.name for stage in whole}.get(wanted, wanted)
+    check_choice(option, name, names)
+    return names.index(name)
 
 
 def _refuse_gaps(folder: RunFolder, order: list[Stage]) -> None:

@@ -15,7 +15,7 @@ from privimage.evaluate import Parts
 from privimage.pipeline.measurement import made_images, measure
 from privimage.release import Contents, data_card, privacy_statement
 from privimage.run.context import Run
-from privimage.run.folder import RELEASES
+from privimage.run.folder import CHECKPOINTS, RELEASES
 from privimage.semantics import classifier
 from privimage.semantics.query import noisy_histogram
 from privimage.semantics.selection import select_all, select_semantic
@@ -32,7 +32,7 @@ def classify(run: Run, folder: Path, ledger: Ledger) -> None:
     settings, seed, names = run.recipe.classifier, run.recipe.seed, run.public.names
     model = classifier.build(settings, run.shape.channels, len(names), seed).to(run.device)
     accuracy = classifier.train_classifier(
-        model, run.public, settings, seed, folder / "checkpoints", run.reporter
+        model, run.public, settings, seed, folder / CHECKPOINTS, run.reporter
     )
     durable.write_tensors(folder / "model.safetensors", model.state_dict())
     facts = {"accuracy_on_held_out_public_images": accuracy, "classes": names}
@@ -114,7 +114,7 @@ def pretrain_network(run: Run, folder: Path, ledger: Ledger) -> None:
         labels[kept],
         run.recipe.pretrain,
         run.recipe.seed,
-        folder / "checkpoints",
+        folder / CHECKPOINTS,
         run.workers,
         run.reporter,
     )
@@ -146,7 +146,7 @@ def finetune_network(run: Run, folder: Path, ledger: Ledger) -> None:
         network,
         run.recipe.finetune,
         run.public_size,
-        folder / "checkpoints",
+        folder / CHECKPOINTS,
         run.workers,
         run.reporter,
         run.max_memory,
@@ -159,7 +159,7 @@ def finetune_network(run: Run, folder: Path, ledger: Ledger) -> None:
 
 def synthesise_images(run: Run, folder: Path, ledger: Ledger) -> None:
     """Stage 6: fine-tuned weights → synthetic/images.parquet and its data card."""
-    pieces = _sample(run, "finetune", folder / "checkpoints", "synthesis")
+    pieces = _sample(run, "finetune", folder / CHECKPOINTS, "synthesis")
     path, statement = folder / RELEASES["synthetic"], privacy_statement(ledger)
     statement["recipe_sha256"] = run.recipe.sha256
     files = (file for piece in pieces for file in data.image_files(piece))
@@ -172,7 +172,7 @@ def synthesise_images(run: Run, folder: Path, ledger: Ledger) -> None:
 
 def evaluate_images(run: Run, folder: Path, ledger: Ledger) -> None:
     """Stage 7: synthetic and test images → evaluation/metrics.json and comparison.png."""
-    checkpoints, synthetic, before = folder / "checkpoints", made_images(run), None
+    checkpoints, synthetic, before = folder / CHECKPOINTS, made_images(run), None
     if run.folder.is_done("pretrain"):
         # No more than are measured of the others.
         pieces = _sample(run, "pretrain", checkpoints, "before fine-tuning", len(synthetic))

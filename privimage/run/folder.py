@@ -12,7 +12,7 @@ from privimage.errors import UserError
 from privimage.recipe import Recipe, differences, from_toml
 
 _RECORD = "stage.json"
-_CHECKPOINTS = "checkpoints"
+CHECKPOINTS = "checkpoints"
 # What leaves the stages that the ledger vouches for: their hashes stand in it.
 RELEASES = {
     "query": "histogram.safetensors",
@@ -46,7 +46,7 @@ class RunFolder:
 
     def checkpoints(self, name: str) -> Path:
         """Where the stage `name` keeps what it needs to go on; gone when it is finished."""
-        return self.partial(name) / _CHECKPOINTS
+        return self.partial(name) / CHECKPOINTS
 
     def is_done(self, name: str) -> bool:
         """Whether the stage `name` is finished."""
@@ -132,7 +132,7 @@ class RunFolder:
             record["seconds"] = round(record["seconds"] + time.monotonic() - began, 2)
             record["peak_memory_mib"] = -(-machine.peak_memory() // 2**20)
             durable.write_json(partial / _RECORD, record)
-        durable.remove_folder(partial / _CHECKPOINTS)
+        durable.remove_folder(partial / CHECKPOINTS)
         files = sorted(path for path in partial.iterdir() if path.name != _RECORD)
         record["files"] = {path.name: durable.sha256(path) for path in files}
         durable.write_json(partial / _RECORD, record)

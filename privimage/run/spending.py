@@ -184,13 +184,13 @@ def _heads(folder: RunFolder) -> Iterator[tuple[Path, object]]:
         for stage in (folder.stage(name), folder.partial(name)):
             facts = stage / f"{name}.json"
             if facts.exists():
-                yield facts, _field(facts, "ledger_head")
+                yield facts, _head_in(facts)
     for record in sorted(folder.checkpoints("finetune").glob("step-*.json")):
-        yield record, _field(record, "ledger_head")
+        yield record, _head_in(record)
 
 
-def _field(path: Path, name: str) -> object:
-    """The value under `name` in a JSON file, at its top or in its `state`; None if it is missing.
+def _head_in(path: Path) -> object:
+    """The ledger's head in a JSON file, at its top or in its `state`; None if there is none.
 
     Raises:
         UserError: the file is no JSON object.
@@ -198,4 +198,4 @@ def _field(path: Path, name: str) -> object:
     value = durable.read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: not readable as a record")
-    return value.get("state", value).get(name)
+    return value.get("state", value).get("ledger_head")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privimage.dp import GRID_UNITS, ClipRule, clipped_sum, layer_clipped_sum, normalised_sum
+from privimage.dp import GRID_UNITS, ClipRule, clipped_sum
 
 _CLIPS = [1e-30, 1e-3, 1.0, 7.0, 1e30]
 _TINY = 2.0**-149
@@ -23,17 +23,25 @@ def _norm(integers):
 
 
 def _layers(parts, max_grad_norm, layers=3):
-    """`layer_clipped_sum` on as many layers, of unequal sizes and some of them empty."""
+    """As many layers, of unequal sizes and some of them empty, each by itself."""
     ends = [0, *(parts.shape[1] * i * i // layers**2 for i in range(1, layers + 1))]
     sizes = [end - start for start, end in itertools.pairwise(ends)]
-    return layer_clipped_sum(parts, max_grad_norm, sizes)
+    return _by_layer(parts, max_grad_norm, sizes)
+
+
+def _by_layer(parts, max_grad_norm, sizes):
+    return ClipRule(max_grad_norm, "per_layer").sum(parts, sizes)
+
+
+def _normalised(parts, max_grad_norm, stability=0.01):
+    return ClipRule(max_grad_norm, "automatic", stability).sum(parts, [])
 
 
 SUMS = [
     clipped_sum,
-    normalised_sum,
-    partial(normalised_sum, stability=1e-30),
-    partial(normalised_sum, stability=1e30),
+    _normalised,
+    partial(_normalised, stability=1e-30),
+    partial(_normalised, stability=1e30),
     *(partial(_layers, layers=count) for count in (1, 2, 3, 7)),
 ]
 
@@ -59,23 +67,23 @@ def test_one_row_moves_the_sum_by_at_most_the_clip(row, double, max_grad_norm, p
 
 def test_layers_are_scaled_each_by_itself():
     row = torch.tensor([[3.0, 4.0, 0.1, -0.2, 12.0]])
-    found = layer_clipped_sum(row, 1.0, [2, 2, 1]).double() / GRID_UNITS
+    found = _by_layer(row, 1.0, [2, 2, 1]).double() / GRID_UNITS
     root = 3**-0.5
     expected = torch.tensor([0.6 * root, 0.8 * root, 0.1, -0.2, root]).double()
     torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-8)
     # The layers use the whole clip together, where all of them are long.
-    assert _norm(layer_clipped_sum(100 * row, 1.0, [2, 2, 1])) > GRID_UNITS * (1 - 1e-5)
+    assert _norm(_by_layer(100 * row, 1.0, [2, 2, 1])) > GRID_UNITS * (1 - 1e-5)
     broken = row.clone()
     broken[0, 0] = math.nan
-    without = layer_clipped_sum(broken, 1.0, [2, 2, 1])
+    without = _by_layer(broken, 1.0, [2, 2, 1])
     assert without.tolist()[:2] == [0, 0]
-    assert torch.equal(without[2:], layer_clipped_sum(row, 1.0, [2, 2, 1])[2:])
+    assert torch.equal(without[2:], _by_layer(row, 1.0, [2, 2, 1])[2:])
 
 
 @pytest.mark.parametrize("size", [1e-4, 0.01, 1.0, 1e4])
 def test_normalising_is_the_formula_of_the_paper(size):
     row = size * torch.tensor([[0.6, -0.8]])
-    found = normalised_sum(row, 2.0, stability=0.01).double() * 2.0 / GRID_UNITS
+    found = _normalised(row, 2.0, stability=0.01).double() * 2.0 / GRID_UNITS
     expected = 2.0 * row[0].double() / (size + 0.01)
     torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-8)
 

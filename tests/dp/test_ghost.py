@@ -59,7 +59,7 @@ def without_rows(found):
 
 
 @native
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.way)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.clipping)
 @pytest.mark.parametrize(("draws", "examples"), [(1, 0), (1, 1), (1, 5), (3, 4), (8, 2)])
 def test_the_sum_is_that_of_float64_one_example_at_a_time(draws, examples, rule):
     model, words = Text(), sentences(examples * draws)
@@ -75,7 +75,7 @@ def test_the_sum_is_that_of_float64_one_example_at_a_time(draws, examples, rule)
 
 
 @native
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.way)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.clipping)
 def test_tables_that_are_not_kept_change_no_bit(rule):
     model, words = Text(), sentences(6)
     kept, gradients = planned(model, 2), ExampleGradients(model)
@@ -112,7 +112,7 @@ def of_pictures(model, x):
 
 
 @native
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.way)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.clipping)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize(("draws", "examples"), [(1, 4), (3, 2)])
 def test_convolutions_give_the_sum_of_float64_one_example_at_a_time(draws, examples, layout, rule):

@@ -82,7 +82,7 @@ def total(model, data, chosen, rule=RULES[0], **options):
     )
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.way)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.clipping)
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("examples", [0, 1, 5])
 def test_the_sum_is_that_of_the_gradients(draws, examples, rule):
@@ -110,7 +110,7 @@ def _repeatable():
 
 @native
 @pytest.mark.usefixtures("_repeatable")
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.way)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.clipping)
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_the_choice_changes_no_bit(device, draws, rule):
@@ -148,7 +148,7 @@ class Products(nn.Module):
 
 @native
 @pytest.mark.parametrize("draws", [1, 3])
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.way)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.clipping)
 def test_products_with_matrices_are_planned_as_layers(draws, rule):
     model, data = Products(), batch(5, draws)
     kept = planned(model, draws)
@@ -159,7 +159,7 @@ def test_products_with_matrices_are_planned_as_layers(draws, rule):
     ]
     assert torch.equal(sums[0], sums[1])
     expected = clipped_sum(ExampleGradients(model)(losses, *data, draws=draws), 0.5)
-    if rule.way == "flat":
+    if rule.clipping == "flat":
         assert (sums[0] - expected).abs().max() <= 1e-5 * GRID_UNITS
     # A ghost's norm is a bound, some roundings of float32 products above the norm.
     assert (sums[2] - sums[0]).abs().max() <= 3e-5 * GRID_UNITS
@@ -201,7 +201,7 @@ def test_what_is_changed_in_place_is_planned_and_recorded():
 
 
 @native
-@pytest.mark.parametrize("rule", RULES[:2], ids=lambda rule: rule.way)
+@pytest.mark.parametrize("rule", RULES[:2], ids=lambda rule: rule.clipping)
 @pytest.mark.parametrize("again", ["", "second", "spare"])
 def test_new_memory_does_not_show(again, rule):
     model, data = Net(), batch(5, 1)

@@ -68,7 +68,9 @@ def summed(model, again=None, rule=ClipRule(0.1), losses=losses):  # noqa: B008
     return function
 
 
-@pytest.mark.parametrize("rule", [ClipRule(0.1), ClipRule(0.1, "per_layer")], ids=lambda r: r.way)
+@pytest.mark.parametrize(
+    "rule", [ClipRule(0.1), ClipRule(0.1, "per_layer")], ids=lambda r: r.clipping
+)
 @pytest.mark.parametrize("again", [None, "stem", "table"])
 def test_a_recorded_sum_is_the_sum_bit_for_bit(again, rule):
     if again and not is_native:

@@ -71,7 +71,6 @@ def test_they_are_those_of_the_gradient(
 
 
 ONE_TAP = ((1, 1), (0, 0), (1, 1), 1)
-THREE_TAPS = ((2, 2), (1, 1), (1, 1), 1)
 
 
 @pytest.mark.parametrize(

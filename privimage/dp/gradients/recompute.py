@@ -81,7 +81,7 @@ def _add(
     accumulate: bool,
 ) -> None:
     """Writes the clipped sum of the first `added` examples of one micro-batch, or adds it."""
-    count, by_module = count_examples(batch, plan.draws), rule.way == "per_layer"
+    count, by_module = count_examples(batch, plan.draws), rule.clipping == "per_layer"
     kept, later = _divided(gradients, count, plan, by_module=by_module)
     gradients.write_into({**kept, **later}, losses, *batch, draws=plan.draws)
     arenas = dict.fromkeys(slot.arena for slot in kept.values())
