@@ -177,6 +177,6 @@ class Kept(Slot):
         self.used = True
         if bias is not None:
             bias.used = True
-        unchanged = Unchanged(self._name, x, grad)
-        self.arena.add(_Layer(x.detach(), grad.detach(), names, geometry, unchanged))
+        x, grad = x.detach(), grad.detach()
+        self.arena.add(_Layer(x, grad, names, geometry, Unchanged(self._name, x, grad)))
         return True
