@@ -468,6 +468,10 @@ def test_models_that_cannot_be_trained_are_refused():
         ExampleGradients(nn.Sequential(nn.LazyLinear(3)))
     with pytest.raises(UserError, match="parameter 'weight' is complex; keep real numbers"):
         ExampleGradients(nn.Linear(3, 3, dtype=torch.cfloat))
+    hooked = nn.Linear(3, 3)
+    hooked.bias.register_hook(torch.zeros_like)
+    with pytest.raises(UserError, match="parameter 'bias' has a hook on its gradient"):
+        ExampleGradients(hooked)
     born = ExampleGradients(nn.Linear(3, 3))
     with torch.inference_mode():
         unborn = nn.Linear(3, 3)

@@ -229,6 +229,11 @@ def _check_parameter(name: str, parameter: nn.Parameter) -> None:
             f"parameter '{name}' was made in torch.inference_mode, which rules gradients out; "
             "make the model outside of it"
         )
+    if parameter._backward_hooks:
+        raise UserError(
+            f"parameter '{name}' has a hook on its gradient, which no example's gradient goes "
+            "through; scale or mask the parameter in forward() instead"
+        )
 
 
 def _described(model: nn.Module, name: str) -> str:
