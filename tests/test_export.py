@@ -114,7 +114,7 @@ def test_a_run_without_a_promise_has_a_card_that_says_so(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     with Ledger(copy / "ledger.jsonl") as ledger:
         ledger.mark_not_private("test key")
-        ledger.record_nonprivate("a look at the images")
+        ledger.record_outside_epsilon("a look at the images")
     card = _card(copy, "parquet", tmp_path / "out")
     assert "**NOT PRIVATE.**" in card
     assert "- test key" in card

@@ -147,10 +147,10 @@ def test_a_run_can_be_asked_for_what_lies_outside_epsilon(tiny, train, copied):
     metrics = json.loads((copied / "evaluation/metrics.json").read_text())
     assert metrics["ceiling"]["logistic"]["n_training"] == 1437
     assert metrics["ceiling"]["logistic"]["over_test_images"]["value"] > 0.9
-    (what,) = metrics["nonprivate"]
+    (what,) = metrics["outside_epsilon"]
     assert "trained on the sensitive images" in what
     result = audit.verify(copied)
-    assert (result["problems"], list(result["nonprivate"])) == ([], [what])
+    assert (result["problems"], list(result["outside_epsilon"])) == ([], [what])
 
 
 @pytest.mark.parametrize("mode", ["all", "none"])

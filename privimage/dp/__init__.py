@@ -1,7 +1,6 @@
 """Differentially private training for any PyTorch project: gradients, noise, accounting, ledger."""
 
 from privimage.dp.accounting.accountant import (
-    DELTA_RANGE,
     Epsilon,
     Gaussian,
     Mechanism,
@@ -50,7 +49,6 @@ from privimage.dp.sampling import PoissonLoader, poisson_sample, rate_threshold
 from privimage.recording import record
 
 __all__ = [
-    "DELTA_RANGE",
     "DPSGD",
     "GRID_UNITS",
     "UNITS",

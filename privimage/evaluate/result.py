@@ -2,8 +2,8 @@
 
 The file is `Evaluation` as JSON (`as_json`), field by field; a run's file also holds, at its top,
 what the ledger says: epsilon (null where nothing is promised), delta, unit, adjacency, private,
-not_private_because, nonprivate, ledger_head. Whatever could not be had is null, and `caveats` says
-why. Fractions are not per cent.
+not_private_because, outside_epsilon, ledger_head. Whatever could not be had is null, and `caveats`
+says why. Fractions are not per cent.
 """
 
 from dataclasses import asdict, dataclass

@@ -84,5 +84,5 @@ def _sensitive_outside_epsilon(run: Run, ledger: Ledger | None) -> ImageSet | No
         )
     for what, is_asked in asked.items():
         if is_asked:
-            ledger.record_nonprivate(what)
+            ledger.record_outside_epsilon(what)
     return run.sensitive

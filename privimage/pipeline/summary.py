@@ -105,5 +105,5 @@ def _say_privacy(run: Run, statement: dict[str, Any]) -> None:
         say(epsilon_sentence(*promise))
     else:
         say(f"NOT PRIVATE ({'; '.join(statement['not_private_because'])}): nothing is promised.")
-    for what in statement["nonprivate"]:
+    for what in statement["outside_epsilon"]:
         say(f"Outside ε, computed without noise: {what}.")

@@ -25,7 +25,7 @@ _AS_NAMED = (
 def privacy_statement(history: History) -> dict[str, Any]:
     """The promise as JSON; ε is null where nothing is promised.
 
-    `epsilon` is the upper bound of the accountants; `nonprivate` is what lies outside it.
+    `epsilon` is the upper bound of the accountants; `outside_epsilon` is what lies outside it.
 
     Raises:
         UserError: the ledger holds no plan, or the accountants disagree.
@@ -38,7 +38,7 @@ def privacy_statement(history: History) -> dict[str, Any]:
         "adjacency": history.adjacency,
         "private": not reasons,
         "not_private_because": reasons,
-        "nonprivate": history.nonprivate,
+        "outside_epsilon": history.outside_epsilon,
         "accountant": _accountant(),
         "ledger_head": history.head,
     }
@@ -46,7 +46,7 @@ def privacy_statement(history: History) -> dict[str, Any]:
 
 def not_covered(statement: Mapping[str, Any]) -> list[str]:
     """What the ε of a statement does not cover, a sentence each; the run's own cases first."""
-    own = [f"computed in this run without noise: {what}" for what in statement["nonprivate"]]
+    own = [f"computed in this run without noise: {what}" for what in statement["outside_epsilon"]]
     other_images = _MANY_IMAGES if statement["unit"] == "image" else _AS_NAMED
     return [*own, other_images, *_NEVER_COVERED]
 

@@ -257,10 +257,10 @@ def test_a_promise_that_was_taken_back_stays_so(path):
         assert ledger.not_private_because == []
         ledger.mark_not_private("test key")
         ledger.mark_not_private("test key")
-        ledger.record_nonprivate("accuracy of a train-on-real ceiling")
+        ledger.record_outside_epsilon("accuracy of a train-on-real ceiling")
     with Ledger(path) as ledger:
         assert ledger.not_private_because == ["test key"]
-        assert ledger.nonprivate == ["accuracy of a train-on-real ceiling"]
+        assert ledger.outside_epsilon == ["accuracy of a train-on-real ceiling"]
         assert sum(b"not_private" in line for line in path.read_bytes().splitlines()) == 1
 
 
@@ -328,14 +328,14 @@ def test_a_forked_child_can_not_write(path):
         if child == 0:
             # No accountant here: its threads did not survive the fork.
             try:
-                ledger.record_nonprivate("something")
+                ledger.record_outside_epsilon("something")
             except UserError:
                 os._exit(7)
             finally:
                 os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         assert path.read_bytes() == before
-        ledger.record_nonprivate("something")
+        ledger.record_outside_epsilon("something")
 
 
 @pytest.mark.parametrize("change", ["removed", "replaced", "appended", "cut"])
@@ -490,7 +490,7 @@ def test_a_person_can_read_it(path):
         budget.reserve(6)
         ledger.step_budget(10, first_step=6).reserve(6)
         ledger.complete("finetune", HASH, steps=12)
-        ledger.record_nonprivate("accuracy of a train-on-real ceiling")
+        ledger.record_outside_epsilon("accuracy of a train-on-real ceiling")
         ledger.mark_not_private("test key")
         lines = [line.split("Z  ", 1)[-1] for line in narrate(ledger)]
         spent = ledger.spent()

@@ -56,7 +56,7 @@ def test_a_sound_run_has_no_problems(path):
     assert result.problems == ()
     assert 0 < result.epsilon.upper <= 10.0
     assert (result.delta, result.queries_reserved, result.queries_completed) == (1e-4, 1, 1)
-    assert (result.steps_reserved, result.private, result.nonprivate) == (20, True, ())
+    assert (result.steps_reserved, result.private, result.outside_epsilon) == (20, True, ())
     assert (result.unit, result.adjacency) == ("image", "add_remove_one_image")
     assert result.epsilon.upper < result.replace_one_epsilon < 3 * result.epsilon.upper
 
@@ -124,10 +124,10 @@ def test_without_a_query_none_is_missed(path):
 def test_a_test_key_is_a_problem_and_a_declared_event_is_none(path):
     _write(path, SOUND)
     with Ledger(path) as ledger:
-        ledger.record_nonprivate("accuracy of a train-on-real ceiling")
+        ledger.record_outside_epsilon("accuracy of a train-on-real ceiling")
     result = verify(path, MADE)
     assert (result.private, result.problems) == (True, ())
-    assert result.nonprivate == ("accuracy of a train-on-real ceiling",)
+    assert result.outside_epsilon == ("accuracy of a train-on-real ceiling",)
     with Ledger(path) as ledger:
         ledger.mark_not_private("test key")
     result = verify(path, MADE)

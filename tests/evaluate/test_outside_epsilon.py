@@ -51,9 +51,9 @@ def test_by_default_nothing_looks_at_the_sensitive_images(monkeypatch, run):
     _assess(run, run.parent / "found.json")
     assert (run / "ledger.jsonl").read_bytes() == ledger
     found = json.loads((run.parent / "found.json").read_text())
-    assert (found["ceiling"], found["sensitive_duplicates"], found["nonprivate"]) == (None,) * 2 + (
-        [],
-    )
+    assert (found["ceiling"], found["sensitive_duplicates"], found["outside_epsilon"]) == (
+        None,
+    ) * 2 + ([],)
 
 
 @pytest.mark.parametrize(
@@ -63,21 +63,21 @@ def test_the_ledger_says_it_before_the_images_are_touched(monkeypatch, run, aske
     seen = []
 
     def sensitive(_):
-        seen.extend(History.read(run / "ledger.jsonl").nonprivate)
+        seen.extend(History.read(run / "ledger.jsonl").outside_epsilon)
         raise InterruptedError
 
     monkeypatch.setattr(context.Run, "sensitive", property(sensitive))
     with pytest.raises(InterruptedError):
         _assess(run, **{asked: True})
     assert seen == [recorded]
-    assert History.read(run / "ledger.jsonl").nonprivate == [recorded]
+    assert History.read(run / "ledger.jsonl").outside_epsilon == [recorded]
 
 
 def test_both_are_labelled_in_the_figures(run):
     path = run.parent / "found.json"
     _assess(run, path, ceiling=True, sensitive_duplicates=True)
     found = json.loads(path.read_text())
-    assert found["nonprivate"] == [CEILING, DISTANCES]
+    assert found["outside_epsilon"] == [CEILING, DISTANCES]
     assert any("no ε covers them" in caveat for caveat in found["caveats"])
     ceiling, synthetic = (
         accuracy["logistic"]["over_test_images"]["value"]

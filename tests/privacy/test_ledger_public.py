@@ -120,9 +120,9 @@ def test_what_lies_outside_epsilon_is_said_wherever_epsilon_is(sets, tmp_path, c
     path, what = tmp_path / "run", "accuracy of a classifier trained on the sensitive images"
     _public(path, sets[0], capfd)
     with Ledger(path / "ledger.jsonl") as ledger:
-        ledger.record_nonprivate(what)
-        ledger.record_nonprivate(what)
-        assert ledger.nonprivate == [what]
+        ledger.record_outside_epsilon(what)
+        ledger.record_outside_epsilon(what)
+        assert ledger.outside_epsilon == [what]
     _public(path, sets[0], capfd)  # all is done: it only says again what came out
     pipeline.train(
         recipe.from_toml((path / "recipe.toml").read_text(), "recipe.toml"),
@@ -134,6 +134,6 @@ def test_what_lies_outside_epsilon_is_said_wherever_epsilon_is(sets, tmp_path, c
     out = capfd.readouterr().out
     promise = next(number for number, line in enumerate(out.splitlines()) if "ε = " in line)
     assert f"Outside ε, computed without noise: {what}." in out.splitlines()[promise + 1]
-    assert json.loads((path / "evaluation/metrics.json").read_text())["nonprivate"] == [what]
-    assert audit.verify(path)["nonprivate"] == (what,)
+    assert json.loads((path / "evaluation/metrics.json").read_text())["outside_epsilon"] == [what]
+    assert audit.verify(path)["outside_epsilon"] == (what,)
     assert list(audit.show(path))[-1] == f"Not covered by ε, computed without noise: {what}."

@@ -97,7 +97,7 @@ def test_what_is_outside_epsilon_is_marked(page, copied):
     before, _ = page.text.split("How long the two private stages took")
     assert before.endswith("not covered by ε ")
     with Ledger(copied / "ledger.jsonl") as ledger:
-        ledger.record_nonprivate("accuracy <on> the sensitive images")
+        ledger.record_outside_epsilon("accuracy <on> the sensitive images")
     assert "without noise: accuracy <on> the sensitive images." in _written(copied).text
 
 

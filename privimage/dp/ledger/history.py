@@ -13,8 +13,8 @@ from privimage.dp.ledger.records import (
     Completion,
     Content,
     Genesis,
-    Nonprivate,
     NotPrivate,
+    OutsideEpsilon,
     Plan,
     Reservation,
     Selftest,
@@ -138,9 +138,9 @@ class History:
         return list(dict.fromkeys(reasons))
 
     @property
-    def nonprivate(self) -> list[str]:
+    def outside_epsilon(self) -> list[str]:
         """What was computed on sensitive data without noise: declared, and outside ε."""
-        return list(dict.fromkeys(event.what for event in self._all(Nonprivate)))
+        return list(dict.fromkeys(event.what for event in self._all(OutsideEpsilon)))
 
     @property
     def selftests(self) -> list[Selftest]:

@@ -23,7 +23,7 @@ class JointPromise:
     adjacency: str
     epsilons: tuple[float | None, ...]
     not_private_because: tuple[str, ...]
-    nonprivate: tuple[str, ...]
+    outside_epsilon: tuple[str, ...]
 
 
 def compose(paths: Sequence[Path | str], delta: float | None = None) -> JointPromise:
@@ -62,7 +62,7 @@ def compose(paths: Sequence[Path | str], delta: float | None = None) -> JointPro
             for ledger in ledgers
         ),
         not_private_because=tuple(reasons),
-        nonprivate=tuple(
-            f"{ledger.path}: {what}" for ledger in ledgers for what in ledger.nonprivate
+        outside_epsilon=tuple(
+            f"{ledger.path}: {what}" for ledger in ledgers for what in ledger.outside_epsilon
         ),
     )

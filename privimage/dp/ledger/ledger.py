@@ -20,8 +20,8 @@ from privimage.dp.ledger.records import (
     Completion,
     Content,
     Genesis,
-    Nonprivate,
     NotPrivate,
+    OutsideEpsilon,
     Plan,
     QueryReservation,
     Selftest,
@@ -160,13 +160,13 @@ class Ledger(History):
         if reason not in self.not_private_because:
             self._append(NotPrivate(reason))
 
-    def record_nonprivate(self, what: str) -> None:
+    def record_outside_epsilon(self, what: str) -> None:
         """Records that `what` was computed on sensitive data without noise: ε does not cover it.
 
         To be called before it is computed, so that no crash can lose it; once is enough.
         """
-        if what not in self.nonprivate:
-            self._append(Nonprivate(what))
+        if what not in self.outside_epsilon:
+            self._append(OutsideEpsilon(what))
 
     def record_selftest(self, selftest: Selftest) -> None:
         """Records that this machine and build were checked, and what failed; costs nothing."""

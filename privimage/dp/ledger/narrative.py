@@ -12,8 +12,8 @@ from privimage.dp.ledger.records import (
     Completion,
     Content,
     Genesis,
-    Nonprivate,
     NotPrivate,
+    OutsideEpsilon,
     Plan,
     QueryReservation,
     Reservation,
@@ -59,8 +59,8 @@ def _promise(history: History, plan: Plan) -> Iterator[str]:
             f"In all: ε = {added} at δ = {plan.delta} if one {unit} is added or removed, "
             f"{exchanged} if one {unit} is replaced by another."
         )
-    if history.nonprivate:
-        yield f"Not covered by ε, computed without noise: {'; '.join(history.nonprivate)}."
+    if history.outside_epsilon:
+        yield f"Not covered by ε, computed without noise: {'; '.join(history.outside_epsilon)}."
 
 
 def _is_step_reservation_or_number(entry: Entry) -> int:
@@ -107,7 +107,7 @@ def _sentence(content: Content, unit: str) -> str:
             return f"released  {_NAMES[content.purpose]}{after}: sha256 {digest}…"
         case NotPrivate():
             return f"NOT PRIVATE from here on: {content.reason}"
-        case Nonprivate():
+        case OutsideEpsilon():
             return f"outside ε {content.what}"
         case Selftest():
             found = f"FAILED: {', '.join(content.failed)}" if content.failed else "all passed"

@@ -169,7 +169,7 @@ class NotPrivate:
 
 
 @dataclass(frozen=True)
-class Nonprivate:
+class OutsideEpsilon:
     """Something was computed on sensitive data without noise; the ε does not cover it."""
 
     KIND: ClassVar[dict[str, str]] = {"type": "nonprivate"}
@@ -211,7 +211,7 @@ class Selftest:
 Reservation = QueryReservation | StepReservation
 """What spends."""
 
-Content = Genesis | Plan | Reservation | Completion | NotPrivate | Nonprivate | Selftest
+Content = Genesis | Plan | Reservation | Completion | NotPrivate | OutsideEpsilon | Selftest
 # The fields that are objects in JSON, and what they are here.
 _NESTED: dict[type[Any], dict[str, type[Any]]] = {
     Plan: {"finetune": SubsampledGaussian},

@@ -43,7 +43,7 @@ class Verification:
     Attributes:
         epsilon: bounds on ε of everything reserved, for `unit` and `adjacency`.
         replace_one_epsilon: the same if one unit is replaced; infinite if there is no bound.
-        nonprivate: what was computed on sensitive data outside ε: declared, so no problem.
+        outside_epsilon: what was computed on sensitive data outside ε: declared, so no problem.
         selftests: what the machines were checked for; a check that failed is a problem.
     """
 
@@ -57,7 +57,7 @@ class Verification:
     queries_reserved: int
     queries_completed: int
     steps_reserved: int
-    nonprivate: tuple[str, ...]
+    outside_epsilon: tuple[str, ...]
     selftests: tuple[Selftest, ...]
     problems: tuple[str, ...]
 
@@ -99,7 +99,7 @@ def verify(path: Path, made: Made) -> Verification:
         queries_reserved=sum(isinstance(part, Gaussian) for part in reserved),
         queries_completed=len(walk.completed("query")),
         steps_reserved=sum(part.steps for part in reserved if isinstance(part, SubsampledGaussian)),
-        nonprivate=tuple(history.nonprivate),
+        outside_epsilon=tuple(history.outside_epsilon),
         selftests=tuple(history.selftests),
         problems=tuple(problems),
     )
