@@ -16,7 +16,7 @@ from privimage.dp.gradients.independence import check_independence
 from privimage.dp.gradients.micro_batch import most_examples, usual_memory
 from privimage.dp.gradients.plan import StepPlan
 from privimage.dp.gradients.plan import plan as make_plan
-from privimage.dp.gradients.recompute import planned_clipped_sum
+from privimage.dp.gradients.recompute import check_plan, planned_clipped_sum
 from privimage.dp.ledger.ledger import Ledger
 from privimage.dp.noise import Domain, SecretKey
 from privimage.dp.privacy import Privacy
@@ -164,12 +164,12 @@ class PrivateEngine:
         with nullcontext() if dummy else _noted():
             check_independence(self._gradients, self._losses, *batch, draws=self._draws)
         self.plan = self._planned([tensor[: self._draws] for tensor in batch])
+        with seeded(0, self._gradients.device):
+            copies = [tensor.clone() for tensor in batch]  # The losses may change them in place.
+            check_plan(self._gradients, self._losses, *copies, plan=self.plan)
         self._modes = self._modes_now()
         if self._to_be_recorded:
             self._record(rows)
-        else:  # What a plan can't do with these losses shows before a step is paid for.
-            with seeded(0, self._gradients.device):
-                self._summed(*self._filled(rows, len(rows[0])))
         self._made_up = rows
 
     def step(self) -> None:

@@ -818,20 +818,24 @@ def test_the_public_size_takes_the_place_of_the_real_one(known_key):
 class Turned(nn.Module):
     """Two layers of equal input gradients, one of which is turned around where it lies."""
 
-    def __init__(self):
+    def __init__(self, turn):
         super().__init__()
         self.one, self.other = nn.Linear(1024, 1024), nn.Linear(1024, 1024)
+        self.turn = turn
 
     def forward(self, x):
         h = self.one(0.001 * x)
-        h.register_hook(lambda grad: grad.mul_(-100.0))
+        h.register_hook(self.turn)
         return h + self.other(x)
 
 
+@pytest.mark.parametrize(
+    "turn", [lambda grad: grad.mul_(-100.0), lambda grad: grad.data.mul_(-100.0)]
+)
 @pytest.mark.parametrize("recorded", [False, True])
-def test_a_hook_that_changes_a_gradient_in_place_is_refused_on_made_up_data(recorded):
+def test_a_hook_that_changes_a_gradient_in_place_is_refused_on_made_up_data(recorded, turn):
     """The plan computes such wide layers again, and the sum would move by 30 times the clip."""
-    model = Turned()
+    model = Turned(turn)
     made = PrivateEngine(
         model,
         torch.optim.SGD(model.parameters(), lr=1.0),

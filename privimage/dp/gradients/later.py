@@ -74,7 +74,7 @@ class TableUse(HeldUse):
 class Later(Slot):
     """Instead of rows: the one use of a weight; for the bias beside it nothing at all.
 
-    Formal guarantee: what `use` adds is what its norms were measured of
+    Formal guarantee: what the use adds is what its norms were measured of
     (tests/dp/test_recompute.py::test_what_changes_before_it_is_added_is_refused).
 
     Args:
@@ -85,7 +85,12 @@ class Later(Slot):
         dtype: of gradients.
         module: the row of the squared norms that it counts in.
         by_gram: whether the norm is a bound by Gram matrices.
+
+    Attributes:
+        keeps_copies: whether changes by way of `.data` are found, too.
     """
+
+    keeps_copies = False
 
     def __init__(
         self,
@@ -105,9 +110,8 @@ class Later(Slot):
         self._count, self._dtype, self._module = count, dtype, module
         self._by_gram = by_gram
 
-    @property
-    def use(self) -> HeldUse | None:
-        """None until it was used; raises UserError if what is held has changed since."""
+    def taken(self) -> HeldUse | None:
+        """The use; None if there was none. Raises UserError if what is held has changed since."""
         if self._unchanged is not None:
             self._unchanged.check()
         return self._use
@@ -131,7 +135,7 @@ class Later(Slot):
         else:
             norms = ops.example_weight_norms(x, grad, count, taps, with_bias, geometry)
         place = bias._place if isinstance(bias, Later) else None
-        self._unchanged = Unchanged(self._name, x, grad)
+        self._unchanged = self._watched(x, grad)
         self._use = LayerUse(
             *(norms, self._module, x, grad, self._shape, geometry, self._place, place)
         )
@@ -148,7 +152,7 @@ class Later(Slot):
         read = indices.reshape(self._count, -1)
         grad = grad.reshape(*read.shape, self._shape[1])
         norms = ops.example_embedding_norms(read, grad, self._shape[0], padding_idx)
-        self._unchanged = Unchanged(self._name, read, grad)
+        self._unchanged = self._watched(read, grad)
         self._use = TableUse(
             *(norms, self._module, read, grad, padding_idx, self._shape, self._place)
         )
@@ -157,6 +161,9 @@ class Later(Slot):
 
     def finish(self) -> None:
         """Nothing: what was not used adds nothing."""
+
+    def _watched(self, *tensors: torch.Tensor) -> Unchanged:
+        return Unchanged(self._name, *tensors, with_copies=self.keeps_copies)
 
     def _refuse(self) -> NoReturn:
         raise UserError(

@@ -69,6 +69,31 @@ def planned_clipped_sum(
     return total
 
 
+def check_plan(
+    gradients: ExampleGradients, losses: Losses, *batch: torch.Tensor, plan: StepPlan
+) -> None:
+    """Runs a plan once on made-up data, whose gradients must be finite.
+
+    Args:
+        gradients: as for `planned_clipped_sum`, like all that follow.
+        losses: as there.
+        batch: of few examples.
+        plan: as there.
+
+    Raises:
+        UserError: as there, for changes in place by way of `.data` as well.
+    """
+    count = count_examples(batch, plan.draws)
+    kept, later = _divided(gradients, count, plan, by_module=False)
+    for slot in later.values():
+        slot.keeps_copies = True
+    gradients.write_into({**kept, **later}, losses, *batch, draws=plan.draws)
+    for arena in dict.fromkeys(slot.arena for slot in kept.values()):
+        arena.squares()
+    for slot in later.values():
+        slot.taken()
+
+
 def _add(
     gradients: ExampleGradients,
     losses: Losses,
@@ -85,7 +110,7 @@ def _add(
     kept, later = _divided(gradients, count, plan, by_module=by_module)
     gradients.write_into({**kept, **later}, losses, *batch, draws=plan.draws)
     arenas = dict.fromkeys(slot.arena for slot in kept.values())
-    uses = [slot.use for slot in later.values() if slot.use is not None]
+    uses = [use for slot in later.values() if (use := slot.taken()) is not None]
     modules = len(gradients.module_sizes) if by_module else 1
     squares = total.new_zeros(modules, count, dtype=torch.float64)
     parts: list[Arena | HeldUse] = [*arenas, *uses]
