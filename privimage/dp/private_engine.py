@@ -280,9 +280,10 @@ class PrivateEngine:
         )
         if self._micro_batch is not None:
             return planned(examples=self._micro_batch)
-        first = planned(examples=suited())
+        usual = suited()
+        first = planned(examples=usual)
         larger = suited(first.bytes_an_example)
-        return first if larger <= first.examples else planned(examples=larger)
+        return first if larger == usual else planned(examples=larger)
 
     def _sum(self, chosen: torch.Tensor) -> torch.Tensor:
         """The clipped sum of these examples, int64 [parameters]; that of none is nothing else."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ STAGES = {
     "evaluation": "The synthetic images were measured on images that their owner declared public.",
 }
 _SELECTED_ALL = "All public classes were used."
-_FELL_BACK = "The counts did not rise above the noise, so all public classes were used."
+FELL_BACK = "The counts did not rise above the noise, so all public classes were used."
 SENSITIVE = ("query", "finetune")
 
 
@@ -61,17 +62,17 @@ def stages(folder: RunFolder) -> Iterator[tuple[str, str]]:
             yield name, _selected(folder) if name == "selection" else text
 
 
-def fell_back(folder: RunFolder) -> bool:
-    """Whether the counts did not rise above the noise, so that nothing was chosen by them."""
-    path = folder.stage("selection") / "selection.json"
-    return path.exists() and bool(durable.read_json(path)["fell_back"])
-
-
 def _selected(folder: RunFolder) -> str:
-    if fell_back(folder):
-        return _FELL_BACK
-    mode = durable.read_json(folder.stage("selection") / "selection.json")["mode"]
-    return _SELECTED_ALL if mode == "all" else STAGES["selection"]
+    selection = _selection(folder)
+    if selection["fell_back"]:
+        return FELL_BACK
+    return _SELECTED_ALL if selection["mode"] == "all" else STAGES["selection"]
+
+
+def _selection(folder: RunFolder) -> dict[str, Any]:
+    """How the public classes were chosen, and which of them for which label."""
+    found: dict[str, Any] = durable.read_json(folder.stage("selection") / "selection.json")
+    return found
 
 
 def epsilon_curve(history: History) -> tuple[list[int], list[float]]:
@@ -125,7 +126,7 @@ def query_rows(folder: RunFolder, names: tuple[str, ...]) -> list[Row]:
         return []
     counts = durable.read_tensors(path)["histogram"]
     public = durable.read_json(folder.stage("classifier") / "classifier.json")["classes"]
-    selection = durable.read_json(folder.stage("selection") / "selection.json")
+    selection = _selection(folder)
     label_of = {int(index): label for index, label in selection["label_of"].items()}
     examples = _examples(folder)
     rows = []

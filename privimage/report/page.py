@@ -58,7 +58,7 @@ def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
     names = tuple(declared["names"])
     shape = ImageShape(recipe.data.image_size, recipe.data.channels)
     plan = history.plan_in_force()
-    found = facts.evaluation(folder)
+    found, done = facts.evaluation(folder), dict(facts.stages(folder))
     return {
         "name": folder.path.absolute().name,
         "version": version("privimage"),
@@ -71,11 +71,11 @@ def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
         "names": names,
         "recipe": recipe,
         "plan": plan,
-        "stages": [(name, text, name in facts.SENSITIVE) for name, text in facts.stages(folder)],
+        "stages": [(name, text, name in facts.SENSITIVE) for name, text in done.items()],
         "epsilon_picture": _epsilon_picture(history, statement, plan.epsilon),
         "loss_picture": _loss_picture(folder),
         "query": facts.query_rows(folder, names),
-        "fell_back": facts.fell_back(folder),
+        "fell_back": facts.FELL_BACK if facts.FELL_BACK in done.values() else "",
         "noise_std": _noise_std(folder),
         "synthetic": facts.synthetic_rows(folder, shape, names),
         "count": max(len(names), 1) * recipe.synthesis.images_per_label,
