@@ -100,7 +100,8 @@ PYBIND11_MODULE(_host, module) {
       },
       py::arg("squared_norm"), py::arg("max_grad_norm"), py::arg("share") = 1.0,
       py::arg("stability") = 0.0, "See csrc/shared/grid.h; normalises with a stability.");
-  module.def("grid_coordinate", &privimage::grid_coordinate, "See csrc/shared/grid.h.");
+  module.def("grid_coordinate", py::overload_cast<double, double>(&privimage::grid_coordinate),
+             "See csrc/shared/grid.h.");
   module.def("chacha20_block", &chacha20_block, "The block function of RFC 8439, 64 bytes.");
   module.def("gaussian_pair", &gaussian_pair, "See csrc/shared/gaussian.h.");
   module.def("round_to_integer", &privimage::round_to_integer, "See csrc/shared/gaussian.h.");

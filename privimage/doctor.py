@@ -53,7 +53,8 @@ def _costs() -> str:
         return "not measured yet (privimage.dp.plan does)"
     return (
         f"product {1e12 * costs.multiply_add:.1f} ps, kept value {1e9 * costs.keep:.2f} ns, "
-        f"value for a norm {1e9 * costs.norm:.2f} and for a sum {1e9 * costs.sum:.2f} ns, "
+        f"value for a norm {1e9 * costs.norm:.2f}, for a sum {1e9 * costs.sum:.2f} and for one of "
+        f"outer products {1e9 * costs.outer:.2f} ns, "
         f"product of positions {1e12 * costs.gram:.1f} ps, "
         f"layer {1e6 * costs.layer:.0f} us a micro-batch"
     )

@@ -88,4 +88,4 @@ _load_host()
 from privimage.dp.gradients import costs  # noqa: E402
 
 # What a plan is made from would take the emulator minutes to measure.
-costs.measure_costs = lambda *_: costs.Costs(5e-15, 3e-12, 5e-13, 1e-12, 0.0, 2e-6)
+costs.measure_costs = lambda *_: costs.Costs(5e-15, 3e-12, 5e-13, 1e-12, 1e-12, 0.0, 2e-6)

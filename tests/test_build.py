@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from privimage import ops
 from privimage.ops import reference
@@ -69,14 +70,11 @@ def test_the_grid_of_cpp_is_the_grid_of_python():
     from privimage import _host
 
     assert _host.grid_bits == reference.GRID_BITS == ops.GRID_BITS
-    units = 2.0**reference.GRID_BITS
-    for norm in (0.0, 0.5, 1.0, 3.0, 1e12):
-        allowed = 0.7 * (1 - reference._MARGIN)
-        expected = units / 0.7 * (allowed / norm if norm > allowed else 1.0)
+    norms = torch.tensor([0.0, 0.5, 1.0, 3.0, 1e12, 1e40, 1e60], dtype=torch.float64)
+    for others in ((0.7,), (1e-36,), (0.7, 0.5, 0.01)):
+        expected = reference.grid_scales(norms, *others).tolist()
         # Bitwise: the same operations in the same order.
-        assert _host.grid_scale(norm**2, 0.7) == expected
-        normalised = units / 0.7 * (0.7 * 0.5 * (1 - reference._MARGIN) / (norm + 0.01))
-        assert _host.grid_scale(norm**2, 0.7, 0.5, 0.01) == normalised
+        assert [_host.grid_scale(norm**2, *others) for norm in norms.tolist()] == expected
     assert [_host.grid_coordinate(value, 2.0) for value in (1.4, -1.4, 0.4)] == [2, -2, 0]
     assert [_host.grid_scale(value, 1.0) for value in (math.inf, math.nan)] == [0.0, 0.0]
 

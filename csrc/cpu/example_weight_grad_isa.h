@@ -57,6 +57,27 @@ template <typename Scalar>
 using AddRows = void (*)(const ScaledRows<Scalar>&, int64_t count, SumsAre are, int64_t* sums);
 constexpr int64_t kHeld = 32;
 
+// Outer products of a few examples: a panel of inputs, zeros behind the last, with kOuterRows
+// outputs.
+constexpr int64_t kOuterRows = 4;
+template <typename Scalar>
+struct OuterProducts {
+  const Scalar* x;       // [examples, TileSet::outer_inputs]
+  const Scalar* grad;    // [examples, kOuterRows]
+  const Scalar* scales;  // [examples]
+  int64_t examples;
+};
+
+// Adds them, scaled and rounded to the grid, to sums[output * pitch + input], or writes them. Over
+// the examples no coordinate comes to 2^31.
+template <typename Scalar>
+using AddOuter = void (*)(const OuterProducts<Scalar>&, int64_t outputs, int64_t inputs, bool adds,
+                          int64_t* sums, int64_t pitch);
+
+// The largest magnitude of finite values, `stride` apart.
+template <typename Scalar>
+using Largest = Scalar (*)(const Scalar* values, int64_t count, int64_t stride);
+
 // Writes integers past the caches, which need not read what they held first. Each thread has to
 // call `finish_streams` before others look.
 using Stream = void (*)(const int64_t* values, int64_t count, int64_t* to);
@@ -70,6 +91,9 @@ struct TileSet {
   SquaredNorm<Scalar> squared_norm;
   AddScaled<Scalar> add_scaled;
   AddRows<Scalar> add_rows;
+  AddOuter<Scalar> add_outer;
+  int64_t outer_inputs;  // of a panel
+  Largest<Scalar> largest;
   Stream stream;
 };
 

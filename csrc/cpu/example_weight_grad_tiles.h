@@ -146,12 +146,19 @@ PRIVIMAGE_TARGET static double squared_norm(const Scalar* values, int64_t count)
 }
 
 // Scaled values in grid steps (`grid_coordinate`), as many as a vector of doubles has.
-template <typename Scalar>
-PRIVIMAGE_TARGET static inline auto grid_steps(const Scalar* values, double scale) {
+PRIVIMAGE_TARGET static inline auto grid_steps(const float* values, double scale) {
+  constexpr int64_t kLanes = Lanes<double>::count;
+  typedef float Few
+      __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
+  typedef int32_t Steps __attribute__((vector_size(kLanes * sizeof(int32_t))));
+  const Few scaled = *reinterpret_cast<const Few*>(values) * static_cast<float>(scale);
+  return __builtin_convertvector(__builtin_convertvector(scaled, Steps), Lanes<int64_t>::Vector);
+}
+PRIVIMAGE_TARGET static inline auto grid_steps(const double* values, double scale) {
   typedef PRIVIMAGE_GRID_INTEGER Steps
       __attribute__((vector_size(Lanes<double>::count * sizeof(PRIVIMAGE_GRID_INTEGER))));
   const auto steps = __builtin_convertvector(as_doubles(values) * scale, Steps);
-  return __builtin_convertvector(steps, typename Lanes<int64_t>::Vector);
+  return __builtin_convertvector(steps, Lanes<int64_t>::Vector);
 }
 
 // Adds scaled values.
@@ -204,6 +211,68 @@ PRIVIMAGE_TARGET static void add_rows(const ScaledRows<Scalar>& rows, int64_t co
   }
 }
 
+// The sums of outer products, steps[output * pitch + input], of kVectors vectors of inputs.
+template <typename Scalar, int kVectors>
+PRIVIMAGE_TARGET static inline void outer_steps(const OuterProducts<Scalar>& products,
+                                                int64_t pitch, int32_t* steps) {
+  constexpr int64_t kLanes = Lanes<Scalar>::count;
+  using Unaligned = typename Lanes<Scalar>::Unaligned;
+  typedef int32_t Steps __attribute__((vector_size(kLanes * sizeof(int32_t)), may_alias));
+  Steps total[kOuterRows][kVectors] = {};
+  const Scalar *x = products.x, *grad = products.grad;
+  for (int64_t i = 0; i < products.examples; ++i, x += pitch, grad += kOuterRows) {
+    const Scalar scale = products.scales[i];
+    for (int v = 0; v < kVectors; ++v) {
+      const auto values = reinterpret_cast<const Unaligned*>(x)[v];
+      for (int r = 0; r < kOuterRows; ++r) {
+        total[r][v] += __builtin_convertvector(values * grad[r] * scale, Steps);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kOuterRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      memcpy(steps + r * pitch + v * kLanes, &total[r][v], sizeof(Steps));
+    }
+  }
+}
+
+// As many vectors as registers hold for kOuterRows outputs.
+constexpr int kOuterVectors = PRIVIMAGE_TILE_ROWS / 2;
+
+template <typename Scalar>
+PRIVIMAGE_TARGET static void add_outer(const OuterProducts<Scalar>& products, int64_t outputs,
+                                       int64_t inputs, bool adds, int64_t* sums, int64_t pitch) {
+  constexpr int64_t kLanes = Lanes<Scalar>::count, kPanel = kOuterVectors * kLanes;
+  int32_t steps[kOuterRows * kPanel];
+  if (inputs > kPanel - kLanes) {
+    outer_steps<Scalar, kOuterVectors>(products, kPanel, steps);
+  } else {
+    OuterProducts<Scalar> vector = products;
+    for (int64_t i = 0; i < inputs; i += kLanes) {
+      vector.x = products.x + i;
+      outer_steps<Scalar, 1>(vector, kPanel, steps + i);
+    }
+  }
+  for (int64_t r = 0; r < outputs; ++r) {
+    for (int64_t i = 0; i < inputs; ++i) {
+      const int64_t before = adds ? sums[r * pitch + i] : 0;
+      sums[r * pitch + i] = before + steps[r * kPanel + i];
+    }
+  }
+}
+
+template <typename Scalar>
+PRIVIMAGE_TARGET static Scalar largest(const Scalar* values, int64_t count, int64_t stride) {
+  Scalar most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Scalar value = values[i * stride], size = value < 0 ? -value : value;
+    most = size > most ? size : most;
+  }
+  return most;
+}
+
 PRIVIMAGE_TARGET static inline void stream(const int64_t* values, int64_t count, int64_t* to) {
   constexpr int64_t kLanes = Lanes<int64_t>::count;
   using Vector = Lanes<int64_t>::Vector;
@@ -220,8 +289,17 @@ PRIVIMAGE_TARGET static inline void stream(const int64_t* values, int64_t count,
 
 template <typename Scalar>
 inline TileSet<Scalar> tile_set() {
-  return {tiles<Scalar, 1>,     tiles<Scalar, 2>,   eight_vectors<Scalar>, Lanes<Scalar>::count,
-          squared_norm<Scalar>, add_scaled<Scalar>, add_rows<Scalar>,      stream};
+  return {tiles<Scalar, 1>,
+          tiles<Scalar, 2>,
+          eight_vectors<Scalar>,
+          Lanes<Scalar>::count,
+          squared_norm<Scalar>,
+          add_scaled<Scalar>,
+          add_rows<Scalar>,
+          add_outer<Scalar>,
+          kOuterVectors * Lanes<Scalar>::count,
+          largest<Scalar>,
+          stream};
 }
 
 }  // namespace privimage::cpu::PRIVIMAGE_ISA

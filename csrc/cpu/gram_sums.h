@@ -127,6 +127,7 @@ class GramMatrices {
 
   // Writes the example's four sums.
   void add_up(int64_t example) {
+    if (is_outer_product(shape_)) return multiply(example);
     find_patches(example);
     const ConvAxis &height = shape_.height, &width = shape_.width;
     const PixelGrid<Scalar> grid{job_.grad + example * shape_.draws * job_.grad_strides.row,
@@ -150,11 +151,29 @@ class GramMatrices {
         grad_lengths += grad;
       }
     }
-    const double found[4] = {squares, lengths, x_lengths, grad_lengths};
-    for (int64_t i = 0; i < 4; ++i) job_.sums[i * shape_.examples + example] = found[i];
+    write(example, squares, lengths, x_lengths, grad_lengths);
   }
 
  private:
+  void write(int64_t example, double squares, double lengths, double x, double grad) const {
+    const double found[4] = {squares, lengths, x, grad};
+    for (int64_t i = 0; i < 4; ++i) job_.sums[i * shape_.examples + example] = found[i];
+  }
+
+  // The sums of an example that has one position.
+  void multiply(int64_t example) {
+    const ImageStrides &xs = job_.x_strides, &gs = job_.grad_strides;
+    const double x = squared_length(job_.x + example * xs.row, shape_.inputs, xs.channel) +
+                     (job_.with_bias ? 1.0 : 0.0);
+    const double grad = squared_length(job_.grad + example * gs.row, shape_.outputs, gs.channel);
+    write(example, x * grad, std::sqrt(x) * std::sqrt(grad), std::sqrt(x), std::sqrt(grad));
+  }
+
+  double squared_length(const Scalar* values, int64_t count, int64_t stride) {
+    for (int64_t i = 0; i < count; ++i) packed_[i] = values[i * stride];
+    return tiles_.squared_norm(packed_, count);
+  }
+
   // Channels of two panels that stay in the first-level cache.
   static constexpr int64_t kChunk = 128;
 

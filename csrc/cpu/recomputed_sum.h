@@ -11,6 +11,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/example_tiles.h"
+#include "cpu/outer_sum.h"
 #include "cpu/prefetch.h"
 #include "cpu/scratch.h"
 #include "cpu/tap_order.h"
@@ -24,14 +25,6 @@ struct SumCache {
   int64_t all = 1 << 20;
   int64_t held = 1 << 19;
   int64_t example = kCacheBytes;
-};
-
-// Sums [groups * outputs, inputs, taps, taps] and [groups * outputs].
-struct RecomputedSum {
-  const double* scales;  // [examples]
-  int64_t* weight_sum;
-  int64_t* bias_sum;  // null where there is no bias
-  bool accumulate;    // add to what they hold, instead of writing over it
 };
 
 PRIVIMAGE_CLONES void add_integers(const int64_t* values, int64_t count, int64_t* sums) {
@@ -144,7 +137,13 @@ class RecomputedTiles {
 template <typename Scalar>
 inline void recomputed_sum(const ExampleWeightGrad<Scalar>& job, const RecomputedSum& sums,
                            int64_t begin, int64_t end, const SumCache& cache = {}) {
-  RecomputedTiles<Scalar> tiles(job, sums, *tile_sets<Scalar>(), cache);
+  const TileSet<Scalar>& set = *tile_sets<Scalar>();
+  if (is_outer_product(job.geometry)) {
+    const int64_t last = std::min(end * kBlockRows, job.geometry.outputs);
+    OuterSum<Scalar>(job, sums, set, begin * kBlockRows, last).run();
+    return;
+  }
+  RecomputedTiles<Scalar> tiles(job, sums, set, cache);
   const int64_t blocks = blocks_a_group(job.geometry);
   for (int64_t next; begin < end; begin = next) {
     const int64_t group = begin / blocks, start = group * blocks;

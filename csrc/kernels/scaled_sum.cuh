@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <type_traits>
 
 #include "kernels/add_up.cuh"
@@ -118,27 +117,9 @@ PRIVIMAGE_DEVICE void add_row(const Block& block, const RowSums& job) {
 }
 
 // grid_coordinate of a value, or 0 where the scale is: such an example may hold anything.
-//
-// Conversions to and from 64 bits are the slowest arithmetic of a GPU, 16 a clock: the one of the
-// product takes half of the time that a bfloat16 is on the memory bus. That of the value is done
-// by moving its bits to where a double has them, which makes its exponent 896 less, subnormal or
-// not. Both factors are powers of two times the true ones, exactly, so that the product is the
-// same; an infinite value becomes a finite one, 0 times which is 0.
-PRIVIMAGE_DEVICE int64_t coordinate(float value, double scale) {
-  int32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  // The shift takes the sign along, into three bits that are then cleared.
-  const uint64_t upper = static_cast<uint32_t>(bits >> 3) & 0x8fffffffu;
-  const uint64_t moved = upper << 32 | static_cast<uint32_t>(bits) << 29;
-  double small;
-  memcpy(&small, &moved, sizeof small);
-  return grid_coordinate(small * 0x1p512, scale * 0x1p384);
-}
-PRIVIMAGE_DEVICE int64_t coordinate(Bfloat16 value, double scale) {
-  return coordinate(to_float(value), scale);
-}
-PRIVIMAGE_DEVICE int64_t coordinate(double value, double scale) {
-  return scale != 0.0 ? grid_coordinate(value, scale) : 0;
+template <typename Scalar>
+PRIVIMAGE_DEVICE int64_t coordinate(Scalar value, double scale) {
+  return scale != 0.0 ? grid_coordinate(widen(value), scale) : 0;
 }
 
 // A thread has some parameters, so many that the rows' addresses and scales are a small share of

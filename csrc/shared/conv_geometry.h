@@ -55,4 +55,12 @@ PRIVIMAGE_HOST_DEVICE int64_t multiplications(const ConvGeometry& shape) {
          shape.height.outputs * shape.width.outputs * shape.height.taps * shape.width.taps;
 }
 
+// Whether each example has one position, which reads one pixel.
+PRIVIMAGE_HOST_DEVICE bool is_outer_product(const ConvGeometry& shape) {
+  const auto is_one = [](const ConvAxis& axis) {
+    return axis.inputs == 1 && axis.outputs == 1 && axis.taps == 1 && axis.padding == 0;
+  };
+  return shape.draws == 1 && shape.groups == 1 && is_one(shape.height) && is_one(shape.width);
+}
+
 }  // namespace privimage

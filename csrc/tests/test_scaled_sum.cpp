@@ -11,18 +11,29 @@
 
 using namespace privimage;
 
-template <typename Scalar>
-void recomputed_is_kept(std::mt19937_64& random) {
-  const auto upto = [&](int64_t least, int64_t most) {
-    return least + int64_t(random() % uint64_t(most - least + 1));
-  };
+int64_t draw(std::mt19937_64& random, int64_t least, int64_t most) {
+  return least + int64_t(random() % uint64_t(most - least + 1));
+}
+
+ConvGeometry any_convolution(std::mt19937_64& random) {
+  const auto upto = [&](int64_t least, int64_t most) { return draw(random, least, most); };
   ConvAxis axes[2];
   for (ConvAxis& axis : axes) {
     axis = {upto(3, 9), 0, upto(1, 3), upto(1, 2), upto(0, 2), 1};
     axis.outputs = (axis.inputs + 2 * axis.padding - axis.taps) / axis.stride + 1;
   }
-  const ConvGeometry shape{upto(0, 3),  upto(1, 2), upto(1, 2), upto(1, 37),
-                           upto(1, 19), axes[0],    axes[1]};
+  return {upto(0, 3), upto(1, 2), upto(1, 2), upto(1, 37), upto(1, 19), axes[0], axes[1]};
+}
+
+// A linear layer that each example goes through once.
+ConvGeometry outer_products(int64_t examples, int64_t inputs, int64_t outputs) {
+  const ConvAxis one{1, 1, 1, 1, 0, 1};
+  return {examples, 1, 1, inputs, outputs, one, one};
+}
+
+template <typename Scalar>
+void recomputed_is_kept(const ConvGeometry& shape, std::mt19937_64& random) {
+  const ConvAxis axes[2] = {shape.height, shape.width};
   const int64_t rows = shape.examples * shape.draws;
   const int64_t inputs = shape.groups * shape.inputs, outputs = shape.groups * shape.outputs;
   std::vector<Scalar> x(rows * inputs * axes[0].inputs * axes[1].inputs);
@@ -92,13 +103,22 @@ void recomputed_is_kept(std::mt19937_64& random) {
   for (int64_t i = 0; i < whole; ++i) {
     int64_t expected = 0;
     for (int64_t e = 0; e < shape.examples; ++e) {
-      if (e != 1) expected += int64_t(double(kept[e * whole + i]) * scales[e]);
+      if (e != 1) expected += grid_coordinate(kept[e * whole + i], scales[e]);
     }
     CHECK(from_kept[i] == expected);
     CHECK(again[i] == expected + 5);
     CHECK(once[i] == expected);
     CHECK(added[i] == expected + 5);
   }
+}
+
+template <typename Scalar>
+void recomputed_is_kept(std::mt19937_64& random) {
+  recomputed_is_kept<Scalar>(any_convolution(random), random);
+  const int64_t examples = draw(random, 0, 300), inputs = draw(random, 1, 150);
+  recomputed_is_kept<Scalar>(outer_products(examples, inputs, draw(random, 1, 37)), random);
+  // Of two examples the only coordinate comes to nearly 2^31, of three to more.
+  recomputed_is_kept<Scalar>(outer_products(draw(random, 0, 9), 1, 1), random);
 }
 
 int main() {

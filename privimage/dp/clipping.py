@@ -20,8 +20,8 @@ def clipped_sum(parts: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
     Formal guarantee: adding or removing one row changes the result by a vector of L2 norm at most
     `GRID_UNITS`, whatever the row holds; a row that is not finite adds exactly 0
     (tests/dp/test_clipping.py::test_one_row_moves_the_sum_by_at_most_the_clip).
-    Norm, scale and rounding see the very values that are added, in float64, with a margin that pays
-    for every rounding on the way (proof in csrc/shared/grid.h). Integer sums are exact, so neither
+    Norm, scale and rounding see the very values that are added, with a margin that pays for every
+    rounding on the way (proof in csrc/shared/grid.h). Integer sums are exact, so neither
     order nor micro-batches nor threads can change the result
     (tests/dp/test_clipping.py::test_order_micro_batches_and_shards_change_no_bit).
 

@@ -41,8 +41,9 @@ def clipped_sum(
     """[examples, parameters] → int64 [parameters]; see `privimage.ops.clipped_sum`."""
     norms = parts.double().square().sum(dim=1).sqrt()
     scales = grid_scales(norms, max_grad_norm, share, stability)
-    rows = torch.where(norms.isfinite()[:, None], parts.double() * scales[:, None], 0.0)
-    return rows.trunc().long().sum(dim=0)
+    total = torch.empty(parts.shape[1], dtype=torch.int64, device=parts.device)
+    scaled_sum(parts, scales, total, False)
+    return total
 
 
 def grid_scales(
@@ -52,7 +53,9 @@ def grid_scales(
     allowed = max_grad_norm * share * (1 - _MARGIN)
     clipped, normalised = (allowed / norms).clamp(max=1), allowed / (norms + (stability or 0.0))
     scales = 2**GRID_BITS / max_grad_norm * (clipped if stability is None else normalised)
-    return torch.where(norms.isfinite(), scales, 0.0)
+    floats = torch.finfo(torch.float32)
+    cut = (scales.clamp(max=floats.max).view(torch.int64) & -(2**29)).view(torch.float64)
+    return torch.where(norms.isfinite() & (scales >= floats.tiny), cut, 0.0)
 
 
 def random_words(key: torch.Tensor, step: int, first: int, count: int) -> torch.Tensor:
@@ -270,7 +273,8 @@ def scaled_sum(
 ) -> None:
     """[examples, parameters] → int64 [parameters] in `total`; see `privimage.ops.scaled_sum`."""
     passed_over = (scales == 0)[:, None]
-    rows = torch.where(passed_over, 0.0, parts.double() * scales[:, None])
+    wide = parts.float() if parts.dtype == torch.bfloat16 else parts
+    rows = torch.where(passed_over, 0.0, wide * scales.to(wide.dtype)[:, None])
     summed = rows.trunc().long().sum(dim=0)
     total.copy_(total + summed if accumulate else summed)
 

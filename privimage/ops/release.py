@@ -90,9 +90,9 @@ def clipped_sum(
     """The sum of the rows of `parts`, each scaled to a norm of at most C, on the integer grid.
 
     Each coordinate is rounded towards zero onto a grid of C / 2^`GRID_BITS`, so that no row of the
-    sum has a norm above `share` · 2^`GRID_BITS` steps; a row that is not finite, or whose squares
-    overflow float64, adds exactly 0. Nothing else rounds: order, shards and threads can't change
-    the sum.
+    sum has a norm above `share` · 2^`GRID_BITS` steps; a row that is not finite, or longer than any
+    float32 values are (2^156), adds exactly 0. Before that a row is scaled in its own type, by a
+    float32 number. Nothing else rounds: order, shards and threads can't change the sum.
 
     Args:
         parts: float32 or float64 [examples, parameters], one example's gradient a row.

@@ -44,8 +44,8 @@ def scaled_sum(
 
     Args:
         parts: as for `squared_norms`.
-        scales: float64 [examples]; no product may be larger than 2^30. A row of scale 0 is passed
-            over, whatever it holds.
+        scales: float64 [examples], rounded to float32 where the parts are; no product is above
+            2^30. A row of scale 0 is passed over, whatever it holds.
         total: int64 [parameters], written; None for a new one.
         accumulate: add to what `total` holds.
 

@@ -42,7 +42,7 @@ def test_each_kind_of_gpu_has_its_own(monkeypatch):
 
     def measure(device):
         measured.append(device.type)
-        return costs.Costs(*[float(len(measured))] * 6)
+        return costs.Costs(*[float(len(measured))] * 7)
 
     monkeypatch.setattr(costs, "measure_costs", measure)
     for name in ("one", "one", "another"):
@@ -106,7 +106,7 @@ def test_a_cache_that_is_not_this_machines_is_not_used(text):
 
 
 def test_a_cache_that_can_not_be_written_costs_nothing_else(tmp_path, monkeypatch):
-    found = costs.Costs(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+    found = costs.Costs(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
     monkeypatch.setattr(costs, "measure_costs", lambda device: found)
     (tmp_path / "privimage").write_text("in the way")
     assert costs.machine_costs() == found

@@ -13,7 +13,9 @@ from privimage.dp.gradients.costs import Costs
 from privimage.errors import UserError
 from privimage.ops._library import is_native
 
-COSTS = Costs(multiply_add=5e-12, keep=6e-10, norm=2e-10, sum=2e-10, gram=2e-11, layer=1e-4)
+COSTS = Costs(
+    multiply_add=5e-12, keep=6e-10, norm=2e-10, sum=2e-10, outer=2.05e-10, gram=2e-11, layer=1e-4
+)
 RULES = [ClipRule(0.05), ClipRule(0.05, "per_layer"), ClipRule(0.05, "automatic")]
 native = pytest.mark.skipif(not is_native, reason="the native operators are not built")
 
@@ -224,7 +226,7 @@ def test_wide_convolutions_of_few_pixels_become_ghosts():
     ],
 )
 def test_a_ghost_s_time_is_that_of_its_products(layer, products):
-    free = Costs(multiply_add=0.0, keep=0.0, norm=0.0, sum=0.0, gram=1.0, layer=0.0)
+    free = Costs(multiply_add=0.0, keep=0.0, norm=0.0, sum=0.0, outer=0.0, gram=1.0, layer=0.0)
     found = plan(layer, [6, 8, 8], costs=free)
     assert found.layers[0].seconds["ghost"] == products
 

@@ -90,7 +90,7 @@ def test_it_stays_so_up_to_the_operators(seen, recompute):
         draws=2,
         examples=3,
         losses=losses,
-        costs=Costs(1, 1, 1, 1, 1, 1),
+        costs=Costs(1, 1, 1, 1, 1, 1, 1),
     )
     seen.clear()
     for name in ("first.weight", "last.weight"):
@@ -140,7 +140,7 @@ def in_rows(model, x, labels, rows_dtype):
         draws=2,
         examples=3,
         losses=losses,
-        costs=Costs(1, 1, 1, 1, 1, 1),
+        costs=Costs(1, 1, 1, 1, 1, 1, 1),
         rows_dtype=rows_dtype,
     )
 

@@ -13,7 +13,9 @@ from privimage.dp.gradients.observation import Pass, _LiveBytes
 from privimage.errors import UserError
 from privimage.ops._library import is_native
 
-COSTS = Costs(multiply_add=5e-12, keep=6e-10, norm=2e-10, sum=2e-10, gram=2e-11, layer=1e-4)
+COSTS = Costs(
+    multiply_add=5e-12, keep=6e-10, norm=2e-10, sum=2e-10, outer=2.05e-10, gram=2e-11, layer=1e-4
+)
 ROOM = dataclasses.replace(COSTS, keep=0.0)  # Nothing but memory speaks for computing again.
 native = pytest.mark.skipif(not is_native, reason="the native operators are not built")
 
@@ -101,7 +103,8 @@ def test_without_a_limit_only_wide_layers_of_few_positions_are_computed_again():
     dear = dataclasses.replace(COSTS, gram=1e-6)
     found = plan(model, [1024], costs=dear)
     assert (found.recomputed, found.ghosts) == ({"0.weight", "0.bias"}, frozenset())
-    assert not plan(model, [1024], costs=dataclasses.replace(COSTS, sum=1e-9)).recomputed
+    dear = dataclasses.replace(COSTS, outer=1e-9)
+    assert not plan(model, [1024], costs=dear).recomputed
     tokens = nn.Sequential(nn.Linear(1024, 1024))
     assert not plan(tokens, [256, 1024], costs=COSTS).recomputed
 
@@ -111,7 +114,9 @@ def test_where_nothing_bounds_a_norm_it_is_computed(monkeypatch):
     """As on a GPU, whose costs these could be: fast products, memory slow beside them."""
     monkeypatch.setattr("privimage.dp.gradients.plan._no_bound", lambda device: "no promise")
     model = nn.Sequential(nn.Linear(1024, 1024), nn.Linear(1024, 2))
-    gpu = Costs(multiply_add=3e-15, keep=3e-12, norm=5e-13, sum=1e-12, gram=0.0, layer=2e-6)
+    gpu = Costs(
+        multiply_add=3e-15, keep=3e-12, norm=5e-13, sum=1e-12, outer=1e-12, gram=0.0, layer=2e-6
+    )
     found = plan(model, [1024], costs=gpu)
     assert (found.recomputed, found.ghosts) == ({"0.weight", "0.bias"}, frozenset())
     with pytest.raises(UserError, match=r"'ghost' is no choice for '0.weight': no promise"):

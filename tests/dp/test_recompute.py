@@ -24,7 +24,9 @@ from privimage.dp.gradients.kept import Arena
 from privimage.errors import UserError
 from privimage.ops._library import is_native
 
-COSTS = Costs(multiply_add=5e-12, keep=6e-10, norm=2e-10, sum=2e-10, gram=2e-11, layer=1e-4)
+COSTS = Costs(
+    multiply_add=5e-12, keep=6e-10, norm=2e-10, sum=2e-10, outer=2.05e-10, gram=2e-11, layer=1e-4
+)
 CUDA = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 )

@@ -97,8 +97,7 @@ void by_entry_is_as_by_table(int64_t examples, int64_t positions, int64_t entrie
     int64_t expected = 7;
     for (int64_t example = 0; example < examples; ++example) {
       if (factors[example] == 0.0) continue;
-      const double value = tables[example * entries * width + i];
-      expected += int64_t(value * factors[example]);
+      expected += grid_coordinate(tables[example * entries * width + i], factors[example]);
     }
     CHECK(sum[i] == expected);
   }

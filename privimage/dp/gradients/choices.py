@@ -127,8 +127,9 @@ def kept_layer(
 def _layer_seconds(use: Use, costs: Costs, examples: int) -> dict[Choice, float]:
     values = torch.Size(use.shape).numel()
     once, call = values * use.positions * costs.multiply_add, costs.layer / examples
-    total = once + values * costs.sum + call
     outputs, inputs, *taps = use.shape
+    is_outer = use.positions == use.pixel_pairs == math.prod(taps) == 1
+    total = call + (values * costs.outer if is_outer else once + values * costs.sum)
     products = use.pixel_pairs * inputs + use.positions**2 * (outputs + math.prod(taps))
     return {
         "keep": once + values * costs.keep,

@@ -34,6 +34,8 @@ class Costs:
             for the sum.
         norm: what a value costs beside its products that is computed for its norm alone.
         sum: likewise for the sum alone.
+        outer: what a value costs for the sum, its product included, of a layer that each example
+            goes through once.
         gram: one product of two positions' values, or a tap of one.
         layer: what a layer costs in a micro-batch beside its arithmetic, forward and back.
     """
@@ -42,6 +44,7 @@ class Costs:
     keep: float
     norm: float
     sum: float
+    outer: float
     gram: float
     layer: float
 
@@ -105,6 +108,8 @@ def _measured(examples: int) -> Costs:
     gradients, point = ExampleGradients(chain, torch.channels_last), torch.ones(1, 8, 2, 2)
     small = _seconds(lambda: gradients(lambda model, x: model(x).sum((1, 2, 3)), point))
     x, wide = torch.ones(examples, 1024, 1, 1, dtype=_activations()), 1024 * 1024
+    twice = torch.ones(examples, 1024, 1, 2, dtype=_activations())
+    twice = twice.contiguous(memory_format=torch.channels_last)
     rows = torch.empty(examples, 1024, 1024, 1, 1)
     scales, total = torch.ones(examples).double(), torch.zeros(1024, 1024, 1, 1, dtype=torch.int64)
     maps = torch.ones(examples, 256, 8, 8).contiguous(memory_format=torch.channels_last)
@@ -113,20 +118,23 @@ def _measured(examples: int) -> Costs:
         squares = ops.measured_weight_grads([x], [x], [rows], [], _ONE_TAP)
         ops.scaled_sum(rows.flatten(1), squares, total.flatten())
 
+    def sums(x: torch.Tensor) -> float:
+        return _seconds(lambda: ops.recomputed_sum(x, x, scales, total, None, _ONE_TAP, False))
+
     norm = _seconds(lambda: ops.example_weight_norms(x, x, examples, (1, 1), False, _ONE_TAP))
-    sums = _seconds(lambda: ops.recomputed_sum(x, x, scales, total, None, _ONE_TAP, False))
     gram = _seconds(lambda: ops.gram_sums(maps, maps, examples, (3, 3), False, _THREE_TAPS))
     product = large / products
 
-    def beside(seconds: float) -> float:
-        """What a value costs beside its product."""
-        return max(seconds / (examples * wide) - product, 0.0)
+    def beside(seconds: float, products: int = 1) -> float:
+        """What a value costs beside its products."""
+        return max(seconds / (examples * wide) - products * product, 0.0)
 
     return Costs(
         multiply_add=product,
         keep=beside(_seconds(keep)),
         norm=beside(norm),
-        sum=beside(sums),
+        sum=beside(sums(twice), products=2),
+        outer=sums(x) / (examples * wide),
         gram=gram / (examples * 64**2 * (256 + 256 + 9)),
         layer=small / layers,
     )
