@@ -12,6 +12,7 @@
 #include "cpu/example_parts.h"
 #include "cpu/example_weight_grad_isa.h"
 #include "cpu/packed_images.h"
+#include "cpu/patches.h"
 #include "cpu/scratch.h"
 #include "shared/example_weight_grad.h"
 
@@ -39,7 +40,7 @@ class ExampleTiles {
   ExampleTiles(const ExampleWeightGrad<Scalar>& job, const TileSet<Scalar>& tiles,
                int64_t cache_bytes, int64_t slots = 1)
       : job_(job),
-        shape_(job.geometry),
+        shape_(with_patches(job.geometry)),
         tiles_(tiles),
         padded_((shape_.inputs + tiles.lanes - 1) / tiles.lanes * tiles.lanes),
         pitch_(2 * tiles.lanes),
@@ -54,7 +55,9 @@ class ExampleTiles {
       panel_ = std::clamp<int64_t>(held, 1, blocks_a_group(shape_) * passes_);
     }
     packs_grad_ = cut_.fits;
-    packs_x_ = packs_grad_ || job.x_strides.channel != 1 || padded_ != shape_.inputs;
+    makes_patches_ = shape_.inputs != job.geometry.inputs;
+    packs_x_ =
+        packs_grad_ || makes_patches_ || job.x_strides.channel != 1 || padded_ != shape_.inputs;
     const ConvAxis &height = shape_.height, &width = shape_.width;
     x_pixels_ = shape_.draws * height.inputs * width.inputs;
     grad_pixels_ = shape_.draws * height.outputs * width.outputs;
@@ -150,10 +153,11 @@ class ExampleTiles {
   // What was loaded last, where the job has it.
   Images<Scalar> given_x() const {
     const ImageStrides& from = job_.x_strides;
+    const ConvGeometry& shape = job_.geometry;
     const Loaded& what = slots_[slot_];
     return {
-        job_.x + what.example * shape_.draws * from.row + what.group * shape_.inputs * from.channel,
-        from, shape_.draws, shape_.height.inputs, shape_.width.inputs};
+        job_.x + what.example * shape.draws * from.row + what.group * shape.inputs * from.channel,
+        from, shape.draws, shape.height.inputs, shape.width.inputs};
   }
 
   Images<Scalar> given_grad() const {
@@ -166,7 +170,7 @@ class ExampleTiles {
 
   // Where a tile's values come from.
   Images<Scalar> x_of(const Tile& now) const {
-    Images<Scalar> x = given_x();
+    Images<Scalar> x = makes_patches_ ? given_grad() : given_x();
     if (packs_x_) {
       const Scalar* values = packed_x_ + slot_ * packed_x_size_ + now.input * x_pixels_;
       return packed(values, x, std::min(pitch_, padded_ - now.input));
@@ -185,10 +189,12 @@ class ExampleTiles {
     return grad;
   }
 
-  // Copies an example's input, the channels of a tile together and in whole vectors: in a row of
-  // many channels pixels are so far apart that they take each other's place in the cache.
+  // Copies an example's input, or makes its patches, the channels of a tile together and in whole
+  // vectors: in a row of many channels pixels are so far apart that they take each other's place
+  // in the cache.
   void pack_x() {
     Scalar* to = packed_x_ + slot_ * packed_x_size_;
+    if (makes_patches_) return Patches<Scalar>(job_.geometry).pack(given_x(), padded_, pitch_, to);
     for (int64_t input = 0; input < padded_; input += pitch_) {
       const int64_t width = std::min(pitch_, padded_ - input);
       to = pack(given_x(), input, std::min(width, shape_.inputs - input), width, to);
@@ -269,14 +275,14 @@ class ExampleTiles {
   }
 
   const ExampleWeightGrad<Scalar>& job_;
-  const ConvGeometry& shape_;
+  const ConvGeometry shape_;  // what the tiles see: patches, where there are any
   const TileSet<Scalar>& tiles_;
   const int64_t padded_;  // input channels in whole vectors
   const int64_t pitch_;   // input channels that are summed at a time: two vectors
   const int64_t taps_;
   const int64_t passes_;
   const int64_t tile_sums_;
-  bool packs_x_, packs_grad_;
+  bool makes_patches_, packs_x_, packs_grad_;
   int64_t x_pixels_, grad_pixels_;  // of an example
   int64_t packed_x_size_, packed_grad_size_;
   Cut cut_{};

@@ -36,10 +36,10 @@ class RecomputedTiles {
  public:
   RecomputedTiles(const ExampleWeightGrad<Scalar>& job, const RecomputedSum& sums,
                   const TileSet<Scalar>& set, const SumCache& cache)
-      : shape_(job.geometry),
+      : shape_(with_patches(job.geometry)),
         sums_(sums),
         set_(set),
-        all_fit_(bytes(job.geometry, set.lanes) <= cache.all),
+        all_fit_(bytes(shape_, set.lanes) <= cache.all),
         tiles_(job, set, cache.example, all_fit_ ? shape_.examples : 1),
         together_(all_fit_ ? 1 : std::max(tiles_.panel(), cache.held / (tiles_.tile_sums() * 8))) {
     static thread_local Scratch<int64_t> scratch;
@@ -122,7 +122,7 @@ class RecomputedTiles {
     }
   }
 
-  const ConvGeometry& shape_;
+  const ConvGeometry shape_;
   const RecomputedSum& sums_;
   const TileSet<Scalar>& set_;
   const bool all_fit_;

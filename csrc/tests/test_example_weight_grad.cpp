@@ -37,6 +37,10 @@ Case<Scalar> random_case(std::mt19937_64& random, bool one_tap) {
   Case<Scalar> made;
   const int64_t widest = one_tap ? 150 : 19;  // as many outputs as eight vectors, and more
   made.shape = {upto(0, 3), upto(1, 7), upto(1, 2), upto(1, 40), upto(1, widest), axis(), axis()};
+  if (random() % 4 == 0) {  // Patches take the place of so few inputs.
+    made.shape.inputs = upto(1, cpu::kFewInputs);
+    made.shape.outputs = upto(cpu::kManyOutputs, cpu::kManyOutputs + 10);
+  }
   const ConvGeometry& shape = made.shape;
   const int64_t inputs = shape.groups * shape.inputs, outputs = shape.groups * shape.outputs;
   const int64_t rows = shape.examples * shape.draws;

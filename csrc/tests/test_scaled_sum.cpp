@@ -114,7 +114,11 @@ void recomputed_is_kept(const ConvGeometry& shape, std::mt19937_64& random) {
 
 template <typename Scalar>
 void recomputed_is_kept(std::mt19937_64& random) {
-  recomputed_is_kept<Scalar>(any_convolution(random), random);
+  ConvGeometry convolution = any_convolution(random);
+  recomputed_is_kept<Scalar>(convolution, random);
+  convolution.inputs = draw(random, 1, cpu::kFewInputs);
+  convolution.outputs = draw(random, cpu::kManyOutputs, 19);
+  recomputed_is_kept<Scalar>(convolution, random);
   const int64_t examples = draw(random, 0, 300), inputs = draw(random, 1, 150);
   recomputed_is_kept<Scalar>(outer_products(examples, inputs, draw(random, 1, 37)), random);
   // Of two examples the only coordinate comes to nearly 2^31, of three to more.
