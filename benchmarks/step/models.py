@@ -165,6 +165,20 @@ class _ResNetBlock(nn.Module):
         return F.silu(self.norm2(h) + self.skip(x))
 
 
+def _mnist() -> nn.Module:
+    """The network of Opacus' MNIST example: 26 thousand weights."""
+    first = nn.Sequential(nn.Conv2d(1, 16, 8, 2, padding=3), nn.ReLU(), nn.MaxPool2d(2, 1))
+    second = nn.Sequential(nn.Conv2d(16, 32, 4, 2), nn.ReLU(), nn.MaxPool2d(2, 1))
+    head = nn.Sequential(nn.Flatten(), nn.Linear(512, 32), nn.ReLU(), nn.Linear(32, 10))
+    return nn.Sequential(first, second, head)
+
+
+def _perceptron() -> nn.Module:
+    """Three linear layers: 670 thousand weights, of which each example uses each once."""
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512))
+    return nn.Sequential(wide, nn.ReLU(), nn.Linear(512, 10))
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], bool, int]] = {
     "cifar10": (lambda: UNet(CIFAR), (3, 32, 32), True, 32),
     "grey28": (lambda: UNet(GREY), (1, 28, 28), True, 32),
@@ -173,6 +187,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], bool, int
     "digits": (lambda: CompactUNet(DIGITS), (1, 8, 8), True, 256),
     "vit": (Vit, (3, 32, 32), False, 16),
     "resnet18": (ResNet, (3, 32, 32), False, 16),
+    "mnist": (_mnist, (1, 28, 28), False, 512),
+    "perceptron": (_perceptron, (1, 28, 28), False, 512),
 }
 """Name -> network, image, whether it denoises, rows that make a good micro-batch on
 two cores; where they are fewer than 32, the part of a GPU's that does."""
