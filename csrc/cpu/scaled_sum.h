@@ -1,19 +1,22 @@
-// The squared norms that the scales of a sum follow from, on the CPU, of gradients that are kept
-// and of such that are not, over a range of examples or blocks of output channels: the caller
-// brings the threads.
+// The scaled sum of gradients that are kept, on the CPU, and the squared norms that scales follow
+// from, of such and of those that are not kept, over a range of parameters, examples or blocks of
+// output channels: the caller brings the threads.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
-#include "cpu/clipped_sum.h"
-#include "cpu/dispatch.h"
 #include "cpu/example_weight_grad.h"
-#include "shared/grid.h"
 #include "shared/scaled_sum.h"
 
 namespace privimage::cpu {
+
+// Examples whose rows pass by the sums at a time, each row a stream that the memory brings ahead:
+// of more streams it loses track. Parameters of a block, whose sums stay in the second-level cache
+// for the next examples.
+constexpr int64_t kStreams = 8;
+constexpr int64_t kBlock = 4096;
 
 template <typename Scalar>
 inline double sum_of_squares(const Scalar* values, int64_t count) {
@@ -24,6 +27,25 @@ inline double sum_of_squares(const Scalar* values, int64_t count) {
 template <typename Scalar>
 inline void add_scaled(const Scalar* values, int64_t count, double scale, int64_t* sums) {
   tile_sets<Scalar>()->add_scaled(values, count, scale, sums);
+}
+
+// Writes the sums of the parameters begin … end - 1, or adds to them. An example of scale 0 is
+// passed over.
+template <typename Scalar>
+inline void scaled_sum(const KeptParts<Scalar>& kept, const double* scales, bool accumulate,
+                       int64_t* sums, int64_t begin, int64_t end) {
+  const auto add_rows = tile_sets<Scalar>()->add_rows;
+  const SumsAre written = kept.examples > kStreams ? SumsAre::kWritten : SumsAre::kStreamed;
+  for (int64_t block = begin; block < end; block += kBlock) {
+    const int64_t count = std::min(kBlock, end - block);
+    if (!accumulate && kept.examples == 0) std::fill_n(sums + block, count, int64_t{0});
+    for (int64_t first = 0; first < kept.examples; first += kStreams) {
+      const ScaledRows<Scalar> rows{kept.parts + first * kept.stride + block, kept.stride,
+                                    scales + first, std::min(kStreams, kept.examples - first)};
+      add_rows(rows, count, accumulate || first > 0 ? SumsAre::kAdded : written, sums + block);
+    }
+  }
+  finish_streams();
 }
 
 // Writes the squared norms of the rows begin … end - 1, of some ranges of columns together.

@@ -23,8 +23,7 @@ constexpr int kGridBits = 30;
 //   any order, by u of the sum: S >= N² (1 - u)^(n + 1), so the root of S, rounded, is at least
 //   N (1 - (n + 3) u / 2), which is N (1 - 2^-22) or more. Squares that underflow change S by at
 //   most 2^-1075 each: 2^-1043 in all, far below u of C².
-// - `allowed` and 2^30 / C are rounded once or twice, the quotient and the scale once each:
-// together
+// - `allowed` and 2^30 / C are rounded once or twice, quotient and scale once each, together
 //   less than 8 u. Then the scale is cut to 24 bits, which can only make it smaller.
 // - each coordinate's product is rounded once, a float32's to 24 bits: off by 2^-24 of itself, or,
 //   where it underflows, by less than what is then rounded away.
