@@ -69,7 +69,8 @@ def test_it_says_what_the_ledger_says(finished, page):
     assert found["epsilon"] <= float(page.text.split("ε ≤ ")[1].split()[0])
     assert "1 query and 6 steps were reserved" in page.text
     assert History.read(finished[1] / "ledger.jsonl").head in page.text
-    assert finished[0].sha256 in page.text
+    assert found["ledger_head"] == History.read(finished[1] / "ledger.jsonl").head
+    assert found["recipe_sha256"] == finished[0].sha256 in page.text
     assert "one image, with its label" in page.text
     assert "✓ verified" in page.text
     day = json.loads((finished[1] / "ledger.jsonl").read_text().splitlines()[-1])["time"][:10]
