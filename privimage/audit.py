@@ -26,7 +26,8 @@ def verify(path: Path) -> dict[str, Any]:
     """Recomputes a run's ε from its ledger and holds it against what the run has made.
 
     Returns:
-        `dp.Verification` as JSON; `epsilon` is the upper bound, null where there is none.
+        `dp.Verification` as JSON; `epsilon` is the upper bound, null where there is none. With
+        the `ledger_head`, and the `recipe_sha256` that the data card states.
 
     Raises:
         UserError: there is no run, or its ledger is damaged.
@@ -45,6 +46,8 @@ def verify(path: Path) -> dict[str, Any]:
         "epsilon_lower": bounds.lower,
         "epsilon_estimate": bounds.estimate,
         "problems": [*result.problems, *changed],
+        "ledger_head": History.read(folder.ledger).head,
+        "recipe_sha256": recipe.sha256,
     }
     return {name: _finite(value) for name, value in fields.items()}
 

@@ -1,6 +1,8 @@
 """A run whose unit of privacy is a person: every statement says so, and it stays so."""
 
+import html
 import json
+import re
 import shutil
 
 import numpy as np
@@ -91,6 +93,14 @@ def test_every_statement_says_person(finished):
     assert "unit person, add_remove_one_person" in shown
     assert "at δ = 0.001 for one person" in shown
     assert "1 vote an image, clipped by person" in shown
+    page = " ".join(re.sub("<[^>]*>", "", (path / "report.html").read_text()).split())
+    assert "a person's votes together count at most as those of one image" in html.unescape(page)
+    assert "every person's influence on a step was clipped" in html.unescape(page)
+    assert f"the number of persons ({PERSONS})" in page
+    assert "persons named bycolumn:patient" in page
+    assert "every image" not in page
+    for said in (page, (path / "synthetic/README.md").read_text()):
+        assert "A person replaced by another rather than added or removed" in said
     composed = audit.compose([path], None)
     assert composed["unit"] == "person"
     assert "all images of any one person" in composed["sentence"]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from typer.main import get_command
 
-from privimage import cli
+from privimage import cli, recipe
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -32,6 +32,13 @@ def test_the_example_in_python_runs():
     exec(code.replace("steps=1000", "steps=3"), names)  # noqa: S102
     assert not torch.equal(model.weight, before)
     assert names["engine"].steps_spent == 3
+
+
+def test_every_value_that_a_page_sets_exists():
+    root = Path(__file__).parents[1]
+    for page in (root / "README.md", *(root / "docs").rglob("*.md")):
+        for key in re.findall(r"--set[ =]'?([\w.]+)=", page.read_text()):
+            assert key in recipe.Recipe("").flat(), (page, key)
 
 
 def _commands():

@@ -126,3 +126,10 @@ def test_a_papers_recipe_has_the_papers_numbers(
     if name.startswith("bench"):
         assert chosen.privacy.delta == pytest.approx(1 / (images * math.log(images)), rel=0.01)
         assert chosen.synthesis.sampler.steps == 250
+
+
+def test_the_hash_is_of_what_decides_the_images():
+    chosen = recipe.preset("digits")
+    measured = {"data.test": "elsewhere", "evaluation.repeats": 7}
+    assert recipe.override(chosen, measured).sha256 == chosen.sha256
+    assert recipe.override(chosen, {"seed": 7}).sha256 != chosen.sha256

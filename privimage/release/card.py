@@ -41,7 +41,9 @@ def data_card(contents: Contents, statement: Mapping[str, Any]) -> str:
         contents: what it is about.
         statement: `privacy_statement` with `recipe_sha256`.
     """
-    header = yaml.safe_dump(_header(contents), allow_unicode=True, sort_keys=False, width=100)
+    header = yaml.safe_dump(
+        _header(contents, statement), allow_unicode=True, sort_keys=False, width=100
+    )
     return _render("card.md.j2", statement, header=header, contents=contents)
 
 
@@ -63,25 +65,33 @@ def _render(template: str, statement: Mapping[str, Any], **more: Any) -> str:
         statement=statement,
         promise=epsilon_sentence(statement["epsilon"], statement["delta"], statement["unit"]),
         not_covered=not_covered(statement),
+        kind=_kind(statement),
+        how=" with noise (DP-SGD)" if statement["private"] else "",
         version=version("privimage"),
         **more,
     )
 
 
-def _header(contents: Contents) -> dict[str, Any]:
+def _kind(statement: Mapping[str, Any]) -> str:
+    """What is said after the name of the thing in a title."""
+    return " under differential privacy" if statement["private"] else ", not private"
+
+
+def _header(contents: Contents, statement: Mapping[str, Any]) -> dict[str, Any]:
     """What the hub shows and searches, and how its library opens the files."""
     features: list[dict[str, Any]] = [{"name": "image", "dtype": "image"}]
     if contents.names:
         names = {str(label): name for label, name in enumerate(contents.names)}
         features.append({"name": "label", "dtype": {"class_label": {"names": names}}})
     split = {"name": "train", "num_bytes": contents.size, "num_examples": contents.count}
+    private = ["differential-privacy"] if statement["private"] else []
     header: dict[str, Any] = {
-        "pretty_name": "Synthetic images under differential privacy",
+        "pretty_name": f"Synthetic images{_kind(statement)}",
         "task_categories": [
             "image-classification" if contents.names else "unconditional-image-generation"
         ],
         "size_categories": [_size_category(contents.count)],
-        "tags": ["synthetic", "differential-privacy", "privimage"],
+        "tags": ["synthetic", *private, "privimage"],
         "dataset_info": {"features": features, "splits": [split]},
     }
     if contents.form == "parquet":

@@ -11,8 +11,11 @@ _NEVER_COVERED = (
     "own, and together they promise less than any one of them (`privimage ledger compose`)",
     "what is true of the sensitive images as a group: the synthetic ones are meant to show it",
     "how long the run took and how much memory and power it used",
+    "the test images and the public ones: whoever began the run declared them public, and figures "
+    "on the test images carry no noise",
     "anything that somebody computed on the sensitive images outside this run",
 )
+_ONE = {"image": "an image", "person": "a person"}
 _MANY_IMAGES = (
     "a person with several images: the promise is for one image, and weaker for all images of one "
     "person (`privimage budget --group-size`); `privimage train --unit person` protects the person"
@@ -45,10 +48,19 @@ def privacy_statement(history: History) -> dict[str, Any]:
 
 
 def not_covered(statement: Mapping[str, Any]) -> list[str]:
-    """What the ε of a statement does not cover, a sentence each; the run's own cases first."""
+    """What the ε of a statement does not cover, a sentence each; the run's own cases first.
+
+    Nothing, where there is no ε that could cover anything.
+    """
+    if not statement["private"]:
+        return []
     own = [f"computed in this run without noise: {what}" for what in statement["outside_epsilon"]]
+    replaced = (
+        f"{_ONE[statement['unit']]} replaced by another rather than added or removed: ε is then "
+        "about twice as large (`privimage ledger verify` states it)"
+    )
     other_images = _MANY_IMAGES if statement["unit"] == "image" else _AS_NAMED
-    return [*own, other_images, *_NEVER_COVERED]
+    return [*own, replaced, other_images, *_NEVER_COVERED]
 
 
 def _accountant() -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import torch
 
@@ -16,24 +15,11 @@ from privimage.evaluate import Evaluation, in_order
 from privimage.evaluate.result import Accuracy, Score, SetScores
 from privimage.evaluate.scores import NAMES
 from privimage.evaluate.settings import LABELS
+from privimage.report import deeds
 from privimage.report.pictures import strip
 from privimage.run.folder import RunFolder
 
 _ROWS, _COLUMNS, _BARS, _POINTS = 24, 12, 6, 10
-STAGES = {
-    "classifier": "A classifier learnt the classes of the public images.",
-    "query": "Each sensitive image voted for the public classes that it resembles; the counts were "
-    "released with noise.",
-    "selection": "For each label the public classes with the highest noisy counts were chosen.",
-    "pretrain": "A diffusion network learnt to draw the chosen public images.",
-    "finetune": "The network was fine-tuned on the sensitive images: every image's influence on a "
-    "step was clipped, and noise added.",
-    "synthetic": "The network drew the synthetic images.",
-    "evaluation": "The synthetic images were measured on images that their owner declared public.",
-}
-_SELECTED_ALL = "All public classes were used."
-FELL_BACK = "The counts did not rise above the noise, so all public classes were used."
-SENSITIVE = ("query", "finetune")
 
 
 @dataclass(frozen=True)
@@ -53,26 +39,6 @@ class Row:
     name: str
     picture: str
     bars: tuple[Bar, ...] = ()
-
-
-def stages(folder: RunFolder) -> Iterator[tuple[str, str]]:
-    """The stages that are done, in order, and what each has done."""
-    for name, text in STAGES.items():
-        if folder.is_done(name):
-            yield name, _selected(folder) if name == "selection" else text
-
-
-def _selected(folder: RunFolder) -> str:
-    selection = _selection(folder)
-    if selection["fell_back"]:
-        return FELL_BACK
-    return _SELECTED_ALL if selection["mode"] == "all" else STAGES["selection"]
-
-
-def _selection(folder: RunFolder) -> dict[str, Any]:
-    """How the public classes were chosen, and which of them for which label."""
-    found: dict[str, Any] = durable.read_json(folder.stage("selection") / "selection.json")
-    return found
 
 
 def epsilon_curve(history: History) -> tuple[list[int], list[float]]:
@@ -126,8 +92,8 @@ def query_rows(folder: RunFolder, names: tuple[str, ...]) -> list[Row]:
         return []
     counts = durable.read_tensors(path)["histogram"]
     public = durable.read_json(folder.stage("classifier") / "classifier.json")["classes"]
-    selection = _selection(folder)
-    label_of = {int(index): label for index, label in selection["label_of"].items()}
+    chosen_for = deeds.selection(folder)
+    label_of = {int(index): label for index, label in chosen_for["label_of"].items()}
     examples = _examples(folder)
     rows = []
     for label in range(min(max(len(names), 1), _ROWS)):
@@ -139,7 +105,7 @@ def query_rows(folder: RunFolder, names: tuple[str, ...]) -> list[Row]:
         for rank, index in enumerate(order):
             if rank < _BARS or index in mine:
                 count = int(counts[label, index])
-                chosen = label_of.get(index) == label and not selection["fell_back"]
+                chosen = label_of.get(index) == label and not chosen_for["fell_back"]
                 bars.append(Bar(public[index], count, chosen, max(count, 0) / largest))
         shown = [examples[index] for index in mine if index in examples]
         picture = strip(torch.cat(shown)) if shown else ""
@@ -156,7 +122,7 @@ def _examples(folder: RunFolder) -> dict[int, torch.Tensor]:
 
 def costs(folder: RunFolder) -> Iterator[tuple[str, float, float | None]]:
     """Stage, seconds, and the process's peak memory (MiB) up to its end, in order."""
-    for name in STAGES:
+    for name in deeds.STAGES:
         record = folder.record(name)
         if record:
             yield name, record["seconds"], record.get("peak_memory_mib")

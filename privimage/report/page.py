@@ -13,7 +13,7 @@ from privimage.errors import UserError
 from privimage.promise import epsilon_sentence, rounded_up
 from privimage.recipe import Recipe
 from privimage.release import not_covered, privacy_statement
-from privimage.report import facts, pictures
+from privimage.report import deeds, facts, pictures
 from privimage.run.folder import RunFolder
 
 # Where the sensitive images lie is nobody's business.
@@ -58,7 +58,7 @@ def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
     names = tuple(declared["names"])
     shape = ImageShape(recipe.data.image_size, recipe.data.channels)
     plan = history.plan_in_force()
-    found, done = facts.evaluation(folder), dict(facts.stages(folder))
+    found = facts.evaluation(folder)
     return {
         "name": folder.path.absolute().name,
         "version": version("privimage"),
@@ -71,11 +71,12 @@ def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
         "names": names,
         "recipe": recipe,
         "plan": plan,
-        "stages": [(name, text, name in facts.SENSITIVE) for name, text in done.items()],
+        "deeds": list(deeds.deeds(folder, statement, found)),
+        "looks_outside": deeds.looks_outside(found),
         "epsilon_picture": _epsilon_picture(history, statement, plan.epsilon),
         "loss_picture": _loss_picture(folder),
         "query": facts.query_rows(folder, names),
-        "fell_back": facts.FELL_BACK if facts.FELL_BACK in done.values() else "",
+        "fell_back": deeds.FELL_BACK if deeds.fell_back(folder) else "",
         "noise_std": _noise_std(folder),
         "synthetic": facts.synthetic_rows(folder, shape, names),
         "count": max(len(names), 1) * recipe.synthesis.images_per_label,

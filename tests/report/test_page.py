@@ -69,7 +69,8 @@ def test_it_says_what_the_ledger_says(finished, page):
     assert found["epsilon"] <= float(page.text.split("ε ≤ ")[1].split()[0])
     assert "1 query and 6 steps were reserved" in page.text
     assert History.read(finished[1] / "ledger.jsonl").head in page.text
-    assert finished[0].sha256 in page.text
+    assert found["ledger_head"] == History.read(finished[1] / "ledger.jsonl").head
+    assert found["recipe_sha256"] == finished[0].sha256 in page.text
     assert "one image, with its label" in page.text
     assert "✓ verified" in page.text
     day = json.loads((finished[1] / "ledger.jsonl").read_text().splitlines()[-1])["time"][:10]
@@ -94,21 +95,68 @@ def test_where_the_sensitive_images_lie_is_not_told(page):
 
 
 def test_what_is_outside_epsilon_is_marked(page, copied):
-    before, _ = page.text.split("How long the two private stages took")
+    before, _ = page.text.split("How long the stages that see sensitive images took")
     assert before.endswith("not covered by ε ")
     with Ledger(copied / "ledger.jsonl") as ledger:
         ledger.record_outside_epsilon("accuracy <on> the sensitive images")
-    assert "without noise: accuracy <on> the sensitive images." in _written(copied).text
+    text = _written(copied).text
+    assert "without noise: accuracy <on> the sensitive images." in text
+    assert "They are not on this page, and ε does not cover them: don't release them." in text
 
 
-def test_no_promise_is_no_promise(copied):
+def test_an_evaluation_of_the_sensitive_images_is_told_as_one(page, copied):
+    measured = "The synthetic images were measured on images that their owner declared public"
+    assert f"{measured}. public images only" in page.text
+    assert "release neither" not in page.text
+    with Ledger(copied / "ledger.jsonl") as ledger:
+        ledger.record_outside_epsilon("accuracy of classifiers trained on the sensitive images")
+    path = copied / "evaluation/metrics.json"
+    found = durable.read_json(path)
+    durable.write_json(path, found | {"ceiling": found["synthetic"]["accuracy"]})
+    text = _written(copied).text
+    assert (
+        f"{measured}, and on the sensitive ones without noise. sees sensitive images, OUTSIDE ε"
+    ) in text
+    assert "ε does not cover them: release neither." in text
+
+
+def test_without_test_images_nothing_was_measured_on_them(copied):
+    path = copied / "evaluation/metrics.json"
+    found = durable.read_json(path)
+    near = found["synthetic"]["near_duplicates"] | {"n_test": 0, "test": None}
+    found["synthetic"] = {"near_duplicates": near | {"closer_than_test": None}}
+    durable.write_json(path, found)
+    text = _written(copied).text
+    assert (
+        "There were no test images; the synthetic images were compared with the public ones only."
+    ) in text
+    assert "declared public." not in text
+    assert "Nearest public image, in grey levels" in text
+    durable.write_json(path, found | {"sensitive_duplicates": near, "synthetic": {}})
+    assert "compared with the sensitive ones, without noise." in _written(copied).text
+    durable.write_json(path, found | {"synthetic": {}})
+    assert "Nothing was measured." in _written(copied).text
+
+
+def test_no_promise_is_no_promise(page, copied):
     with Ledger(copied / "ledger.jsonl") as ledger:
         ledger.mark_not_private("test key")
     text = _written(copied).text
     assert "Not private" in text
     assert "test key" in text
-    assert "ε ≤" not in text.split("The ledger as a story")[0]
-    assert "How ε was spent" not in text
+    assert text.count("sees sensitive images, nothing hides them") == 2
+    told, before = (it.split("The ledger as a story")[0] for it in (text, page.text))
+    for words in (
+        *("ε ≤", "How ε was spent", "noise. ", "noise added", "paid for with ε", "noisy"),
+        *(
+            "no single vote can be made out",
+            "The promise is for one image",
+            "covered",
+            "is between",
+        ),
+    ):
+        assert words.lower() in before.lower()
+        assert words.lower() not in told.lower()
 
 
 def test_a_changed_file_is_a_problem_that_shows(copied):
