@@ -141,6 +141,19 @@ def test_a_raised_budget_pays_for_a_second_fine_tuning(tiny, train, copied):
     assert 10 < result["epsilon"] <= 15
 
 
+def test_a_ledger_put_back_under_an_unfinished_run_is_a_problem(tiny, train, copied):
+    before = (copied / "ledger.jsonl").read_bytes()
+    with pytest.raises(Stopped):
+        train(tiny(privacy__epsilon=15.0), copied, from_stage="finetune", patience=0)
+    now = (copied / "ledger.jsonl").read_bytes()
+    assert audit.verify(copied)["problems"] == []
+    (copied / "ledger.jsonl").write_bytes(before)
+    (problem,) = audit.verify(copied)["problems"]
+    assert "step-00000002.json was made under a ledger that is newer than this one" in problem
+    (copied / "ledger.jsonl").write_bytes(now)
+    assert audit.verify(copied)["problems"] == []
+
+
 def test_a_run_can_be_asked_for_what_lies_outside_epsilon(tiny, train, copied):
     asked = tiny(evaluation__ceiling=True, evaluation__classifiers=("logistic",))
     train(asked, copied, from_stage="evaluation")

@@ -49,7 +49,7 @@ def refuse_foreign_files(folder: RunFolder, ledger: History) -> None:
     Raises:
         UserError: they are of another ledger, or of a later state of this one.
     """
-    for path, head in _heads(folder):
+    for path, head in heads(folder):
         if not ledger.knows(head):
             raise UserError(
                 f"{ledger.path} is older than {path} or is another run's, so ε can't be stated; "
@@ -97,6 +97,17 @@ def saying_what_stays_spent(ledger: Ledger) -> Iterator[None]:
         if not reserved:
             raise
         raise UserError(f"{error}; the ε that {ledger.path} reserved before stays spent") from error
+
+
+def heads(folder: RunFolder) -> Iterator[tuple[Path, object]]:
+    """The files of a run that keep a ledger head, and the head: None where it is missing."""
+    for name in RELEASES:
+        for stage in (folder.stage(name), folder.partial(name)):
+            facts = stage / f"{name}.json"
+            if facts.exists():
+                yield facts, _head_in(facts)
+    for record in sorted(folder.checkpoints("finetune").glob("step-*.json")):
+        yield record, _head_in(record)
 
 
 def releases(folder: RunFolder) -> dict[str, Path]:
@@ -176,17 +187,6 @@ def _is_for(plan: Plan, run: Run, query_noise_multiplier: float | None) -> bool:
     privacy, settings = run.recipe.privacy, run.recipe.finetune
     steps = SubsampledGaussian(settings.sample_rate, plan.finetune.noise_multiplier, settings.steps)
     return plan == Plan(privacy.epsilon, privacy.delta, query_noise_multiplier, steps)
-
-
-def _heads(folder: RunFolder) -> Iterator[tuple[Path, object]]:
-    """The files of a run that keep a ledger head, and the head: None where it is missing."""
-    for name in RELEASES:
-        for stage in (folder.stage(name), folder.partial(name)):
-            facts = stage / f"{name}.json"
-            if facts.exists():
-                yield facts, _head_in(facts)
-    for record in sorted(folder.checkpoints("finetune").glob("step-*.json")):
-        yield record, _head_in(record)
 
 
 def _head_in(path: Path) -> object:
