@@ -242,6 +242,21 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def remove_file(path: Path) -> None:
+    """Removes a file, durably; a missing one is no error.
+
+    Raises:
+        UserError: the disk refuses; names the path.
+    """
+    try:
+        path.unlink()
+        _sync(path.parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}: can't remove it ({error.strerror or error})") from error
+
+
 def network_file_system(path: Path) -> str | None:
     """The kind of network file system that `path` is on, such as "nfs4"; None on a local disk.
 

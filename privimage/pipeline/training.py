@@ -102,6 +102,9 @@ def train(
         if "declared" in vars(run):
             folder.write_declared(run.declared)
         folder.write_recipe(recipe)
+        if todo.missing or todo.repeated:
+            # It would go on stating the ε of before, beside other images.
+            durable.remove_file(folder.report)
         folder.forget(todo.repeated)
         if todo.missing:
             summary.describe(run, ledger)
@@ -121,7 +124,7 @@ def train(
         if not folder.is_done("evaluation"):
             return
         summary.conclude(run, ledger)
-        if todo.missing or not (path / "report.html").exists():
+        if not folder.report.exists():
             write_report(path)
 
 

@@ -32,6 +32,11 @@ class RunFolder:
         """The privacy ledger."""
         return self.path / "ledger.jsonl"
 
+    @property
+    def report(self) -> Path:
+        """The page that states what the run has done and promises."""
+        return self.path / "report.html"
+
     def stage(self, name: str) -> Path:
         """Where the finished stage `name` is."""
         return self.path / name
