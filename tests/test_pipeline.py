@@ -94,12 +94,15 @@ def test_another_recipe_is_refused_with_the_difference(finished, tiny, train):
         train(tiny(seed=1), path)
 
 
-def test_a_spent_budget_pays_for_no_second_fine_tuning(finished, tiny, train):
-    _, path = finished
-    before = sorted(path.rglob("*"))
+@pytest.mark.parametrize(
+    ("from_stage", "until"),
+    [("finetune", None), ("pretrain", "pretrain"), ("finetune", "pretrain"), ("query", "query")],
+)
+def test_a_spent_budget_pays_for_no_second_fine_tuning(copied, tiny, train, from_stage, until):
+    before = {file: file.read_bytes() for file in copied.rglob("*.*")}
     with pytest.raises(UserError, match="raise --epsilon"):
-        train(tiny(), path, from_stage="finetune")
-    assert sorted(path.rglob("*")) == before
+        train(tiny(), copied, from_stage=from_stage, until=until)
+    assert {file: file.read_bytes() for file in copied.rglob("*.*")} == before
 
 
 def test_what_another_process_did_meanwhile_is_not_paid_for_again(
@@ -252,6 +255,17 @@ def test_a_mistake_is_found_before_anything_is_spent(
         train(tiny(**changes), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run/recipe.toml").exists()
+
+
+@pytest.mark.parametrize("name", ["classifier", "query", "evaluation"])
+def test_folders_of_the_users_own_are_left_alone(tiny, train, tmp_path, name):
+    mine = tmp_path / "work" / name / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years of work")
+    with pytest.raises(UserError, match=f"'{name}' in it was made by no run.*another --out"):
+        train(tiny(), tmp_path / "work")
+    assert mine.read_text() == "years of work"
+    assert [*(tmp_path / "work").iterdir()] == [mine.parent]
 
 
 def test_a_run_inside_a_file_is_one_clear_line(tiny, train, tmp_path):

@@ -10,7 +10,7 @@ from privimage.dp import History, Ledger, Plan, usual_memory
 from privimage.errors import UserError, check_choice, check_count, check_positive
 from privimage.pipeline import preflight, summary
 from privimage.pipeline.forecast import Forecast, forecast, in_words
-from privimage.pipeline.schedule import ALL, Scope, Todo, schedule
+from privimage.pipeline.schedule import ALL, STAGES, Scope, Todo, schedule
 from privimage.progress import Reporter
 from privimage.recipe import Recipe
 from privimage.report import write_report
@@ -99,6 +99,8 @@ def train(
         spending.refuse_foreign_files(folder, ledger)
         if preflight.PRIVATE & {*todo.missing}:
             spending.settle(run, ledger, todo.missing, todo.repeated)
+        else:  # With --until, more may be forgotten than is done.
+            spending.refuse_paid_twice(run, ledger, todo.repeated)
         if "declared" in vars(run):
             folder.write_declared(run.declared)
         folder.write_recipe(recipe)
@@ -148,6 +150,8 @@ def dry_run(
         spending.refuse_foreign_files(folder, history)
     if preflight.PRIVATE & {*todo.missing}:
         plan = spending.settled(run, history, todo.missing, todo.repeated)
+    else:
+        spending.refuse_paid_twice(run, history, todo.repeated)
     for stage in todo.order:
         is_missing = stage.name in todo.missing
         reporter.say(f"{stage.name:<12} {'to do' if is_missing else 'done before'}")
@@ -170,6 +174,7 @@ def _prepared(
     folder = RunFolder(path)
     todo = _todo(recipe, folder, scope)
     run = Run(recipe, folder, reporter, machine.workers(), machine.torch_device(), machine.memory())
+    folder.refuse_strangers([stage.name for stage in STAGES])
     spending.refuse_without_ledger(folder)
     preflight.check(run, todo.missing)
     return run, todo

@@ -1,5 +1,6 @@
 """A run's folder: which stages are done or begun, from which recipe, and what may not change."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -84,6 +85,23 @@ class RunFolder:
         if not path.exists():
             raise UserError(f"{self.path}: there is no run in this folder (no recipe.toml)")
         return from_toml(path.read_text(encoding="utf-8"), str(path))
+
+    def refuse_strangers(self, names: Sequence[str]) -> None:
+        """Refuses a folder of somebody's own that has something under the name of a stage.
+
+        The stage would take its place.
+
+        Raises:
+            UserError: names it.
+        """
+        if self.ledger.exists() or (self.path / "recipe.toml").exists():
+            return
+        for name in names:
+            if os.path.lexists(self.stage(name)) and not self.is_done(name):
+                raise UserError(
+                    f"{self.path}: '{name}' in it was made by no run, and a stage of that name "
+                    "would take its place; choose another --out"
+                )
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Keeps the recipe that the run was started with."""

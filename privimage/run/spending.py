@@ -144,17 +144,10 @@ def settled(
     privacy = run.recipe.privacy
     is_semantic = run.recipe.selection.mode == "semantic"
     noise = run.recipe.query.noise_multiplier(privacy.epsilon) if is_semantic else None
+    refuse_paid_twice(run, history, repeated)
     old, before, spent = None, list[Plan](), list[Mechanism]()
     if history is not None:
-        kinds = [kind for name, kind in _RESERVATIONS.items() if name in repeated]
-        before = [plan for kind in kinds if (plan := history.paid(kind)) is not None]
-        old, spent = history.plan, history.spent()
-    paid = max((plan.epsilon for plan in before), default=0.0)
-    if math.isfinite(paid) and privacy.epsilon <= paid:
-        raise UserError(
-            f"{run.folder.path}: epsilon {paid:g} was planned for what is to be repeated; "
-            "what it cost stays spent, so raise --epsilon to pay for both"
-        )
+        old, before, spent = history.plan, _paid(history, repeated), history.spent()
     if is_semantic and "query" not in missing and old is not None:
         noise = old.query_noise_multiplier
     if old is not None and _is_for(old, run, noise) and old not in before:
@@ -162,6 +155,26 @@ def settled(
     asked = [Gaussian(noise)] if noise is not None and "query" in missing else []
     run.reporter.say("calibrating the noise …")
     return calibrated(run.recipe, noise, [*spent, *asked])
+
+
+def refuse_paid_twice(run: Run, history: History | None, repeated: Collection[str]) -> None:
+    """Refuses to forget what was paid for, unless the budget was raised.
+
+    Args:
+        run: its recipe says what is wanted.
+        history: what was spent; None before the first ledger.
+        repeated: names of the stages that are forgotten first.
+
+    Raises:
+        UserError: it was not.
+    """
+    before = [] if history is None else _paid(history, repeated)
+    paid = max((plan.epsilon for plan in before), default=0.0)
+    if math.isfinite(paid) and run.recipe.privacy.epsilon <= paid:
+        raise UserError(
+            f"{run.folder.path}: epsilon {paid:g} was planned for what is to be repeated; "
+            "what it cost stays spent, so raise --epsilon to pay for both"
+        )
 
 
 def calibrated(recipe: Recipe, noise: float | None, spent: Sequence[Mechanism]) -> Plan:
@@ -180,6 +193,12 @@ def calibrated(recipe: Recipe, noise: float | None, spent: Sequence[Mechanism]) 
     multiplier = dp.calibrate_noise_multiplier(privacy.epsilon, privacy.delta, rate, steps, spent)
     finetune = SubsampledGaussian(rate, multiplier, steps)
     return Plan(privacy.epsilon, privacy.delta, noise, finetune)
+
+
+def _paid(history: History, repeated: Collection[str]) -> list[Plan]:
+    """The plans under which the private ones of these stages were last paid for."""
+    kinds = [kind for name, kind in _RESERVATIONS.items() if name in repeated]
+    return [plan for kind in kinds if (plan := history.paid(kind)) is not None]
 
 
 def _is_for(plan: Plan, run: Run, query_noise_multiplier: float | None) -> bool:
