@@ -157,6 +157,39 @@ def test_a_ledger_put_back_under_an_unfinished_run_is_a_problem(tiny, train, cop
     assert audit.verify(copied)["problems"] == []
 
 
+def test_a_repetition_that_was_stopped_goes_on_without_repeating(tiny, train, copied):
+    raised = tiny(privacy__epsilon=15.0)
+    with pytest.raises(Stopped) as stopped:
+        train(raised, copied, from_stage="finetune", patience=0)
+    assert "Run it again without --from-stage" in stopped.value.advice
+    ledger = (copied / "ledger.jsonl").read_bytes()
+    with pytest.raises(UserError, match="leave out --from-stage to go on with what was begun, or"):
+        train(raised, copied, from_stage="finetune")
+    assert (copied / "ledger.jsonl").read_bytes() == ledger
+    with pytest.raises(Stopped) as stopped:
+        train(raised, copied, patience=0)
+    assert "Run the same command again" in stopped.value.advice
+    train(raised, copied)
+    assert audit.verify(copied)["problems"] == []
+    with pytest.raises(UserError, match="so raise --epsilon"):
+        train(raised, copied, from_stage="finetune")
+
+
+def test_a_repetition_that_the_disk_refused_goes_on_without_repeating(tiny, train, copied):
+    real = durable.write_bytes
+
+    def write(path, data):
+        if ".synthetic.partial" in path.parts and path.name != "stage.json":
+            raise durable.cannot_write(path, OSError(errno.ENOSPC, "No space left on device"))
+        real(path, data)
+
+    with (
+        mock.patch.object(durable, "write_bytes", write),
+        pytest.raises(UserError, match="same command again; without --from-stage this time"),
+    ):
+        train(tiny(), copied, from_stage="synthetic")
+
+
 def test_a_run_can_be_asked_for_what_lies_outside_epsilon(tiny, train, copied):
     asked = tiny(evaluation__ceiling=True, evaluation__classifiers=("logistic",))
     train(asked, copied, from_stage="evaluation")

@@ -1,5 +1,7 @@
 """Runs the stages of a recipe that are not done, or says what that would cost and take."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from privimage.errors import UserError, check_choice, check_count, check_positiv
 from privimage.pipeline import preflight, summary
 from privimage.pipeline.forecast import Forecast, forecast, in_words
 from privimage.pipeline.schedule import ALL, STAGES, Scope, Todo, schedule
-from privimage.progress import Reporter
+from privimage.progress import Reporter, Stopped
 from privimage.recipe import Recipe
 from privimage.report import write_report
 from privimage.run import spending
@@ -20,6 +22,7 @@ from privimage.run.folder import RunFolder
 from privimage.threads import Workers
 
 DEVICES = ("cpu", "cuda")
+_WITHOUT = "nothing is lost. Run it again without --from-stage to go on; with it, all begins anew."
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def train(
             if stage.name in todo.missing:
                 reporter.say(title, style="bold")
                 with (
+                    _saying_how_to_go_on(scope),
                     spending.saying_what_stays_spent(ledger),
                     folder.work(stage.name, recipe, stage.reads) as partial,
                 ):
@@ -128,6 +132,23 @@ def train(
         summary.conclude(run, ledger)
         if not folder.report.exists():
             write_report(path)
+
+
+@contextmanager
+def _saying_how_to_go_on(scope: Scope) -> Iterator[None]:
+    """Says of a stop or a mistake in this block what the same command would undo."""
+    try:
+        yield
+    except Stopped as stopped:
+        if scope.from_stage is None:
+            raise
+        raise Stopped(str(stopped), _WITHOUT) from None
+    except UserError as error:
+        if scope.from_stage is None:
+            raise
+        raise UserError(
+            f"{error}; without --from-stage this time, which would forget again what is done"
+        ) from error
 
 
 def dry_run(

@@ -171,9 +171,11 @@ def refuse_paid_twice(run: Run, history: History | None, repeated: Collection[st
     before = [] if history is None else _paid(history, repeated)
     paid = max((plan.epsilon for plan in before), default=0.0)
     if math.isfinite(paid) and run.recipe.privacy.epsilon <= paid:
+        is_begun = not all(run.folder.is_done(name) for name in repeated)
+        go_on = "leave out --from-stage to go on with what was begun, or " if is_begun else ""
         raise UserError(
             f"{run.folder.path}: epsilon {paid:g} was planned for what is to be repeated; "
-            "what it cost stays spent, so raise --epsilon to pay for both"
+            f"what it cost stays spent, so {go_on}raise --epsilon to pay for both"
         )
 
 
