@@ -238,8 +238,20 @@ def make_folder(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder and all in it; a missing one is no error."""
-    shutil.rmtree(path, ignore_errors=True)
+    """Removes a folder and all in it, whole or not at all; a missing one is no error.
+
+    A crash leaves it as it was, or its rest under another name, which the next call removes.
+    """
+    removed = path.with_name(f".{path.name.removeprefix('.')}.removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    if path.is_symlink() or not path.is_dir():
+        return
+    try:
+        os.replace(path, removed)
+        _sync(path.parent)
+    except OSError:  # A mount, say.
+        shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def remove_file(path: Path) -> None:

@@ -162,6 +162,8 @@ class RunFolder:
         # Only a folder that was copied here in part can be in the way: it has no record.
         durable.remove_folder(self.stage(name))
         durable.publish_folder(partial, self.stage(name))
+        # What a crash has left of one that was forgotten.
+        durable.remove_folder(partial)
 
     def forget(self, names: Sequence[str]) -> None:
         """Removes the stages `names`, finished or begun; the ledger keeps what they cost.
