@@ -99,9 +99,11 @@ def _optimizer_steps(folder: RunFolder) -> int:
     """Fine-tuning steps that the newest weights have taken."""
     done = folder.stage("finetune") / "finetune.json"
     if done.exists():
-        return int(durable.read_json(done)["steps"])
+        return int(durable.read_record(done, steps=int)["steps"])
     records = folder.checkpoints("finetune").glob("step-*.json")
-    return max((int(durable.read_json(record)["step"]) for record in records), default=0)
+    return max(
+        (int(durable.read_record(record, step=int)["step"]) for record in records), default=0
+    )
 
 
 def _finite(value: Any) -> Any:

@@ -104,6 +104,22 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
 
 
+def read_record(path: Path, **fields: type | tuple[type, ...]) -> dict[str, Any]:
+    """The JSON object in `path`, which must have these fields, of these types.
+
+    Raises:
+        UserError: the file is missing, is no JSON object, or one of them is missing or another.
+    """
+    value = read_json(path)
+    is_whole = isinstance(value, dict) and all(
+        isinstance(value.get(name), kind) for name, kind in fields.items()
+    )
+    if not is_whole:
+        wanted = f" with {', '.join(fields)}" if fields else ""
+        raise UserError(f"{path}: is no record{wanted}; restore it from a backup")
+    return dict(value)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """`write_bytes` of a safetensors file; tensors may live on any device."""
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

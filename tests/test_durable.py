@@ -81,9 +81,10 @@ def test_a_folder_disappears_whole(tmp_path, monkeypatch, name):
             raise PowerCut
         unlink(*arguments, **keywords)
 
-    with monkeypatch.context() as patched, pytest.raises(PowerCut):
-        patched.setattr(os, "unlink", dies_at_the_second)
+    monkeypatch.setattr(os, "unlink", dies_at_the_second)
+    with pytest.raises(PowerCut):
         durable.remove_folder(folder)
+    monkeypatch.undo()
     assert not folder.exists()
     durable.remove_folder(folder)
     assert [*tmp_path.iterdir()] == []

@@ -1,6 +1,7 @@
 """The seven stages end to end, on the built-in digits with a few steps each."""
 
 import errno
+import functools
 import json
 import math
 import shutil
@@ -10,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import png, write_hub
 
-from privimage import audit, durable
+from privimage import audit, durable, load
 from privimage.errors import UserError
 from privimage.pipeline import preflight, schedule
 from privimage.progress import Stopped
 from privimage.recipe import DataSettings
+from privimage.report import write_report
 
 
 @pytest.fixture
@@ -348,6 +350,36 @@ def test_a_deleted_ledger_is_refused(tiny, train, copied):
     (copied / "ledger.jsonl").unlink()
     with pytest.raises(UserError, match="is missing beside the stage 'query'"):
         train(tiny(), copied)
+
+
+def _one_line(call, *arguments):
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["null", "{}", "[]"])
+def test_a_damaged_record_is_named_in_one_line(tiny, train, copied, content):
+    report = functools.partial(write_report, copied)
+    for name, calls in (
+        ("query/stage.json", (lambda: train(tiny(), copied), report)),
+        ("finetune/finetune.json", (lambda: audit.verify(copied), report)),
+        ("declared.json", (report,)),
+    ):
+        whole = (copied / name).read_text()
+        (copied / name).write_text(content)
+        for call in calls:
+            assert f"{name}: is no record" in _one_line(call)
+        (copied / name).write_text(whole)
+    (copied / "query/stage.json").write_text("null")
+    assert "query/stage.json: is no record" in _one_line(audit.verify, copied)
+
+
+def test_a_recipe_that_is_no_text_is_named_in_one_line(copied):
+    (copied / "recipe.toml").write_bytes("seed = 1 # é".encode("latin-1"))
+    for call in (audit.verify, write_report, load):
+        assert "recipe.toml: not readable as text" in _one_line(call, copied)
 
 
 @pytest.mark.parametrize("shared", ["train.parquet", "", "*.parquet", "../run/train.parquet"])

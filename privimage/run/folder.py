@@ -62,7 +62,7 @@ class RunFolder:
         """What is known of a finished or begun stage; empty if there is none."""
         for folder in (self.stage(name), self.partial(name)):
             if (folder / _RECORD).exists():
-                return dict(durable.read_json(folder / _RECORD))
+                return durable.read_record(folder / _RECORD, recipe=dict, seconds=(int, float))
         return {}
 
     def changed_files(self) -> list[Path]:
@@ -70,7 +70,7 @@ class RunFolder:
         return [
             record.parent / file
             for record in sorted(self.path.glob(f"[!.]*/{_RECORD}"))
-            for file, digest in durable.read_json(record).get("files", {}).items()
+            for file, digest in _files(record).items()
             if not (record.parent / file).is_file()
             or durable.sha256(record.parent / file) != digest
         ]
@@ -84,7 +84,13 @@ class RunFolder:
         path = self.path / "recipe.toml"
         if not path.exists():
             raise UserError(f"{self.path}: there is no run in this folder (no recipe.toml)")
-        return from_toml(path.read_text(encoding="utf-8"), str(path))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: not readable as text ({error}); restore it from a backup"
+            ) from error
+        return from_toml(text, str(path))
 
     def refuse_strangers(self, names: Sequence[str]) -> None:
         """Refuses a folder of somebody's own that has something under the name of a stage.
@@ -109,7 +115,7 @@ class RunFolder:
 
     def declared(self) -> dict[str, Any]:
         """What is public about the sensitive set: see `write_declared`."""
-        return dict(durable.read_json(self.path / "declared.json"))
+        return durable.read_record(self.path / "declared.json", names=list, public_size=int)
 
     @property
     def is_declared(self) -> bool:
@@ -173,6 +179,12 @@ class RunFolder:
         for name in reversed(names):
             durable.remove_folder(self.stage(name))
             durable.remove_folder(self.partial(name))
+
+
+def _files(record: Path) -> dict[str, str]:
+    """The files of a finished stage and their hashes, as its record has them."""
+    fields = durable.read_record(record)
+    return durable.read_record(record, files=dict)["files"] if "files" in fields else {}
 
 
 def _part(recipe: Recipe, reads: Sequence[str]) -> dict[str, str]:

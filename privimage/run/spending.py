@@ -216,7 +216,6 @@ def _head_in(path: Path) -> object:
     Raises:
         UserError: the file is no JSON object.
     """
-    value = durable.read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not readable as a record")
-    return value.get("state", value).get("ledger_head")
+    value = durable.read_record(path)
+    state = value.get("state", value)
+    return state.get("ledger_head") if isinstance(state, dict) else None
