@@ -1,7 +1,7 @@
 """The command `evaluate`: measures the images of a run, or of any image set, on real ones."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from privimage.pipeline.training import Machine
 from privimage.progress import Reporter, Stopped
 from privimage.recipe import Recipe
 from privimage.release import privacy_statement
+from privimage.report import write_report
 from privimage.run.context import Run
 from privimage.run.folder import RunFolder
 
@@ -37,7 +38,7 @@ def assess(
     Of a run whose last stage is still to be done it is that stage, which also measures images from
     before DP fine-tuning. Of any other it leaves the folder as it is; only what lies outside ε
     (`evaluation.ceiling`, `evaluation.sensitive_duplicates`) writes a line of its ledger, before
-    the sensitive images are touched.
+    the sensitive images are touched, and the report anew.
 
     Args:
         target: a run's folder, whose recipe is then taken, or an image set.
@@ -74,17 +75,34 @@ def assess(
     with ExitStack() as stack:
         ledger = None
         if is_run and (chosen.evaluation.ceiling or chosen.evaluation.sensitive_duplicates):
+            stack.enter_context(_reported_anew(folder, reporter))
             unit = History.read(folder.ledger).unit
             ledger = stack.enter_context(Ledger(folder.ledger, unit))
         try:
             found = measurement.measure(run, synthetic, None, ledger, Parts(kept))
         except Stopped as stopped:
             raise stopped if kept else Stopped(str(stopped), _NOTHING_KEPT) from None
-    if result is not None and kept is not None:
-        promise = privacy_statement(History.read(folder.ledger)) if is_run else {}
-        durable.write_json(result, promise | evaluate.as_json(found))
-        durable.remove_folder(kept)
-    summary.say_evaluation(found, reporter)
+        if result is not None and kept is not None:
+            promise = privacy_statement(History.read(folder.ledger)) if is_run else {}
+            durable.write_json(result, promise | evaluate.as_json(found))
+            durable.remove_folder(kept)
+        summary.say_evaluation(found, reporter)
+
+
+@contextmanager
+def _reported_anew(folder: RunFolder, reporter: Reporter) -> Iterator[None]:
+    """Takes the run's report away while its ledger grows, and then writes it from the ledger.
+
+    So whatever happens, no report leaves out what was computed outside ε.
+    """
+    durable.remove_file(folder.report)
+    try:
+        yield
+    finally:
+        try:
+            write_report(folder.path)
+        except UserError as error:
+            reporter.warn(f"no report was written: {error}")
 
 
 def _recipe_of(target: Path) -> Recipe:

@@ -34,10 +34,18 @@ def verify(path: Path) -> dict[str, Any]:
     """
     folder = _folder(path)
     recipe = folder.recipe()
+    # Read before the ledger, which a run in progress extends first.
+    heads = list(spending.heads(folder))
     hashes = {name: durable.sha256(file) for name, file in spending.releases(folder).items()}
     votes = recipe.query.votes_per_image if recipe.selection.mode == "semantic" else None
     result = dp.verify(folder.ledger, Made(_optimizer_steps(folder), hashes, votes))
     changed = [f"{file} is not what its stage wrote" for file in folder.changed_files()]
+    history = History.read(folder.ledger)
+    changed += [
+        f"{file} was made under a ledger that is newer than this one, or another run's"
+        for file, head in heads
+        if not history.knows(head)
+    ]
     if recipe.privacy.unit != result.unit:
         changed.append(f"the run is by {recipe.privacy.unit}, its ledger by {result.unit}")
     bounds = result.epsilon
@@ -94,9 +102,11 @@ def _optimizer_steps(folder: RunFolder) -> int:
     """Fine-tuning steps that the newest weights have taken."""
     done = folder.stage("finetune") / "finetune.json"
     if done.exists():
-        return int(durable.read_json(done)["steps"])
+        return int(durable.read_record(done, steps=int)["steps"])
     records = folder.checkpoints("finetune").glob("step-*.json")
-    return max((int(durable.read_json(record)["step"]) for record in records), default=0)
+    return max(
+        (int(durable.read_record(record, step=int)["step"]) for record in records), default=0
+    )
 
 
 def _finite(value: Any) -> Any:

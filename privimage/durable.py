@@ -104,6 +104,22 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
 
 
+def read_record(path: Path, **fields: type | tuple[type, ...]) -> dict[str, Any]:
+    """The JSON object in `path`, which must have these fields, of these types.
+
+    Raises:
+        UserError: the file is missing, is no JSON object, or one of them is missing or another.
+    """
+    value = read_json(path)
+    is_whole = isinstance(value, dict) and all(
+        isinstance(value.get(name), kind) for name, kind in fields.items()
+    )
+    if not is_whole:
+        wanted = f" with {', '.join(fields)}" if fields else ""
+        raise UserError(f"{path}: is no record{wanted}; restore it from a backup")
+    return dict(value)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """`write_bytes` of a safetensors file; tensors may live on any device."""
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -238,8 +254,35 @@ def make_folder(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder and all in it; a missing one is no error."""
-    shutil.rmtree(path, ignore_errors=True)
+    """Removes a folder and all in it, whole or not at all; a missing one is no error.
+
+    A crash leaves it as it was, or its rest under another name, which the next call removes.
+    """
+    removed = path.with_name(f".{path.name.removeprefix('.')}.removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    if path.is_symlink() or not path.is_dir():
+        return
+    try:
+        os.replace(path, removed)
+        _sync(path.parent)
+    except OSError:  # A mount, say.
+        shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def remove_file(path: Path) -> None:
+    """Removes a file, durably; a missing one is no error.
+
+    Raises:
+        UserError: the disk refuses; names the path.
+    """
+    try:
+        path.unlink()
+        _sync(path.parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}: can't remove it ({error.strerror or error})") from error
 
 
 def network_file_system(path: Path) -> str | None:

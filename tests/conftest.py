@@ -51,7 +51,8 @@ def finished(tmp_path_factory):
 def train():
     """Runs a recipe quietly on two threads."""
 
-    def run(chosen, path, from_stage=None, patience=math.inf):
-        pipeline.train(chosen, path, Machine("cpu", 2), Impatient(patience), Scope(from_stage))
+    def run(chosen, path, from_stage=None, patience=math.inf, until=None):
+        scope = Scope(from_stage, until)
+        pipeline.train(chosen, path, Machine("cpu", 2), Impatient(patience), scope)
 
     return run

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from disk import PowerCut
 
 from privimage import durable
 from privimage.errors import UserError
@@ -65,6 +66,37 @@ def test_a_folder_appears_whole(tmp_path):
     durable.publish_folder(partial, final)
     assert durable.read_json(final / "deep" / "a.json") == {"x": 1}
     assert not partial.exists()
+
+
+@pytest.mark.parametrize("name", ["stage", ".stage.partial"])
+def test_a_folder_disappears_whole(tmp_path, monkeypatch, name):
+    folder, unlink, left = tmp_path / name, os.unlink, []
+    folder.mkdir()
+    for file in "abc":
+        (folder / file).touch()
+
+    def dies_at_the_second(*arguments, **keywords):
+        left.append(arguments)
+        if len(left) == 2:
+            raise PowerCut
+        unlink(*arguments, **keywords)
+
+    monkeypatch.setattr(os, "unlink", dies_at_the_second)
+    with pytest.raises(PowerCut):
+        durable.remove_folder(folder)
+    monkeypatch.undo()
+    assert not folder.exists()
+    durable.remove_folder(folder)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_only_a_folder_is_removed(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    (tmp_path / "file").touch()
+    for name in ("link", "file", "missing"):
+        durable.remove_folder(tmp_path / name)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"kept", "link", "file"}
 
 
 def test_a_file_in_the_way_of_a_folder_is_one_clear_line(tmp_path):

@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "pipeline": GROUND
     | {"data", "semantics", "diffusion", "synthesis", "evaluate", "dp", "recipe", "run"}
     | {"release", "report"},
-    "assessment": GROUND | {"pipeline", "run", "recipe", "data", "dp", "evaluate", "release"},
+    "assessment": GROUND
+    | {"pipeline", "run", "recipe", "data", "dp", "evaluate", "release", "report"},
     "doctor": {"errors", "machine", "ops", "dp"},
     "selftest": {"ops", "dp", "data", "synthesis", "threads", "seeds"},
     "export": GROUND | {"data", "dp", "hub", "recipe", "release", "run"},

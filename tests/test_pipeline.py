@@ -1,6 +1,7 @@
 """The seven stages end to end, on the built-in digits with a few steps each."""
 
 import errno
+import functools
 import json
 import math
 import shutil
@@ -10,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import png, write_hub
 
-from privimage import audit, durable
+from privimage import audit, durable, load
 from privimage.errors import UserError
 from privimage.pipeline import preflight, schedule
 from privimage.progress import Stopped
 from privimage.recipe import DataSettings
+from privimage.report import write_report
 
 
 @pytest.fixture
@@ -94,12 +96,15 @@ def test_another_recipe_is_refused_with_the_difference(finished, tiny, train):
         train(tiny(seed=1), path)
 
 
-def test_a_spent_budget_pays_for_no_second_fine_tuning(finished, tiny, train):
-    _, path = finished
-    before = sorted(path.rglob("*"))
+@pytest.mark.parametrize(
+    ("from_stage", "until"),
+    [("finetune", None), ("pretrain", "pretrain"), ("finetune", "pretrain"), ("query", "query")],
+)
+def test_a_spent_budget_pays_for_no_second_fine_tuning(copied, tiny, train, from_stage, until):
+    before = {file: file.read_bytes() for file in copied.rglob("*.*")}
     with pytest.raises(UserError, match="raise --epsilon"):
-        train(tiny(), path, from_stage="finetune")
-    assert sorted(path.rglob("*")) == before
+        train(tiny(), copied, from_stage=from_stage, until=until)
+    assert {file: file.read_bytes() for file in copied.rglob("*.*")} == before
 
 
 def test_what_another_process_did_meanwhile_is_not_paid_for_again(
@@ -139,6 +144,52 @@ def test_a_raised_budget_pays_for_a_second_fine_tuning(tiny, train, copied):
     assert result["problems"] == []
     assert result["steps_reserved"] == 12
     assert 10 < result["epsilon"] <= 15
+
+
+def test_a_ledger_put_back_under_an_unfinished_run_is_a_problem(tiny, train, copied):
+    before = (copied / "ledger.jsonl").read_bytes()
+    with pytest.raises(Stopped):
+        train(tiny(privacy__epsilon=15.0), copied, from_stage="finetune", patience=0)
+    now = (copied / "ledger.jsonl").read_bytes()
+    assert audit.verify(copied)["problems"] == []
+    (copied / "ledger.jsonl").write_bytes(before)
+    (problem,) = audit.verify(copied)["problems"]
+    assert "step-00000002.json was made under a ledger that is newer than this one" in problem
+    (copied / "ledger.jsonl").write_bytes(now)
+    assert audit.verify(copied)["problems"] == []
+
+
+def test_a_repetition_that_was_stopped_goes_on_without_repeating(tiny, train, copied):
+    raised = tiny(privacy__epsilon=15.0)
+    with pytest.raises(Stopped) as stopped:
+        train(raised, copied, from_stage="finetune", patience=0)
+    assert "Run it again without --from-stage" in stopped.value.advice
+    ledger = (copied / "ledger.jsonl").read_bytes()
+    with pytest.raises(UserError, match="leave out --from-stage to go on with what was begun, or"):
+        train(raised, copied, from_stage="finetune")
+    assert (copied / "ledger.jsonl").read_bytes() == ledger
+    with pytest.raises(Stopped) as stopped:
+        train(raised, copied, patience=0)
+    assert "Run the same command again" in stopped.value.advice
+    train(raised, copied)
+    assert audit.verify(copied)["problems"] == []
+    with pytest.raises(UserError, match="so raise --epsilon"):
+        train(raised, copied, from_stage="finetune")
+
+
+def test_a_repetition_that_the_disk_refused_goes_on_without_repeating(tiny, train, copied):
+    real = durable.write_bytes
+
+    def write(path, data):
+        if ".synthetic.partial" in path.parts and path.name != "stage.json":
+            raise durable.cannot_write(path, OSError(errno.ENOSPC, "No space left on device"))
+        real(path, data)
+
+    with (
+        mock.patch.object(durable, "write_bytes", write),
+        pytest.raises(UserError, match="same command again; without --from-stage this time"),
+    ):
+        train(tiny(), copied, from_stage="synthetic")
 
 
 def test_a_run_can_be_asked_for_what_lies_outside_epsilon(tiny, train, copied):
@@ -241,6 +292,17 @@ def test_a_mistake_is_found_before_anything_is_spent(
     assert not (tmp_path / "run/recipe.toml").exists()
 
 
+@pytest.mark.parametrize("name", ["classifier", "query", "evaluation"])
+def test_folders_of_the_users_own_are_left_alone(tiny, train, tmp_path, name):
+    mine = tmp_path / "work" / name / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years of work")
+    with pytest.raises(UserError, match=f"'{name}' in it was made by no run.*another --out"):
+        train(tiny(), tmp_path / "work")
+    assert mine.read_text() == "years of work"
+    assert [*(tmp_path / "work").iterdir()] == [mine.parent]
+
+
 def test_a_run_inside_a_file_is_one_clear_line(tiny, train, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file, not a folder; choose another --out"):
@@ -288,6 +350,36 @@ def test_a_deleted_ledger_is_refused(tiny, train, copied):
     (copied / "ledger.jsonl").unlink()
     with pytest.raises(UserError, match="is missing beside the stage 'query'"):
         train(tiny(), copied)
+
+
+def _one_line(call, *arguments):
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["null", "{}", "[]"])
+def test_a_damaged_record_is_named_in_one_line(tiny, train, copied, content):
+    report = functools.partial(write_report, copied)
+    for name, calls in (
+        ("query/stage.json", (lambda: train(tiny(), copied), report)),
+        ("finetune/finetune.json", (lambda: audit.verify(copied), report)),
+        ("declared.json", (report,)),
+    ):
+        whole = (copied / name).read_text()
+        (copied / name).write_text(content)
+        for call in calls:
+            assert f"{name}: is no record" in _one_line(call)
+        (copied / name).write_text(whole)
+    (copied / "query/stage.json").write_text("null")
+    assert "query/stage.json: is no record" in _one_line(audit.verify, copied)
+
+
+def test_a_recipe_that_is_no_text_is_named_in_one_line(copied):
+    (copied / "recipe.toml").write_bytes("seed = 1 # é".encode("latin-1"))
+    for call in (audit.verify, write_report, load):
+        assert "recipe.toml: not readable as text" in _one_line(call, copied)
 
 
 @pytest.mark.parametrize("shared", ["train.parquet", "", "*.parquet", "../run/train.parquet"])

@@ -59,7 +59,7 @@ def conclude(run: Run, ledger: Ledger) -> None:
     say()
     say(f"synthetic images   {folder.release('synthetic')}")
     say(f"a look at them     {folder.stage('evaluation') / 'comparison.png'}")
-    say(f"report             {folder.path / 'report.html'}")
+    say(f"report             {folder.report}")
     say(f"next               privimage ledger verify {folder.path}")
 
 

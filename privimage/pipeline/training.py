@@ -1,5 +1,7 @@
 """Runs the stages of a recipe that are not done, or says what that would cost and take."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +12,8 @@ from privimage.dp import History, Ledger, Plan, usual_memory
 from privimage.errors import UserError, check_choice, check_count, check_positive
 from privimage.pipeline import preflight, summary
 from privimage.pipeline.forecast import Forecast, forecast, in_words
-from privimage.pipeline.schedule import ALL, Scope, Todo, schedule
-from privimage.progress import Reporter
+from privimage.pipeline.schedule import ALL, STAGES, Scope, Todo, schedule
+from privimage.progress import Reporter, Stopped
 from privimage.recipe import Recipe
 from privimage.report import write_report
 from privimage.run import spending
@@ -20,6 +22,7 @@ from privimage.run.folder import RunFolder
 from privimage.threads import Workers
 
 DEVICES = ("cpu", "cuda")
+_WITHOUT = "nothing is lost. Run it again without --from-stage to go on; with it, all begins anew."
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,14 @@ def train(
         spending.refuse_foreign_files(folder, ledger)
         if preflight.PRIVATE & {*todo.missing}:
             spending.settle(run, ledger, todo.missing, todo.repeated)
+        else:  # With --until, more may be forgotten than is done.
+            spending.refuse_paid_twice(run, ledger, todo.repeated)
         if "declared" in vars(run):
             folder.write_declared(run.declared)
         folder.write_recipe(recipe)
+        if todo.missing or todo.repeated:
+            # It would go on stating the ε of before, beside other images.
+            durable.remove_file(folder.report)
         folder.forget(todo.repeated)
         if todo.missing:
             summary.describe(run, ledger)
@@ -112,6 +120,7 @@ def train(
             if stage.name in todo.missing:
                 reporter.say(title, style="bold")
                 with (
+                    _saying_how_to_go_on(scope),
                     spending.saying_what_stays_spent(ledger),
                     folder.work(stage.name, recipe, stage.reads) as partial,
                 ):
@@ -121,8 +130,25 @@ def train(
         if not folder.is_done("evaluation"):
             return
         summary.conclude(run, ledger)
-        if todo.missing or not (path / "report.html").exists():
+        if not folder.report.exists():
             write_report(path)
+
+
+@contextmanager
+def _saying_how_to_go_on(scope: Scope) -> Iterator[None]:
+    """Says of a stop or a mistake in this block what the same command would undo."""
+    try:
+        yield
+    except Stopped as stopped:
+        if scope.from_stage is None:
+            raise
+        raise Stopped(str(stopped), _WITHOUT) from None
+    except UserError as error:
+        if scope.from_stage is None:
+            raise
+        raise UserError(
+            f"{error}; without --from-stage this time, which would forget again what is done"
+        ) from error
 
 
 def dry_run(
@@ -145,6 +171,8 @@ def dry_run(
         spending.refuse_foreign_files(folder, history)
     if preflight.PRIVATE & {*todo.missing}:
         plan = spending.settled(run, history, todo.missing, todo.repeated)
+    else:
+        spending.refuse_paid_twice(run, history, todo.repeated)
     for stage in todo.order:
         is_missing = stage.name in todo.missing
         reporter.say(f"{stage.name:<12} {'to do' if is_missing else 'done before'}")
@@ -167,6 +195,7 @@ def _prepared(
     folder = RunFolder(path)
     todo = _todo(recipe, folder, scope)
     run = Run(recipe, folder, reporter, machine.workers(), machine.torch_device(), machine.memory())
+    folder.refuse_strangers([stage.name for stage in STAGES])
     spending.refuse_without_ledger(folder)
     preflight.check(run, todo.missing)
     return run, todo

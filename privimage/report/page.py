@@ -44,10 +44,9 @@ def write_report(path: Path) -> Path:
         lstrip_blocks=True,
     )
     page = environment.get_template("report.html.j2").render(_values(folder, recipe))
-    report = path / "report.html"
     # A folder's name, which a class may have, need not be UTF-8.
-    durable.write_bytes(report, page.encode(errors="replace"))
-    return report
+    durable.write_bytes(folder.report, page.encode(errors="replace"))
+    return folder.report
 
 
 def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:

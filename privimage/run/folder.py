@@ -1,5 +1,6 @@
 """A run's folder: which stages are done or begun, from which recipe, and what may not change."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,11 @@ class RunFolder:
         """The privacy ledger."""
         return self.path / "ledger.jsonl"
 
+    @property
+    def report(self) -> Path:
+        """The page that states what the run has done and promises."""
+        return self.path / "report.html"
+
     def stage(self, name: str) -> Path:
         """Where the finished stage `name` is."""
         return self.path / name
@@ -56,7 +62,7 @@ class RunFolder:
         """What is known of a finished or begun stage; empty if there is none."""
         for folder in (self.stage(name), self.partial(name)):
             if (folder / _RECORD).exists():
-                return dict(durable.read_json(folder / _RECORD))
+                return durable.read_record(folder / _RECORD, recipe=dict, seconds=(int, float))
         return {}
 
     def changed_files(self) -> list[Path]:
@@ -64,7 +70,7 @@ class RunFolder:
         return [
             record.parent / file
             for record in sorted(self.path.glob(f"[!.]*/{_RECORD}"))
-            for file, digest in durable.read_json(record).get("files", {}).items()
+            for file, digest in _files(record).items()
             if not (record.parent / file).is_file()
             or durable.sha256(record.parent / file) != digest
         ]
@@ -78,7 +84,30 @@ class RunFolder:
         path = self.path / "recipe.toml"
         if not path.exists():
             raise UserError(f"{self.path}: there is no run in this folder (no recipe.toml)")
-        return from_toml(path.read_text(encoding="utf-8"), str(path))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: not readable as text ({error}); restore it from a backup"
+            ) from error
+        return from_toml(text, str(path))
+
+    def refuse_strangers(self, names: Sequence[str]) -> None:
+        """Refuses a folder of somebody's own that has something under the name of a stage.
+
+        The stage would take its place.
+
+        Raises:
+            UserError: names it.
+        """
+        if self.ledger.exists() or (self.path / "recipe.toml").exists():
+            return
+        for name in names:
+            if os.path.lexists(self.stage(name)) and not self.is_done(name):
+                raise UserError(
+                    f"{self.path}: '{name}' in it was made by no run, and a stage of that name "
+                    "would take its place; choose another --out"
+                )
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Keeps the recipe that the run was started with."""
@@ -86,7 +115,7 @@ class RunFolder:
 
     def declared(self) -> dict[str, Any]:
         """What is public about the sensitive set: see `write_declared`."""
-        return dict(durable.read_json(self.path / "declared.json"))
+        return durable.read_record(self.path / "declared.json", names=list, public_size=int)
 
     @property
     def is_declared(self) -> bool:
@@ -139,6 +168,8 @@ class RunFolder:
         # Only a folder that was copied here in part can be in the way: it has no record.
         durable.remove_folder(self.stage(name))
         durable.publish_folder(partial, self.stage(name))
+        # What a crash has left of one that was forgotten.
+        durable.remove_folder(partial)
 
     def forget(self, names: Sequence[str]) -> None:
         """Removes the stages `names`, finished or begun; the ledger keeps what they cost.
@@ -148,6 +179,12 @@ class RunFolder:
         for name in reversed(names):
             durable.remove_folder(self.stage(name))
             durable.remove_folder(self.partial(name))
+
+
+def _files(record: Path) -> dict[str, str]:
+    """The files of a finished stage and their hashes, as its record has them."""
+    fields = durable.read_record(record)
+    return durable.read_record(record, files=dict)["files"] if "files" in fields else {}
 
 
 def _part(recipe: Recipe, reads: Sequence[str]) -> dict[str, str]:

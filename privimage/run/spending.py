@@ -49,7 +49,7 @@ def refuse_foreign_files(folder: RunFolder, ledger: History) -> None:
     Raises:
         UserError: they are of another ledger, or of a later state of this one.
     """
-    for path, head in _heads(folder):
+    for path, head in heads(folder):
         if not ledger.knows(head):
             raise UserError(
                 f"{ledger.path} is older than {path} or is another run's, so ε can't be stated; "
@@ -99,6 +99,17 @@ def saying_what_stays_spent(ledger: Ledger) -> Iterator[None]:
         raise UserError(f"{error}; the ε that {ledger.path} reserved before stays spent") from error
 
 
+def heads(folder: RunFolder) -> Iterator[tuple[Path, object]]:
+    """The files of a run that keep a ledger head, and the head: None where it is missing."""
+    for name in RELEASES:
+        for stage in (folder.stage(name), folder.partial(name)):
+            facts = stage / f"{name}.json"
+            if facts.exists():
+                yield facts, _head_in(facts)
+    for record in sorted(folder.checkpoints("finetune").glob("step-*.json")):
+        yield record, _head_in(record)
+
+
 def releases(folder: RunFolder) -> dict[str, Path]:
     """The released files of the finished stages, by stage."""
     return {name: path for name in RELEASES if (path := folder.release(name)).exists()}
@@ -133,17 +144,10 @@ def settled(
     privacy = run.recipe.privacy
     is_semantic = run.recipe.selection.mode == "semantic"
     noise = run.recipe.query.noise_multiplier(privacy.epsilon) if is_semantic else None
+    refuse_paid_twice(run, history, repeated)
     old, before, spent = None, list[Plan](), list[Mechanism]()
     if history is not None:
-        kinds = [kind for name, kind in _RESERVATIONS.items() if name in repeated]
-        before = [plan for kind in kinds if (plan := history.paid(kind)) is not None]
-        old, spent = history.plan, history.spent()
-    paid = max((plan.epsilon for plan in before), default=0.0)
-    if math.isfinite(paid) and privacy.epsilon <= paid:
-        raise UserError(
-            f"{run.folder.path}: epsilon {paid:g} was planned for what is to be repeated; "
-            "what it cost stays spent, so raise --epsilon to pay for both"
-        )
+        old, before, spent = history.plan, _paid(history, repeated), history.spent()
     if is_semantic and "query" not in missing and old is not None:
         noise = old.query_noise_multiplier
     if old is not None and _is_for(old, run, noise) and old not in before:
@@ -151,6 +155,28 @@ def settled(
     asked = [Gaussian(noise)] if noise is not None and "query" in missing else []
     run.reporter.say("calibrating the noise …")
     return calibrated(run.recipe, noise, [*spent, *asked])
+
+
+def refuse_paid_twice(run: Run, history: History | None, repeated: Collection[str]) -> None:
+    """Refuses to forget what was paid for, unless the budget was raised.
+
+    Args:
+        run: its recipe says what is wanted.
+        history: what was spent; None before the first ledger.
+        repeated: names of the stages that are forgotten first.
+
+    Raises:
+        UserError: it was not.
+    """
+    before = [] if history is None else _paid(history, repeated)
+    paid = max((plan.epsilon for plan in before), default=0.0)
+    if math.isfinite(paid) and run.recipe.privacy.epsilon <= paid:
+        is_begun = not all(run.folder.is_done(name) for name in repeated)
+        go_on = "leave out --from-stage to go on with what was begun, or " if is_begun else ""
+        raise UserError(
+            f"{run.folder.path}: epsilon {paid:g} was planned for what is to be repeated; "
+            f"what it cost stays spent, so {go_on}raise --epsilon to pay for both"
+        )
 
 
 def calibrated(recipe: Recipe, noise: float | None, spent: Sequence[Mechanism]) -> Plan:
@@ -171,22 +197,17 @@ def calibrated(recipe: Recipe, noise: float | None, spent: Sequence[Mechanism]) 
     return Plan(privacy.epsilon, privacy.delta, noise, finetune)
 
 
+def _paid(history: History, repeated: Collection[str]) -> list[Plan]:
+    """The plans under which the private ones of these stages were last paid for."""
+    kinds = [kind for name, kind in _RESERVATIONS.items() if name in repeated]
+    return [plan for kind in kinds if (plan := history.paid(kind)) is not None]
+
+
 def _is_for(plan: Plan, run: Run, query_noise_multiplier: float | None) -> bool:
     """Whether `plan` is what the run's recipe asks for, with whatever σ."""
     privacy, settings = run.recipe.privacy, run.recipe.finetune
     steps = SubsampledGaussian(settings.sample_rate, plan.finetune.noise_multiplier, settings.steps)
     return plan == Plan(privacy.epsilon, privacy.delta, query_noise_multiplier, steps)
-
-
-def _heads(folder: RunFolder) -> Iterator[tuple[Path, object]]:
-    """The files of a run that keep a ledger head, and the head: None where it is missing."""
-    for name in RELEASES:
-        for stage in (folder.stage(name), folder.partial(name)):
-            facts = stage / f"{name}.json"
-            if facts.exists():
-                yield facts, _head_in(facts)
-    for record in sorted(folder.checkpoints("finetune").glob("step-*.json")):
-        yield record, _head_in(record)
 
 
 def _head_in(path: Path) -> object:
@@ -195,7 +216,6 @@ def _head_in(path: Path) -> object:
     Raises:
         UserError: the file is no JSON object.
     """
-    value = durable.read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not readable as a record")
-    return value.get("state", value).get("ledger_head")
+    value = durable.read_record(path)
+    state = value.get("state", value)
+    return state.get("ledger_head") if isinstance(state, dict) else None

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from privimage import assessment, recipe
+from privimage import assessment, durable, recipe
 from privimage.data import ImageSet, digits, image_files, write_parquet
 from privimage.dp import History, Ledger, Plan, SubsampledGaussian
 from privimage.errors import UserError
@@ -36,7 +36,7 @@ def run(tmp_path):
     write_parquet(path, image_files(wrong), wrong.names, {})
     folder.stage("evaluation").mkdir()
     for stage in ("synthetic", "evaluation"):
-        (folder.stage(stage) / "stage.json").write_text("{}")
+        durable.write_json(folder.stage(stage) / "stage.json", {"recipe": {}, "seconds": 1.0})
     return folder.path
 
 
@@ -71,6 +71,29 @@ def test_the_ledger_says_it_before_the_images_are_touched(monkeypatch, run, aske
         _assess(run, **{asked: True})
     assert seen == [recorded]
     assert History.read(run / "ledger.jsonl").outside_epsilon == [recorded]
+
+
+def test_no_report_goes_on_without_it(monkeypatch, run):
+    report = run / "report.html"
+    report.write_text("the report of before")
+
+    def sensitive(_):
+        # Whoever is killed here leaves none.
+        assert not report.exists()
+        raise InterruptedError
+
+    monkeypatch.setattr(context.Run, "sensitive", property(sensitive))
+    with pytest.raises(InterruptedError):
+        _assess(run, ceiling=True)
+    assert f"without noise: {CEILING}" in report.read_text()
+
+
+def test_a_report_that_cannot_be_written_is_a_warning(capsys, run):
+    (run / "evaluation/metrics.json").write_text('{"schema": "privimage-evaluation/1"}')
+    (run / "report.html").write_text("the report of before")
+    _assess(run, ceiling=True)
+    assert "warning: no report was written: " in capsys.readouterr().err
+    assert not (run / "report.html").exists()
 
 
 def test_both_are_labelled_in_the_figures(run):

@@ -12,6 +12,7 @@ from privimage import audit, durable
 from privimage.dp import History, Ledger
 from privimage.errors import UserError
 from privimage.evaluate.result import Accuracy, Estimate, Evaluation, Floor, Score, SetScores
+from privimage.progress import Stopped
 from privimage.promise import rounded_up
 from privimage.report import facts, write_report
 from privimage.run.folder import RunFolder
@@ -259,6 +260,19 @@ def test_an_evaluation_of_another_version_is_refused(copied):
     path.write_text(json.dumps(values | {"schema": "privimage-evaluation/1"}))
     with pytest.raises(UserError, match="evaluate again"):
         write_report(copied)
+
+
+def test_no_report_stays_beside_what_is_made_anew(tiny, train, copied):
+    report, raised = copied / "report.html", tiny(privacy__epsilon=15.0)
+    with pytest.raises(Stopped):
+        train(raised, copied, from_stage="finetune", patience=0)
+    assert not report.exists()
+    train(raised, copied)
+    assert "ε ≤ 14." in _Page(report.read_text()).text
+    # As a kill leaves it after the last stage.
+    report.unlink()
+    train(raised, copied)
+    assert report.exists()
 
 
 def test_a_run_that_is_not_far_enough_is_refused(copied, tmp_path):
