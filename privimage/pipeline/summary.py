@@ -16,24 +16,29 @@ _FEW = 10
 
 def describe(run: Run, ledger: Ledger) -> None:
     """Says what is about to happen and what it may cost."""
-    plan, settings, say = ledger.plan, run.recipe.data, run.reporter.say
+    say_sets(run, ledger.unit)
+    if ledger.plan is None:
+        return
+    if ledger.not_private_because:
+        reasons = "; ".join(ledger.not_private_because)
+        run.reporter.say(f"privacy      NOT PRIVATE: {reasons}", style="bold red")
+        return
+    say_plan(run, ledger.plan, ledger.unit)
+
+
+def say_sets(run: Run, unit: str) -> None:
+    """Says which images are meant, and what of the sensitive ones counts as public."""
+    settings, say = run.recipe.data, run.reporter.say
     size = "as declared" if run.declared["public_size_was_declared"] else "treated as public"
     say(f"run folder   {run.folder.path}   (preset {run.recipe.preset}, {run.device})")
     say(f"sensitive    {settings.sensitive}: {len(run.names) or 'no'} labels")
     named = f" ({settings.person})" if settings.person else ""
-    say(f"             {run.public_size} {ledger.unit}s{named}, a number {size}")
+    say(f"             {run.public_size} {unit}s{named}, a number {size}")
     say(f"public       {settings.public or 'none'}   (selection: {run.recipe.selection.mode})")
     outside = run.recipe.evaluation
     if outside.ceiling or outside.sensitive_duplicates:
         say("             the evaluation looks at them without noise: OUTSIDE ε", style="bold red")
     say(f"test         {settings.test + ', declared public' if settings.test else 'none'}")
-    if plan is None:
-        return
-    if ledger.not_private_because:
-        reasons = "; ".join(ledger.not_private_because)
-        say(f"privacy      NOT PRIVATE: {reasons}", style="bold red")
-        return
-    say_plan(run, plan, ledger.unit)
 
 
 def say_plan(run: Run, plan: Plan, unit: str) -> None:

@@ -173,6 +173,7 @@ def dry_run(
         plan = spending.settled(run, history, todo.missing, todo.repeated)
     else:
         spending.refuse_paid_twice(run, history, todo.repeated)
+    summary.say_sets(run, recipe.privacy.unit)
     for stage in todo.order:
         is_missing = stage.name in todo.missing
         reporter.say(f"{stage.name:<12} {'to do' if is_missing else 'done before'}")
