@@ -135,6 +135,22 @@ def test_another_unit_or_other_persons_are_refused(values, copied, stage, change
     assert {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.parametrize("fact", ["persons", "labels"])
+def test_a_set_that_changed_under_a_run_is_refused(values, copied, fact):
+    """As if the files had changed since under the same path."""
+    declared = json.loads((copied / "declared.json").read_text())
+    if fact == "persons":
+        changes, message = {"public_size": PERSONS + 1}, "begun for 31 persons, and .* has 30 now"
+    else:
+        changes, message = {"names": ["b", "a"]}, "labels .* 'query' was made for"
+    (copied / "declared.json").write_text(json.dumps(declared | changes))
+    before = {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=message) as caught:
+        _train(values, copied, "finetune", privacy__epsilon=30.0)
+    assert "\n" not in str(caught.value)
+    assert {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()} == before
+
+
 def test_a_recipe_that_is_not_its_ledger_s_is_a_problem(values, copied):
     changed = recipe.preset("digits", values | {"privacy.unit": "image", "data.person": ""})
     (copied / "recipe.toml").write_text(changed.toml())

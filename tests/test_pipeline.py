@@ -97,6 +97,31 @@ def test_another_recipe_is_refused_with_the_difference(finished, tiny, train):
 
 
 @pytest.mark.parametrize(
+    ("changes", "stage"),
+    [
+        ({"selection__mode": "none"}, "finetune"),
+        ({"selection__mode": "all", "data__classes": tuple("abcdefghij")}, "selection"),
+    ],
+)
+def test_a_stage_is_not_kept_for_another_selection_or_other_labels(
+    tiny, train, copied, changes, stage
+):
+    before = (copied / "recipe.toml").read_bytes()
+    with pytest.raises(UserError, match=rf"'{stage}' .*{list(changes)[-1].replace('__', '.')}"):
+        train(tiny(**changes), copied)
+    assert (copied / "recipe.toml").read_bytes() == before
+
+
+def test_another_public_set_under_a_selection_is_refused(tiny, train, copied):
+    path = copied / "selection/selection.json"
+    record = durable.read_json(path)
+    durable.write_json(path, record | {"public_classes": record.get("public_classes", ["a"])[:-1]})
+    durable.remove_folder(copied / "pretrain")
+    with pytest.raises(UserError, match="--public: its classes are not those"):
+        train(tiny(), copied)
+
+
+@pytest.mark.parametrize(
     ("from_stage", "until"),
     [("finetune", None), ("pretrain", "pretrain"), ("finetune", "pretrain"), ("query", "query")],
 )

@@ -29,13 +29,18 @@ class Stage:
 STAGES = (
     Stage("classifier", "classify", stages.classify, (*_PUBLIC, "classifier")),
     Stage("query", "query", stages.query, (*_SENSITIVE, *_SHAPE, "query")),
-    Stage("selection", "select", stages.select, ("selection",)),
-    Stage("pretrain", "pretrain", stages.pretrain_network, (*_PUBLIC, "network", "pretrain")),
+    Stage("selection", "select", stages.select, ("data.public", "data.classes", "selection")),
+    Stage(
+        "pretrain",
+        "pretrain",
+        stages.pretrain_network,
+        (*_PUBLIC, "data.classes", "network", "pretrain"),
+    ),
     Stage(
         "finetune",
         "finetune",
         stages.finetune_network,
-        (*_SENSITIVE, *_SHAPE, "network", "privacy", "finetune"),
+        (*_SENSITIVE, *_SHAPE, "selection.mode", "network", "privacy", "finetune"),
     ),
     Stage("synthetic", "synthesize", stages.synthesise_images, ("seed", "synthesis")),
     Stage(

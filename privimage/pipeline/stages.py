@@ -11,6 +11,7 @@ from privimage.data import ImageSet
 from privimage.diffusion.denoiser import Denoiser
 from privimage.diffusion.pretrain import pretrain
 from privimage.dp import Ledger
+from privimage.errors import UserError
 from privimage.evaluate import Parts
 from privimage.pipeline.measurement import made_images, measure
 from privimage.release import Contents, data_card, privacy_statement
@@ -95,13 +96,22 @@ def select(run: Run, folder: Path, ledger: Ledger) -> None:
         "fell_back": selection.fell_back,
         "label_of": selection.label_of,
         "chosen": chosen,
+        "public_classes": public,
     }
     durable.write_json(folder / "selection.json", facts)
 
 
 def pretrain_network(run: Run, folder: Path, ledger: Ledger) -> None:
     """Stage 4: selected public images → pretrain/network.safetensors."""
-    chosen = durable.read_json(run.folder.stage("selection") / "selection.json")["label_of"]
+    path = run.folder.stage("selection") / "selection.json"
+    selection = durable.read_json(path)
+    # Earlier versions kept the classes beside the classifier alone.
+    if tuple(selection.get("public_classes", run.public_names)) != run.public.names:
+        raise UserError(
+            f"--public: its classes are not those that {path} chose from; restore the set, or "
+            "begin a new run with --out"
+        )
+    chosen = selection["label_of"]
     label_of = torch.full((len(run.public.names),), -1)
     for public_class, label in chosen.items():
         label_of[int(public_class)] = label

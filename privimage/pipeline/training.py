@@ -100,6 +100,7 @@ def train(
             )
         spending.refuse_other_persons(folder, recipe, ledger)
         spending.refuse_foreign_files(folder, ledger)
+        spending.refuse_other_facts(run, ledger, todo.repeated)
         if preflight.PRIVATE & {*todo.missing}:
             spending.settle(run, ledger, todo.missing, todo.repeated)
         else:  # With --until, more may be forgotten than is done.
@@ -169,6 +170,7 @@ def dry_run(
         history.check_unit(recipe.privacy.unit)
         spending.refuse_other_persons(folder, recipe, history)
         spending.refuse_foreign_files(folder, history)
+    spending.refuse_other_facts(run, history, todo.repeated)
     if preflight.PRIVATE & {*todo.missing}:
         plan = spending.settled(run, history, todo.missing, todo.repeated)
     else:

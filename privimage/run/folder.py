@@ -131,7 +131,10 @@ class RunFolder:
         record = self.record(name)
         if not record:
             return
-        changes = differences(record["recipe"], _part(recipe, reads))
+        # Earlier versions kept fewer values.
+        part = _part(recipe, reads)
+        kept = {key: value for key, value in part.items() if key in record["recipe"]}
+        changes = differences(record["recipe"], kept)
         if changes:
             raise UserError(
                 f"{self.path}: the stage '{name}' was made with another recipe "

@@ -22,6 +22,8 @@ from privimage.run.context import Run
 from privimage.run.folder import RELEASES, RunFolder
 
 _RESERVATIONS = {"query": QueryReservation, "finetune": StepReservation}
+# The stages that know the sensitive labels.
+_LABELLED = ("query", "selection", "pretrain", "finetune", "synthetic", "evaluation")
 
 
 def refuse_without_ledger(folder: RunFolder) -> None:
@@ -76,6 +78,35 @@ def refuse_other_persons(folder: RunFolder, recipe: Recipe, ledger: History) -> 
         raise UserError(
             f"{folder.path}: this run was begun for the persons of --person {before}, not {now}; "
             "begin a new run with --out"
+        )
+
+
+def refuse_other_facts(run: Run, ledger: History | None, repeated: Collection[str]) -> None:
+    """Refuses a sensitive set whose public facts are not those that the run goes on from.
+
+    Steps count by person, so the persons stay whatever is repeated; a number that was declared is
+    no count of them, and the recipe's to compare.
+
+    Raises:
+        UserError: the labels changed under stages that are kept, or the persons under an ε.
+    """
+    if "declared" not in vars(run) or not run.folder.is_declared:
+        return
+    before, now = run.folder.declared(), run.declared
+    kept = (name for name in _LABELLED if name not in repeated and run.folder.record(name))
+    if before["names"] != now["names"] and (stage := next(kept, None)):
+        raise UserError(
+            f"{run.folder.path}: the labels of --sensitive are not those, or not in the order, "
+            f"that the stage '{stage}' was made for; repeat it with --from-stage {stage}, or begin "
+            "a new run with --out"
+        )
+    was_counted = not any(facts.get("public_size_was_declared") for facts in (before, now))
+    is_by_person = run.recipe.privacy.unit == "person" and ledger is not None and ledger.spent()
+    if is_by_person and was_counted and before["public_size"] != now["public_size"]:
+        raise UserError(
+            f"{run.folder.path}: this run was begun for {before['public_size']} persons, and "
+            f"--sensitive has {now['public_size']} now, so no ε holds for both; restore the set, "
+            "or begin a new run with --out"
         )
 
 
