@@ -239,9 +239,9 @@ class PrivateEngine:
 
         Raises:
             UserError: it is of an engine with another `privacy` (the number of steps apart), or
-                the ledger does not know it.
+                the ledger does not know it, or it was saved with a ledger and this engine has none.
         """
-        self._account.check_state(state)
+        self._account.check_state(state, with_ledger=self._processes.is_first)
         self._account.take_over(state)  # Even if the rest fails: the model's own state is loaded.
         self._are_alike = False
         self._optimizer.load_state_dict(state["optimizer"])

@@ -93,12 +93,23 @@ class StepAccount:
             "ledger_head": None if self._ledger is None else self._ledger.head,
         }
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        """Raises UserError if the steps of a `state_dict` can't be counted together with ours."""
+    def check_state(self, state: dict[str, Any], with_ledger: bool) -> None:
+        """Raises UserError if the steps of a `state_dict` can't be counted together with ours.
+
+        Args:
+            state: from `state_dict`.
+            with_ledger: whether a ledger is needed where the state's account had one.
+        """
         if not self._privacy.goes_on_from(Privacy(**state["privacy"])):
             raise UserError(
                 f"the state is of {Privacy(**state['privacy'])}, this engine has {self._privacy}; "
                 "ε counts steps of one kind: make the engine with those numbers"
+            )
+        if with_ledger and self._ledger is None and state["ledger_head"] is not None:
+            raise UserError(
+                "the state was saved with a ledger, which knows of steps since then, and this "
+                "engine has none; make it with ledger=Ledger(...) of that run, or, if that is "
+                'lost, set state["ledger_head"] = None: ε then leaves those steps out'
             )
         if self._ledger is not None and not self._ledger.knows(state["ledger_head"]):
             raise UserError(
