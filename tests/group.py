@@ -1,5 +1,6 @@
 """What each of three processes does for tests/dp/test_processes.py; they import it by its name."""
 
+import copy
 import os
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
@@ -17,6 +18,7 @@ from privimage.errors import UserError
 
 PROCESSES = 3
 STEPS = 4
+ODD_TYPES = (torch.bool, torch.int16, torch.uint16, torch.float8_e5m2, torch.complex64)
 OPTIMIZERS = {"DPAdam": DPAdam, "SGD": partial(torch.optim.SGD, momentum=0.9)}
 
 
@@ -38,9 +40,11 @@ def losses(model, x, y):
     return F.cross_entropy(model(x), y, reduction="none")
 
 
-def engine(optimizer=DPSGD, own_losses=losses, seed=0, examples=41, options=None, **changes):
+def engine(
+    optimizer=DPSGD, own_losses=losses, seed=0, examples=41, options=None, own_model=None, **changes
+):
     """In micro-batches of 4, of which a step has about 5 and a process 1 or 2."""
-    model = Network(seed)
+    model = own_model or Network(seed)
     random = torch.Generator().manual_seed(1)
     x, y = torch.randn(64, 4, generator=random), torch.randint(3, (64,), generator=random)
     numbers = {"noise_multiplier": 1.0, "sample_rate": 0.5, "steps": STEPS, "max_grad_norm": 0.3}
@@ -109,20 +113,95 @@ def _found(rank, folder):
         "outside": refusal(lambda: engine(options={"process_group": pair})),
         "alone": _refused_alone(),
         "ledger": _with_a_ledger(rank, folder),
+        "gone back": {alone: _gone_back(rank, alone) for alone in (True, False)},
+        "unlike any other": _of_odd_types(rank),
+        "cut off": {where: _cut_off(rank, where) for where in ("losses", "optimizer")},
     }
     if rank < 2:
         found["pair"] = trained(options={"process_group": pair})
-    for what, changes in _DIFFERENCES.items():
+    for what, changes in DIFFERENCES.items():
         made = engine(**(changes if rank == 1 else {}))
+        if rank == 1 and what in _CHANGES:
+            _CHANGES[what](made._model)
         found[what] = refusal(made.step), made.steps_spent
     return found
 
 
-_DIFFERENCES = {
+DIFFERENCES = {
     "clipping norm": {"max_grad_norm": 3.0},
     "draws": {"options": {"draws_per_example": 2}},
     "number of examples": {"examples": 40},
+    "a frozen layer's size": {},
+    "a buffer": {},
+    "eval()": {},
 }
+
+
+def _widened(model):
+    model.frozen, model.shift = nn.Linear(4, 7).requires_grad_(False), torch.randn(7)
+    model.head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :6],))
+
+
+_CHANGES = {
+    "a frozen layer's size": _widened,
+    "a buffer": lambda model: model.register_buffer("another", torch.zeros(3)),
+    "eval()": nn.Module.eval,
+}
+
+
+def _gone_back(rank, alone):
+    """A step to which the first alone or all go back, and a step from there."""
+    made = engine(steps=9)
+    made.step()
+    saved = [made.state_dict() if rank == 0 else None, state(made)]
+    saved[0] = copy.deepcopy(saved[0])
+    distributed.broadcast_object_list(saved, 0)
+    made.step()
+    if rank == 0 or not alone:
+        made._model.load_state_dict(saved[1])
+        made.load_state_dict(saved[0])
+    answer = refusal(made.step)
+    return answer, made.steps_spent, state(made)
+
+
+def _of_odd_types(rank):
+    """The buffers after a step, of types and layouts of which some can't be sent as they are."""
+    model = Network(0)
+    values = torch.arange(6).view(2, 3) + rank
+    for dtype in ODD_TYPES:
+        model.register_buffer(str(dtype).split(".")[1], values.to(dtype))
+    model.register_buffer("expanded", torch.full((1, 3), float(rank)).expand(2, 3))
+    model.register_buffer("turned", values.mT)
+    made = engine(own_model=model)
+    made.step()
+    return {name: buffer.clone() for name, buffer in model.named_buffers() if name != "shift"}
+
+
+def _cut_off(rank, where):
+    """What a step is told that fails in one process, and the model after another one."""
+    fails = []
+
+    def failing(model, x, y):
+        if fails and rank == 1 and where == "losses":
+            raise UserError("no memory")
+        return losses(model, x, y)
+
+    made = engine(own_losses=failing, steps=9)
+    made.step()
+    if rank == 0 and where == "optimizer":
+        update = made._optimizer.apply
+
+        def half(total):
+            update(total)
+            if fails:
+                raise UserError("no memory")
+
+        made._optimizer.apply = half
+    fails.append(True)
+    answer = refusal(made.step)
+    fails.clear()
+    made.step()
+    return answer, made.steps_spent, state(made)
 
 
 def _random_numbers():

@@ -171,7 +171,6 @@ def test_the_page_runs_from_top_to_bottom(monkeypatch, tmp_path):
         "losses": lambda m, x, y: nn.functional.cross_entropy(m(x), y, reduction="none"),
         "x": torch.randn(600, 4),
         "y": torch.randint(3, (600,)),
-        "ledger": None,
     }
     blocks = _blocks(PAGES[0])
     assert len(blocks) == 9

@@ -49,7 +49,7 @@ class SecretKey:
         is_secret: False for a test key: whatever it touches is not private, and must say so.
     """
 
-    __slots__ = ("_key", "_taken", "is_secret")
+    __slots__ = ("_key", "_process", "_taken", "is_secret")
 
     def __init__(self, secret: bytes, nonce: bytes, is_secret: bool) -> None:
         """For `from_os` alone."""
@@ -57,6 +57,7 @@ class SecretKey:
         self._key = torch.frombuffer(memory, dtype=torch.uint8)
         # When the last stream is gone, or the process ends.
         weakref.finalize(self._key, _overwrite, memory)
+        self._process = os.getpid()
         self._taken: set[Domain] = set()
         self.is_secret = is_secret
 
@@ -72,8 +73,11 @@ class SecretKey:
         """The one stream of this purpose.
 
         Raises:
+            RuntimeError: this is a forked process, and the key its parent's
+                (tests/dp/test_noise.py::test_a_forked_process_draws_nothing).
             ValueError: it was handed out before; two users of it would draw the same words.
         """
+        _check_process(self._process)
         if domain in self._taken:
             raise ValueError(f"the stream {domain.name} of this key is in use; make another key")
         self._taken.add(domain)
@@ -110,7 +114,7 @@ class SecretStream:
         self._counter = torch.tensor([int(domain) << _STEP_BITS], device="cpu")
         self._counted_on: torch.cuda.Stream | None = None
         self._drawn_to = math.inf
-        self._process = os.getpid()
+        self._process = key._process
         self._turn = Lock()
         self.is_secret = key.is_secret
 
@@ -164,8 +168,7 @@ class SecretStream:
         raise TypeError("a secret stream stays in its process: it can't be copied or serialised")
 
     def _check_key(self) -> None:
-        if os.getpid() != self._process:
-            raise RuntimeError("a forked process would draw its parent's words; it needs a new key")
+        _check_process(self._process)
         if not self._key.any():
             raise RuntimeError("the key was overwritten, as the process is ending")
 
@@ -191,6 +194,15 @@ class SecretStream:
             self._counter += 1
             self._drawn_to = math.inf
         return step
+
+
+def _check_process(made_in: int) -> None:
+    """Raises RuntimeError unless this is the process that the key was made in."""
+    if os.getpid() != made_in:
+        raise RuntimeError(
+            "a forked process would draw its parent's words, and so would every other: make the "
+            "key, optimiser or engine in the process that uses it"
+        )
 
 
 def _overwrite(memory: bytearray) -> None:

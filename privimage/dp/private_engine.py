@@ -20,7 +20,7 @@ from privimage.dp.gradients.recompute import check_plan, planned_clipped_sum
 from privimage.dp.ledger.ledger import Ledger
 from privimage.dp.noise import Domain, SecretKey
 from privimage.dp.privacy import Privacy
-from privimage.dp.processes import Processes
+from privimage.dp.processes import Processes, layout
 from privimage.dp.sampling import PoissonLoader, Rows
 from privimage.dp.step_account import StepAccount
 from privimage.dp.stepping import Stepper
@@ -129,7 +129,7 @@ class PrivateEngine:
         self._account = StepAccount(privacy, ledger, key.is_secret)
         self._sampling, self._words = key.stream(Domain.SAMPLING), key.stream(Domain.EXAMPLES)
         shapes = [(name, p.shape, p.dtype) for name, p in self._parameters.items()]
-        self._terms = repr((privacy, draws_per_example, len(self._loader), shapes))
+        self._numbers = repr((privacy, draws_per_example, len(self._loader), shapes))
         expected = privacy.expected_batch_size or privacy.sample_rate * max(len(self._loader), 1)
         if micro_batch is not None:
             check_count("micro_batch", micro_batch)
@@ -239,9 +239,9 @@ class PrivateEngine:
 
         Raises:
             UserError: it is of an engine with another `privacy` (the number of steps apart), or
-                the ledger does not know it.
+                the ledger does not know it, or it was saved with a ledger and this engine has none.
         """
-        self._account.check_state(state)
+        self._account.check_state(state, with_ledger=self._processes.is_first)
         self._account.take_over(state)  # Even if the rest fails: the model's own state is loaded.
         self._are_alike = False
         self._optimizer.load_state_dict(state["optimizer"])
@@ -253,19 +253,32 @@ class PrivateEngine:
         self._hooks = []
 
     def _step(self) -> None:
-        with self._processes.agreed(f"{self._terms} {self.steps_spent}"):
+        are_alike, self._are_alike = self._processes.all_say(self._are_alike), False
+        if not are_alike:
+            self._account.rename(self._processes.name_of_first(self._account.name))
+        with self._processes.agreed(partial(self._terms, with_layout=not are_alike)):
             self._check_ready()
             if self.plan is None or self._has_other_modes():
                 self.check(*self._made_up)
-        if not self._are_alike:
-            self._processes.hand_out([*self._model.parameters(), *self._model.buffers()])
-            self._are_alike = True
+        if not are_alike:
+            self._processes.hand_out(tensor for _, tensor in self._tensors())
         self._processes.in_turn(self._account.begin)
         chosen = self._processes.own_share(self._loader.sample(self._sampling))
-        total = self._processes.add_up(self._sum(chosen))
-        if self._processes.is_first:
-            self._stepper.step(total)
-        self._processes.hand_out(self._parameters.values())
+        with self._processes.agreed():
+            part = self._sum(chosen)
+        total = self._processes.add_up(part)
+        update = partial(self._stepper.step, total)
+        self._processes.hand_out(self._parameters.values(), after=update)
+        self._are_alike = True  # Not so after a step that failed: the first may have changed.
+
+    def _terms(self, with_layout: bool) -> str:
+        """What must be alike in all processes; the layout of what will be handed out, too."""
+        terms = f"{self._numbers} {self.steps_spent} {self._modes_now()}"
+        return terms + layout(self._tensors()) if with_layout else terms
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self._model.named_parameters()
+        yield from self._model.named_buffers()
 
     def _planned(self, example: list[torch.Tensor]) -> StepPlan:
         """The plan; a micro-batch whose size nobody said is larger where examples take little."""

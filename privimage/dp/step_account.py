@@ -19,6 +19,7 @@ class StepAccount:
 
     Attributes:
         is_secret: False if the key of any of these engines was a test key.
+        name: under which this engine's own steps are counted.
     """
 
     def __init__(self, privacy: Privacy, ledger: Ledger | None, is_secret: bool) -> None:
@@ -29,9 +30,9 @@ class StepAccount:
         """
         self.is_secret = is_secret
         self._privacy, self._ledger = privacy, ledger
-        self._name = os.urandom(8).hex()
+        self.name = os.urandom(8).hex()
         # By the engine that began them: a state that is taken over brings those of others.
-        self._begun = {self._name: 0}
+        self._begun = {self.name: 0}
         self._budget: StepBudget | None = None
         if ledger is not None:
             _check_plan(ledger, privacy)
@@ -40,6 +41,15 @@ class StepAccount:
     def begun(self) -> int:
         """Steps of all these engines; each once."""
         return sum(self._begun.values())
+
+    def rename(self, name: str) -> None:
+        """Counts its own steps under another name: that of the first of several processes.
+
+        So a state of the first one's, loaded in all, is known to all to be of this very run.
+        """
+        steps = self._begun.pop(self.name)
+        self.name = name
+        self._begun[name] = max(steps, self._begun.get(name, 0))
 
     def check_left(self) -> None:
         """Raises UserError if all steps were begun."""
@@ -60,7 +70,7 @@ class StepAccount:
             if self._budget is None:
                 self._budget = self._open_budget(self._ledger)
             self._budget.reserve(1)
-        self._begun[self._name] += 1
+        self._begun[self.name] += 1
 
     def epsilon(self, delta: float) -> float:
         """As `PrivateEngine.epsilon`."""
@@ -83,12 +93,23 @@ class StepAccount:
             "ledger_head": None if self._ledger is None else self._ledger.head,
         }
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        """Raises UserError if the steps of a `state_dict` can't be counted together with ours."""
+    def check_state(self, state: dict[str, Any], with_ledger: bool) -> None:
+        """Raises UserError if the steps of a `state_dict` can't be counted together with ours.
+
+        Args:
+            state: from `state_dict`.
+            with_ledger: whether a ledger is needed where the state's account had one.
+        """
         if not self._privacy.goes_on_from(Privacy(**state["privacy"])):
             raise UserError(
                 f"the state is of {Privacy(**state['privacy'])}, this engine has {self._privacy}; "
                 "ε counts steps of one kind: make the engine with those numbers"
+            )
+        if with_ledger and self._ledger is None and state["ledger_head"] is not None:
+            raise UserError(
+                "the state was saved with a ledger, which knows of steps since then, and this "
+                "engine has none; make it with ledger=Ledger(...) of that run, or, if that is "
+                'lost, set state["ledger_head"] = None: ε then leaves those steps out'
             )
         if self._ledger is not None and not self._ledger.knows(state["ledger_head"]):
             raise UserError(

@@ -102,7 +102,9 @@ def private_update(
     """Changes all but sum, key and numbers in place; see `privimage.ops.private_update`."""
     keep, momentum_decay, gradient_weight, second_decay, *others = numbers.tolist()
     second_correction, epsilon, step_size, average_weight = others
-    noise = gaussian_integers(key, int(step), first_index, len(parameters), noise_std)
+    drawn = int(step)
+    step.add_(1)  # First: an update that is cut off must not leave its noise to the next one.
+    noise = gaussian_integers(key, drawn, first_index, len(parameters), noise_std)
     released = clipped_sum + noise.to(clipped_sum.device)
     gradient = (released.double() * scale).to(parameters.dtype)
     momentum.copy_(momentum * momentum_decay + gradient * gradient_weight)
@@ -116,7 +118,6 @@ def private_update(
     parameters.copy_(parameters * keep - direction * step_size)
     if average is not None:
         average.add_((parameters - average) * average_weight)
-    step.add_(1)
 
 
 def chacha20_blocks(key: torch.Tensor, blocks: torch.Tensor, step: int) -> torch.Tensor:

@@ -117,7 +117,9 @@ def test_a_domain_has_one_stream():
 
 
 def test_a_forked_process_draws_nothing(monkeypatch):
-    stream = _stream()
+    """Nor is it given a stream of a key that is its parent's."""
+    key = SecretKey.from_os()
+    stream = key.stream(Domain.UPDATE)
     state = ops.UpdateState(torch.zeros(3), torch.zeros(3))
     total, rule = torch.zeros(3, dtype=torch.int64), ops.UpdateRule(noise_std=1.0, scale=1.0)
     draws = (
@@ -131,6 +133,11 @@ def test_a_forked_process_draws_nothing(monkeypatch):
     for draw in draws:
         with pytest.raises(RuntimeError, match="forked"):
             draw()
+    for domain in (Domain.SAMPLING, Domain.UPDATE):
+        with pytest.raises(RuntimeError, match="forked"):
+            key.stream(domain)
+    monkeypatch.undo()
+    assert key.stream(Domain.SAMPLING).words(3).unique().numel() == 3
 
 
 def test_a_key_cannot_leave_the_process():

@@ -645,6 +645,21 @@ def test_a_step_is_in_the_ledger_before_data_is_touched(tmp_path):
             other.load_state_dict(state)
 
 
+def test_a_state_that_had_a_ledger_needs_one(tmp_path):
+    """Without, ε would leave out what the ledger knows of since; whoever means that says so."""
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        ledger.set_plan(privacy().plan(1e-5))
+        saved = engine(options={"ledger": ledger})
+        moved(saved, 2)
+        state = saved.state_dict()
+    other = engine()
+    with pytest.raises(UserError, match=r"make it with ledger=Ledger\(\.\.\.\)"):
+        other.load_state_dict(state)
+    assert other.steps_spent == 0
+    other.load_state_dict({**state, "ledger_head": None})
+    assert other.steps_spent == 2
+
+
 @pytest.mark.parametrize("steps_before", [0, 1])
 def test_no_step_is_reserved_with_the_noise_of_another_engine(tmp_path, steps_before):
     """Two engines share a ledger, and the plan of the second has a fiftieth of the first's cost."""

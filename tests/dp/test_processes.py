@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from privimage.dp.noise import TEST_KEY
+from privimage.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_no_two_processes_draw_the_same_random_numbers(found):
     assert len(set(drawn)) == len(drawn)
 
 
-@pytest.mark.parametrize("what", ["clipping norm", "draws", "number of examples"])
+@pytest.mark.parametrize("what", group.DIFFERENCES)
 def test_processes_that_differ_take_no_step(found, what):
     for each in found:
         message, steps = each[what]
@@ -90,3 +91,50 @@ def test_the_first_process_has_epsilon_and_state(found):
     for rank in (1, 2):
         where = f"belongs to the first process; this is rank {rank} of 3"
         assert found[rank]["alone"] == [f"epsilon() {where}", f"state_dict() {where}"]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_run_goes_back_to_a_state_of_its_own(found, alone):
+    """Whether the first alone loads it or all; the steps since then stay counted."""
+    answers, steps, states = zip(*(each["gone back"][alone] for each in found), strict=True)
+    assert answers == ("nothing",) * 3
+    assert steps == (3,) * 3
+    for each in states[1:]:
+        assert_same(each, states[0])
+
+
+def test_buffers_of_any_type_and_layout_are_handed_out(found):
+    values = torch.arange(6).view(2, 3)
+    expected = {str(dtype).split(".")[1]: values.to(dtype) for dtype in group.ODD_TYPES}
+    expected |= {"expanded": torch.zeros(2, 3), "turned": values.mT}
+    for each in found:
+        buffers = each["unlike any other"]
+        assert list(buffers) == list(expected)
+        for name, buffer in buffers.items():
+            assert buffer.dtype == expected[name].dtype
+            assert buffer.to(torch.complex64).equal(expected[name].to(torch.complex64))
+
+
+@pytest.mark.parametrize(("where", "at"), [("losses", 1), ("optimizer", 0)])
+def test_a_step_that_fails_in_one_process_fails_in_all(found, where, at):
+    """And the next one is of one model again."""
+    answers, steps, states = zip(*(each["cut off"][where] for each in found), strict=True)
+    assert answers[at] == "no memory"
+    for rank in {0, 1, 2} - {at}:
+        assert "another process could not take the step" in answers[rank]
+    assert steps == (3,) * 3
+    for each in states[1:]:
+        assert_same(each, states[0])
+
+
+def test_an_engine_that_does_not_know_of_the_others_takes_no_step(monkeypatch):
+    """It was made before init_process_group: each process would train a model of its own."""
+    made = group.engine()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 2)
+    with pytest.raises(UserError, match="make the engine after init_process_group"):
+        made.step()
+    assert made.steps_spent == 0
+    monkeypatch.undo()
+    made.step()
+    assert made.steps_spent == 1

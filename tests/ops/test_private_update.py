@@ -130,6 +130,16 @@ def test_shards_are_the_whole():
         assert torch.equal(found, wanted)
 
 
+def test_an_update_that_was_cut_off_has_counted():
+    """Else the next one would draw the same noise, with parameters that moved by it already."""
+    total, step, state = _case(5)
+    no_average = torch.zeros(4)
+    with pytest.raises(RuntimeError, match="size"):
+        _by_reference(total, step, replace(state, average=no_average), 0)
+    assert not torch.equal(state.parameters, _case(5)[2].parameters)
+    assert int(step) == 5 << 56 | 4
+
+
 def test_threads_change_nothing():
     before = torch.get_num_threads()
     results = []
