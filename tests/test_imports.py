@@ -69,8 +69,9 @@ MAY_IMPORT_IN_DP = {
     "auditing": {"accounting"},
     "step_account": {"accounting", "budget", "ledger", "privacy"},
     "processes": set(),
+    "checked_model": set(),
     "private_engine": {"gradient_noise", "gradients", "ledger", "noise", "privacy", "processes"}
-    | {"sampling", "step_account", "stepping"},
+    | {"checked_model", "rules", "sampling", "step_account", "stepping"},
 }
 ERRORS_ONLY = [
     "ops/reference.py",

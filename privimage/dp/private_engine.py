@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import distributed, nn
 
+from privimage.dp.checked_model import CheckedModel
 from privimage.dp.gradient_noise import GradientNoise
 from privimage.dp.gradients.chance import seeded
 from privimage.dp.gradients.engine import ExampleGradients, Losses, check_mode
@@ -21,6 +22,7 @@ from privimage.dp.ledger.ledger import Ledger
 from privimage.dp.noise import Domain, SecretKey
 from privimage.dp.privacy import Privacy
 from privimage.dp.processes import Processes
+from privimage.dp.rules.layers import check_layers
 from privimage.dp.sampling import PoissonLoader, Rows
 from privimage.dp.step_account import StepAccount
 from privimage.dp.stepping import Stepper
@@ -119,7 +121,7 @@ class PrivateEngine:
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.max_memory = usual_memory(self._gradients.device)
         self.plan: StepPlan | None = None
-        self._modes: list[bool] = []
+        self._checked = CheckedModel(model, losses)
         self.rows_dtype: torch.dtype | None = None
         self._to_be_recorded = recorded
         self._recorded: Callable[..., torch.Tensor] | None = None
@@ -158,6 +160,9 @@ class PrivateEngine:
             UserError: as `check_independence`, the data is of another form, or
                 one example does not fit into `max_memory`.
         """
+        self._checked.forget()
+        self._recorded = None
+        check_layers(self._model)
         rows = dummy or self._loader.made_up()
         self._loader.check_form(rows)
         batch = self._repeated(self._on_device(rows))
@@ -167,10 +172,10 @@ class PrivateEngine:
         with seeded(0, self._gradients.device):
             copies = [tensor.clone() for tensor in batch]  # The losses may change them in place.
             check_plan(self._gradients, self._losses, *copies, plan=self.plan)
-        self._modes = self._modes_now()
         if self._to_be_recorded:
             self._record(rows)
         self._made_up = rows
+        self._checked.note()
 
     def step(self) -> None:
         """Draws a batch, sums its clipped gradients, adds noise once, and updates the model.
@@ -255,7 +260,7 @@ class PrivateEngine:
     def _step(self) -> None:
         with self._processes.agreed(f"{self._terms} {self.steps_spent}"):
             self._check_ready()
-            if self.plan is None or self._has_other_modes():
+            if self._recorded is None and not self._checked.is_unchanged():
                 self.check(*self._made_up)
         if not self._are_alike:
             self._processes.hand_out([*self._model.parameters(), *self._model.buffers()])
@@ -340,13 +345,6 @@ class PrivateEngine:
             return rows
         return tuple(tensor.repeat_interleave(self._draws, dim=0) for tensor in rows)
 
-    def _modes_now(self) -> list[bool]:
-        return [module.training for module in self._model.modules()]
-
-    def _has_other_modes(self) -> bool:
-        """Whether a module trains that did not when it was checked; what is recorded stays so."""
-        return self._recorded is None and self._modes_now() != self._modes
-
     def _check_ready(self) -> None:
         check_mode()
         if not self._hooks:
@@ -358,6 +356,8 @@ class PrivateEngine:
                 "the model's trainable parameters are others than when the engine was made; "
                 "make a new engine after freezing, unfreezing or replacing some"
             )
+        if self._recorded is not None:
+            self._checked.check_recorded()
 
 
 @contextmanager

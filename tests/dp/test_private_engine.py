@@ -876,6 +876,122 @@ def test_a_mode_that_changed_since_the_check_is_checked():
     assert made.steps_spent == 2
 
 
+def mixing(module, given, out):
+    return out + out.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda m: m.__setitem__(1, nn.BatchNorm1d(6, affine=False)), r"'1' \(BatchNorm1d\) mixes"),
+        (lambda m: m.append(nn.BatchNorm1d(3, affine=False)), r"'3' \(BatchNorm1d\) mixes"),
+        (lambda m: m[1].register_forward_hook(mixing), "changes with the other examples"),
+        (
+            lambda m: m[1].register_forward_pre_hook(lambda m, x: (x[0] - x[0].mean(0),)),
+            "changes with the other examples",
+        ),
+        (
+            lambda m: m[1].register_full_backward_hook(lambda m, i, o: (i[0] + i[0].mean(0),)),
+            "changes with the other examples",
+        ),
+    ],
+)
+def test_what_changed_since_the_check_is_checked(change, problem):
+    made = engine()
+    made.step()
+    change(made._model)
+    for _ in range(2):
+        with pytest.raises(UserError, match=problem):
+            made.step()
+    assert made.steps_spent == 1
+
+
+def test_a_module_of_losses_is_checked_again_as_the_model_is():
+    class Losses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = Remembering().eval().requires_grad_(False)
+
+        def forward(self, model, x, y):
+            self.norm(x)
+            return losses(model, x, y)
+
+    model, of = network(), Losses()
+    made = PrivateEngine(model, DPSGD(model.parameters(), lr=0.1), of, examples(), privacy())
+    made.step()
+    of.train()
+    with pytest.raises(UserError, match=r"buffer 'losses\.norm\.mean' changes"):
+        made.step()
+    assert made.steps_spent == 1
+
+
+def test_another_activation_between_steps_is_used():
+    made = engine()
+    made.step()
+    made._model[1] = nn.ReLU()
+    made.step()
+    assert made.steps_spent == 2
+
+
+def test_a_model_of_another_type_is_checked_before_a_step_is_paid_for():
+    made = engine(optimizer=torch.optim.SGD)
+    made.step()
+    made._model.double()
+    with pytest.raises(RuntimeError, match="same dtype"):
+        made.step()
+    assert made.steps_spent == 1
+
+
+class Shifted(nn.Module):
+    """A frozen layer and a buffer before the layer that is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Linear(4, 6).requires_grad_(False)
+        self.layer = nn.Linear(6, 3)
+        self.register_buffer("shift", torch.zeros(6))
+
+    def forward(self, x):
+        return self.layer(self.frozen(x) + self.shift)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "name"),
+    [
+        (lambda m: setattr(m, "shift", torch.ones(6)), "shift"),
+        (lambda m: setattr(m.frozen, "weight", frozen(torch.ones(6, 4))), "frozen.weight"),
+        (lambda m: setattr(m, "frozen", nn.Linear(4, 6).requires_grad_(False)), "frozen"),
+    ],
+)
+def test_what_was_recorded_must_stay(exchange, name):
+    """A graph goes on with the tensors that it was recorded with."""
+    made = engine(model=Shifted(), options={"recorded": True})
+    made.step()
+    exchange(made._model)
+    with pytest.raises(UserError, match=f"'{name}' is not the one that recorded=True"):
+        made.step()
+    assert made.steps_spent == 1
+    made.check()
+    made.step()
+
+
+def test_a_recorded_step_sees_what_was_changed_in_place(known_key):
+    ends = []
+    for recorded in (False, True):
+        torch.manual_seed(0)
+        made = engine(model=Shifted(), options={"recorded": recorded})
+        made.step()
+        made._model.shift.copy_(torch.ones(6))
+        made._model.frozen.weight.data = torch.ones(6, 4)
+        made.step()
+        ends.append(weights(made))
+    assert torch.equal(*ends)
+
+
+def frozen(tensor):
+    return nn.Parameter(tensor, requires_grad=False)
+
+
 def test_made_up_examples_are_those_that_were_given_when_the_mode_changes():
     seen = []
 
