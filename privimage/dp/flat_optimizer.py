@@ -162,6 +162,18 @@ class DPOptimizer(torch.optim.Optimizer):
             noise.stream.private_update(clipped_sum[first:last], tensors, rule, first)
             first = last
 
+    def check_views(self) -> None:
+        """Raises UserError unless every parameter still is where `flat` is updated."""
+        place = self.flat.data_ptr()
+        for parameter in self.parameters:
+            is_there = parameter.data_ptr() == place or not parameter.numel()
+            if not is_there or parameter.dtype != self.flat.dtype:
+                raise UserError(
+                    "the model was moved or converted after its optimiser was made, which "
+                    "therefore can't update it; call .to(...) first, then make the optimiser"
+                )
+            place += parameter.numel() * parameter.element_size()
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters, moments, average and step; holds no randomness and no un-noised value."""
         states = [{"parameters": p.detach(), **self.state[p]} for p in self._pieces()]
@@ -200,20 +212,8 @@ class DPOptimizer(torch.optim.Optimizer):
                 "a private optimiser takes its steps through PrivateEngine.step, or needs "
                 "noise_multiplier and expected_batch_size"
             )
-        self._check_views()
+        self.check_views()
         return noise
-
-    def _check_views(self) -> None:
-        """Raises UserError unless every parameter still is where `flat` is updated."""
-        place = self.flat.data_ptr()
-        for parameter in self.parameters:
-            is_there = parameter.data_ptr() == place or not parameter.numel()
-            if not is_there or parameter.dtype != self.flat.dtype:
-                raise UserError(
-                    "the model was moved or converted after its optimiser was made, which "
-                    "therefore can't update it; call .to(...) first, then make the optimiser"
-                )
-            place += parameter.numel() * parameter.element_size()
 
     def _numbers(self, group: dict[str, Any], steps: int) -> dict[str, float]:
         """The fields of `ops.UpdateRule` that an algorithm decides, for its step `steps` >= 1."""

@@ -12,7 +12,7 @@ from torch import distributed, nn
 from privimage.dp.checked_model import CheckedModel
 from privimage.dp.gradient_noise import GradientNoise
 from privimage.dp.gradients.chance import seeded
-from privimage.dp.gradients.engine import ExampleGradients, Losses, check_mode
+from privimage.dp.gradients.engine import ExampleGradients, Losses, check_mode, check_parameter
 from privimage.dp.gradients.independence import check_independence
 from privimage.dp.gradients.micro_batch import most_examples, usual_memory
 from privimage.dp.gradients.plan import StepPlan
@@ -356,6 +356,9 @@ class PrivateEngine:
                 "the model's trainable parameters are others than when the engine was made; "
                 "make a new engine after freezing, unfreezing or replacing some"
             )
+        for name, parameter in self._parameters.items():
+            check_parameter(name, parameter)
+        self._stepper.check_ready()
         if self._recorded is not None:
             self._checked.check_recorded()
 

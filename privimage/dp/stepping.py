@@ -46,6 +46,11 @@ class Stepper:
         if isinstance(optimizer, DPOptimizer):
             optimizer.add_noise(noise)
 
+    def check_ready(self) -> None:
+        """Raises UserError if the optimiser can't update the model any more."""
+        if isinstance(self._optimizer, DPOptimizer):
+            self._optimizer.check_views()
+
     def step(self, total: torch.Tensor) -> None:
         """Adds noise and updates the model.
 

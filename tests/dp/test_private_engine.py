@@ -808,6 +808,29 @@ def test_parameters_that_are_frozen_later_are_noticed():
         made.step()
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda weight: setattr(weight, "data", weight.data.clone()), "moved or converted after"),
+        (lambda weight: setattr(weight, "data", weight.data.double()), "moved or converted after"),
+        (lambda weight: weight.register_hook(lambda grad: grad * 0), "'0.weight' has a hook"),
+    ],
+)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_parameter_that_no_step_can_update_is_told_before_one_is_paid_for(
+    recorded, change, problem
+):
+    made = engine(optimizer=DPAdam, options={"recorded": recorded})
+    made.step()
+    before = weights(made)
+    change(made._model[0].weight)
+    for _ in range(3):
+        with pytest.raises(UserError, match=problem):
+            made.step()
+    assert made.steps_spent == 1
+    assert torch.equal(weights(made), before)
+
+
 def test_the_public_size_takes_the_place_of_the_real_one(known_key):
     few, more = (engine(examples(count), expected_batch_size=None) for count in (5, 10))
     fixed = engine(examples(5), expected_batch_size=5.0)
