@@ -237,7 +237,7 @@ class PrivateEngine:
             UserError: this is not the first of several processes, which alone has it.
         """
         self._processes.check_first("state_dict()")
-        return {"optimizer": self._optimizer.state_dict(), **self._account.state_dict()}
+        return {"optimizer": self._stepper.state_dict(), **self._account.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`; load the model's own state first.

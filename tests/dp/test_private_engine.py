@@ -566,6 +566,21 @@ def test_a_saved_state_goes_on_and_holds_no_secret(known_key, optimizer):
     torch.testing.assert_close(weights(one), weights(other), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("optimizer", [DPAdam, torch.optim.Adam])
+def test_a_scheduler_of_numpy_s_numbers_leaves_a_state_that_can_be_read(optimizer):
+    made = engine(optimizer=optimizer)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(made._optimizer, lambda step: np.cos(step / 10))
+    made.step()
+    scheduler.step()
+    made._optimizer.param_groups[0]["betas"] = (np.float64(0.5), 0.9)
+    buffer = io.BytesIO()
+    torch.save(made.state_dict(), buffer)
+    buffer.seek(0)
+    (group,) = torch.load(buffer, weights_only=True)["optimizer"]["param_groups"]
+    assert group["lr"] == 0.1 * np.cos(0.1)
+    assert group["betas"] == (0.5, 0.9)
+
+
 def test_steps_with_a_test_key_stay_steps_without_secret(monkeypatch):
     monkeypatch.setenv(TEST_KEY, "known")
     one = engine()
