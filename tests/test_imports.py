@@ -71,8 +71,9 @@ MAY_IMPORT_IN_DP = {
     "step_account": {"accounting", "budget", "ledger", "privacy"},
     "processes": set(),
     "checked_model": set(),
+    "backward_guard": set(),
     "private_engine": {"gradient_noise", "gradients", "ledger", "noise", "privacy", "processes"}
-    | {"checked_model", "rules", "sampling", "step_account", "stepping"},
+    | {"backward_guard", "checked_model", "rules", "sampling", "step_account", "stepping"},
 }
 ERRORS_ONLY = [
     "ops/reference.py",

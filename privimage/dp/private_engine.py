@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from threading import RLock
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import distributed, nn
 
+from privimage.dp.backward_guard import refuse_backward
 from privimage.dp.checked_model import CheckedModel
 from privimage.dp.gradient_noise import GradientNoise
 from privimage.dp.gradients.chance import seeded
@@ -140,10 +141,13 @@ class PrivateEngine:
         self._stepper = Stepper(optimizer, self._parameters, noise)
         self._turn = RLock()  # A step is counted and drawn once, whoever calls.
         self._is_stepping = False
-        self._hooks = [
-            p.register_post_accumulate_grad_hook(partial(_refuse_backward, name))
-            for name, p in self._parameters.items()
-        ]
+        self._closing = refuse_backward(self, self._parameters)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def check(self, *dummy: torch.Tensor) -> None:
         """Runs model and losses on made-up data: are the examples independent, the layers known?
@@ -253,9 +257,7 @@ class PrivateEngine:
 
     def close(self) -> None:
         """Gives the model back: there are no more steps, and `backward()` works again."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._closing()
 
     def _step(self) -> None:
         with self._processes.agreed(f"{self._terms} {self.steps_spent}"):
@@ -347,7 +349,7 @@ class PrivateEngine:
 
     def _check_ready(self) -> None:
         check_mode()
-        if not self._hooks:
+        if not self._closing.alive:
             raise UserError("the engine is closed; make another one")
         self._account.check_left()
         trainable = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
@@ -377,12 +379,3 @@ def _noted() -> Iterator[None]:
             "engine.check(...) before the first step, with two or more of your own that differ."
         )
         raise
-
-
-def _refuse_backward(name: str, parameter: torch.Tensor) -> None:
-    parameter.grad = None
-    raise UserError(
-        f"backward() would give parameter '{name}' a gradient without noise; call "
-        "PrivateEngine.step(), or name other networks' parameters in backward(inputs=...), or "
-        "close() the engine first if the data is public"
-    )

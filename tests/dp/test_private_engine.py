@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 import io
 import math
 import time
@@ -433,6 +434,49 @@ def test_backward_without_the_engine_is_refused():
     assert all(parameter.grad is not None for parameter in model.parameters())
     with pytest.raises(UserError, match="closed"):
         made.step()
+
+
+@pytest.mark.parametrize("optimizer", [DPAdam, torch.optim.Adam])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_an_engine_that_is_gone_gives_the_model_back(recorded, optimizer):
+    model, (x, y) = network(), examples()
+    made = engine(model=model, optimizer=optimizer, options={"recorded": recorded})
+    made.step()
+    other = engine(model=network(1))
+    del made
+    gc.collect()
+    losses(model, x, y).mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(UserError, match=r"backward\(\)"):
+        losses(other._model, x, y).mean().backward()
+
+
+def test_with_closes_an_engine():
+    with engine() as made:
+        made.step()
+        with pytest.raises(UserError, match=r"backward\(\)"):
+            losses(made._model, *examples()).mean().backward()
+    losses(made._model, *examples()).mean().backward()
+    with pytest.raises(UserError, match="closed"):
+        made.step()
+
+
+def test_engines_in_two_threads_leave_the_random_state_as_it_was():
+    """It would be left seeded from one's secret key, for the other takes it for PyTorch's own."""
+
+    def slow(model, x, y):
+        time.sleep(0.002)  # The other one may go on.
+        return losses(model, x, y)
+
+    both = [engine(sample_rate=0.5), engine(sample_rate=0.5)]
+    for made in both:
+        made.check()
+        made._losses = slow
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda made: [made.step() for _ in range(8)], both))
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_another_network_learns_through_the_model():
