@@ -64,14 +64,17 @@ MAY_IMPORT_IN_DP = {
     "gradients": {"rules", "clipping"},
     "privacy": {"accounting", "ledger", "clipping"},
     "gradient_noise": {"noise", "clipping"},
-    "flat_optimizer": {"gradient_noise", "noise"},
+    "optimizer_state": set(),
+    "flat_optimizer": {"gradient_noise", "noise", "optimizer_state"},
     "optimizers": {"flat_optimizer", "noise"},
-    "stepping": {"flat_optimizer", "gradient_noise"},
+    "stepping": {"flat_optimizer", "gradient_noise", "optimizer_state"},
     "auditing": {"accounting"},
     "step_account": {"accounting", "budget", "ledger", "privacy"},
     "processes": set(),
+    "checked_model": set(),
+    "backward_guard": set(),
     "private_engine": {"gradient_noise", "gradients", "ledger", "noise", "privacy", "processes"}
-    | {"sampling", "step_account", "stepping"},
+    | {"backward_guard", "checked_model", "rules", "sampling", "step_account", "stepping"},
 }
 ERRORS_ONLY = [
     "ops/reference.py",

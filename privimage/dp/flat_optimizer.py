@@ -1,7 +1,7 @@
 """What the private optimisers share: one flat vector, its groups, and a step from a clipped sum."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -9,11 +9,16 @@ from torch import nn
 from privimage import ops
 from privimage.dp.gradient_noise import GradientNoise
 from privimage.dp.noise import SecretKey
+from privimage.dp.optimizer_state import check_fits
 from privimage.errors import UserError, check_non_negative, check_positive
 
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 """Parameters, or groups of them with options of their own, as every torch.optim optimiser takes."""
 
+_HOW_TO_STEP = (
+    "a private optimiser takes its steps through PrivateEngine.step, or by step(clipped_sum) if it "
+    "was made with noise_multiplier and expected_batch_size"
+)
 _ELSEWHERE = {"weight_decay", "momentum", "dampening", "nesterov", "amsgrad", "maximize", "betas"}
 """Options of `torch.optim` that change a step: nobody should believe that they do here."""
 
@@ -63,6 +68,7 @@ class DPOptimizer(torch.optim.Optimizer):
         pieces = [self.flat] if len(groups) == 1 else map(nn.Parameter, self.flat.data.split(sizes))
         for group, piece in zip(groups, pieces, strict=True):
             group["params"] = [piece]
+        self._options = tuple(defaults)  # PyTorch adds to `defaults` when it loads a state.
         super().__init__(groups, defaults)
         # What `apply` reads and `advance` writes, one a group, always in the same place.
         self._step_numbers = [
@@ -106,15 +112,18 @@ class DPOptimizer(torch.optim.Optimizer):
             )
         self._noise = noise
 
-    def step(self, clipped_sum: torch.Tensor) -> None:  # type: ignore[override]
+    def step(self, clipped_sum: torch.Tensor | None = None) -> None:  # type: ignore[override]
         """Takes one step from the integer sum of one logical batch: `advance`, then `apply`.
 
         Args:
             clipped_sum: int64 [parameters], in the order of `flat`.
 
         Raises:
-            UserError: there is no noise yet, or the model was moved or converted since.
+            UserError: there is no noise yet, no sum is given, or the model was moved or converted
+                since.
         """
+        if not isinstance(clipped_sum, torch.Tensor):
+            raise UserError(_HOW_TO_STEP)
         self._checked_noise()
         self.advance()
         self.apply(clipped_sum)
@@ -162,6 +171,18 @@ class DPOptimizer(torch.optim.Optimizer):
             noise.stream.private_update(clipped_sum[first:last], tensors, rule, first)
             first = last
 
+    def check_views(self) -> None:
+        """Raises UserError unless every parameter still is where `flat` is updated."""
+        place = self.flat.data_ptr()
+        for parameter in self.parameters:
+            is_there = parameter.data_ptr() == place or not parameter.numel()
+            if not is_there or parameter.dtype != self.flat.dtype:
+                raise UserError(
+                    "the model was moved or converted after its optimiser was made, which "
+                    "therefore can't update it; call .to(...) first, then make the optimiser"
+                )
+            place += parameter.numel() * parameter.element_size()
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters, moments, average and step; holds no randomness and no un-noised value."""
         states = [{"parameters": p.detach(), **self.state[p]} for p in self._pieces()]
@@ -176,6 +197,24 @@ class DPOptimizer(torch.optim.Optimizer):
             for name, tensor in {"parameters": piece.detach(), **self.state[piece]}.items():
                 given = tensors[name]
                 tensor.copy_(given if name == "step" else given.split(sizes)[i])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As PyTorch's.
+
+        Raises:
+            UserError: the state is of an optimiser of another kind, or of other parameters.
+        """
+        groups, own = state_dict["param_groups"], [self.state[piece] for piece in self._pieces()]
+        check_fits(groups, state_dict.get("state", {}), self._options, own)
+        for group in groups:
+            _check_options(type(self).__name__, group, dict.fromkeys(self._options))
+        super().load_state_dict(state_dict)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a private optimiser updates its model's own memory, so it can't be copied or "
+            "serialised; keep its state_dict() and make another one for a copy of the model"
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Raises ValueError once the optimiser is made: its parameters are one vector.
@@ -196,24 +235,9 @@ class DPOptimizer(torch.optim.Optimizer):
         """The noise; raises UserError where a step can't be taken."""
         noise = self._noise
         if noise is None:
-            raise UserError(
-                "a private optimiser takes its steps through PrivateEngine.step, or needs "
-                "noise_multiplier and expected_batch_size"
-            )
-        self._check_views()
+            raise UserError(_HOW_TO_STEP)
+        self.check_views()
         return noise
-
-    def _check_views(self) -> None:
-        """Raises UserError unless every parameter still is where `flat` is updated."""
-        place = self.flat.data_ptr()
-        for parameter in self.parameters:
-            is_there = parameter.data_ptr() == place or not parameter.numel()
-            if not is_there or parameter.dtype != self.flat.dtype:
-                raise UserError(
-                    "the model was moved or converted after its optimiser was made, which "
-                    "therefore can't update it; call .to(...) first, then make the optimiser"
-                )
-            place += parameter.numel() * parameter.element_size()
 
     def _numbers(self, group: dict[str, Any], steps: int) -> dict[str, float]:
         """The fields of `ops.UpdateRule` that an algorithm decides, for its step `steps` >= 1."""

@@ -4,14 +4,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from threading import RLock
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import distributed, nn
 
+from privimage.dp.backward_guard import refuse_backward
+from privimage.dp.checked_model import CheckedModel
 from privimage.dp.gradient_noise import GradientNoise
 from privimage.dp.gradients.chance import seeded
-from privimage.dp.gradients.engine import ExampleGradients, Losses, check_mode
+from privimage.dp.gradients.engine import ExampleGradients, Losses, check_mode, check_parameter
 from privimage.dp.gradients.independence import check_independence
 from privimage.dp.gradients.micro_batch import most_examples, usual_memory
 from privimage.dp.gradients.plan import StepPlan
@@ -21,6 +23,7 @@ from privimage.dp.ledger.ledger import Ledger
 from privimage.dp.noise import Domain, SecretKey
 from privimage.dp.privacy import Privacy
 from privimage.dp.processes import Processes, layout
+from privimage.dp.rules.layers import check_layers
 from privimage.dp.sampling import PoissonLoader, Rows
 from privimage.dp.step_account import StepAccount
 from privimage.dp.stepping import Stepper
@@ -119,7 +122,7 @@ class PrivateEngine:
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.max_memory = usual_memory(self._gradients.device)
         self.plan: StepPlan | None = None
-        self._modes: list[bool] = []
+        self._checked = CheckedModel(model, losses)
         self.rows_dtype: torch.dtype | None = None
         self._to_be_recorded = recorded
         self._recorded: Callable[..., torch.Tensor] | None = None
@@ -138,10 +141,13 @@ class PrivateEngine:
         self._stepper = Stepper(optimizer, self._parameters, noise)
         self._turn = RLock()  # A step is counted and drawn once, whoever calls.
         self._is_stepping = False
-        self._hooks = [
-            p.register_post_accumulate_grad_hook(partial(_refuse_backward, name))
-            for name, p in self._parameters.items()
-        ]
+        self._closing = refuse_backward(self, self._parameters)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def check(self, *dummy: torch.Tensor) -> None:
         """Runs model and losses on made-up data: are the examples independent, the layers known?
@@ -158,6 +164,9 @@ class PrivateEngine:
             UserError: as `check_independence`, the data is of another form, or
                 one example does not fit into `max_memory`.
         """
+        self._checked.forget()
+        self._recorded = None
+        check_layers(self._model)
         rows = dummy or self._loader.made_up()
         self._loader.check_form(rows)
         batch = self._repeated(self._on_device(rows))
@@ -167,10 +176,10 @@ class PrivateEngine:
         with seeded(0, self._gradients.device):
             copies = [tensor.clone() for tensor in batch]  # The losses may change them in place.
             check_plan(self._gradients, self._losses, *copies, plan=self.plan)
-        self._modes = self._modes_now()
         if self._to_be_recorded:
             self._record(rows)
         self._made_up = rows
+        self._checked.note()
 
     def step(self) -> None:
         """Draws a batch, sums its clipped gradients, adds noise once, and updates the model.
@@ -232,7 +241,7 @@ class PrivateEngine:
             UserError: this is not the first of several processes, which alone has it.
         """
         self._processes.check_first("state_dict()")
-        return {"optimizer": self._optimizer.state_dict(), **self._account.state_dict()}
+        return {"optimizer": self._stepper.state_dict(), **self._account.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`; load the model's own state first.
@@ -248,9 +257,7 @@ class PrivateEngine:
 
     def close(self) -> None:
         """Gives the model back: there are no more steps, and `backward()` works again."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._closing()
 
     def _step(self) -> None:
         are_alike, self._are_alike = self._processes.all_say(self._are_alike), False
@@ -258,7 +265,7 @@ class PrivateEngine:
             self._account.rename(self._processes.name_of_first(self._account.name))
         with self._processes.agreed(partial(self._terms, with_layout=not are_alike)):
             self._check_ready()
-            if self.plan is None or self._has_other_modes():
+            if self._recorded is None and not self._checked.is_unchanged():
                 self.check(*self._made_up)
         if not are_alike:
             self._processes.hand_out(tensor for _, tensor in self._tensors())
@@ -273,7 +280,8 @@ class PrivateEngine:
 
     def _terms(self, with_layout: bool) -> str:
         """What must be alike in all processes; the layout of what will be handed out, too."""
-        terms = f"{self._numbers} {self.steps_spent} {self._modes_now()}"
+        modes = [module.training for module in self._model.modules()]
+        terms = f"{self._numbers} {self.steps_spent} {modes}"
         return terms + layout(self._tensors()) if with_layout else terms
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -353,16 +361,9 @@ class PrivateEngine:
             return rows
         return tuple(tensor.repeat_interleave(self._draws, dim=0) for tensor in rows)
 
-    def _modes_now(self) -> list[bool]:
-        return [module.training for module in self._model.modules()]
-
-    def _has_other_modes(self) -> bool:
-        """Whether a module trains that did not when it was checked; what is recorded stays so."""
-        return self._recorded is None and self._modes_now() != self._modes
-
     def _check_ready(self) -> None:
         check_mode()
-        if not self._hooks:
+        if not self._closing.alive:
             raise UserError("the engine is closed; make another one")
         self._account.check_left()
         trainable = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
@@ -371,6 +372,11 @@ class PrivateEngine:
                 "the model's trainable parameters are others than when the engine was made; "
                 "make a new engine after freezing, unfreezing or replacing some"
             )
+        for name, parameter in self._parameters.items():
+            check_parameter(name, parameter)
+        self._stepper.check_ready()
+        if self._recorded is not None:
+            self._checked.check_recorded()
 
 
 @contextmanager
@@ -387,12 +393,3 @@ def _noted() -> Iterator[None]:
             "engine.check(...) before the first step, with two or more of your own that differ."
         )
         raise
-
-
-def _refuse_backward(name: str, parameter: torch.Tensor) -> None:
-    parameter.grad = None
-    raise UserError(
-        f"backward() would give parameter '{name}' a gradient without noise; call "
-        "PrivateEngine.step(), or name other networks' parameters in backward(inputs=...), or "
-        "close() the engine first if the data is public"
-    )

@@ -1,12 +1,14 @@
 """Takes the steps of a `PrivateEngine`: by a private optimiser, or by any of torch.optim."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from privimage.dp.flat_optimizer import DPOptimizer
 from privimage.dp.gradient_noise import GradientNoise
+from privimage.dp.optimizer_state import plain
 from privimage.errors import UserError
 
 _UNSUITABLE = (torch.optim.LBFGS, torch.optim.SparseAdam)
@@ -45,6 +47,16 @@ class Stepper:
         _check_same(optimizer, parameters)
         if isinstance(optimizer, DPOptimizer):
             optimizer.add_noise(noise)
+
+    def check_ready(self) -> None:
+        """Raises UserError if the optimiser can't update the model any more."""
+        if isinstance(self._optimizer, DPOptimizer):
+            self._optimizer.check_views()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's, which is read back without pickle's dangers whatever sets its rates."""
+        state = self._optimizer.state_dict()
+        return {**state, "param_groups": plain(state["param_groups"])}
 
     def step(self, total: torch.Tensor) -> None:
         """Adds noise and updates the model.

@@ -124,11 +124,13 @@ def test_no_state_holds_the_key():
     optimizer.step(torch.zeros(10, dtype=torch.int64))
     buffer = io.BytesIO()
     torch.save(optimizer.state_dict(), buffer)
-    for saved in (buffer.getvalue(), pickle.dumps(optimizer), repr(optimizer).encode()):
+    for saved in (buffer.getvalue(), repr(optimizer).encode()):
         assert secret not in saved
         assert secret[:8] not in saved
     names = {"parameters", "step", "exp_avg", "exp_avg_sq", "ema"}
     assert optimizer.tensors().keys() == names
+    with pytest.raises(TypeError, match="can't be copied or serialised"):
+        pickle.dumps(optimizer)
 
 
 def test_the_user_s_seed_does_not_reach_the_noise():
@@ -303,6 +305,47 @@ def test_torchs_own_state_goes_on_too():
         other.step(total)
     assert torch.equal(one.flat, other.flat)
     assert torch.equal(one.average, other.average)
+
+
+@pytest.mark.parametrize(
+    ("saved", "loading", "problem"),
+    [
+        ({"kind": DPSGD}, {}, r"has lr, momentum for 1 vectors, this optimiser lr, betas, eps, w"),
+        ({}, {"kind": DPSGD}, r"has lr, betas, .* this optimiser lr, momentum;"),
+        ({"sizes": ((3, 3),)}, {}, r"exp_avg \[9\], .* this optimiser exp_avg \[10\]"),
+        ({"ema_decay": lambda _: 0.9}, {}, r"in group 0 has ema \[10\], exp_avg \[10\], "),
+        ({}, {"ema_decay": lambda _: 0.9}, r"this optimiser ema \[10\], .* ema_decay"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(saved, loading, problem):
+    state = _optimizer(**saved)[1].state_dict()
+    _, optimizer = _optimizer(**loading)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(UserError, match=problem):
+        optimizer.load_state_dict(state)
+    assert str(optimizer.state_dict()) == str(before)
+
+
+def test_a_state_of_torchs_own_adam_or_of_other_groups_is_refused():
+    parameters, optimizer = _optimizer()
+    for groups in ([{"params": parameters}], [{"params": [p]} for p in parameters]):
+        other = torch.optim.Adam(groups)
+        with pytest.raises(UserError, match="make model and optimiser"):
+            optimizer.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_it_is_not_copied(copied):
+    _, optimizer = _optimizer()
+    with pytest.raises(TypeError, match="keep its state_dict"):
+        copied(optimizer)
+
+
+@pytest.mark.parametrize("given", [(), (lambda: 0.0,)])
+def test_a_step_without_a_sum_is_told_where_it_comes_from(given):
+    _, optimizer = _optimizer()
+    with pytest.raises(UserError, match=r"PrivateEngine\.step, or by step\(clipped_sum\)"):
+        optimizer.step(*given)
 
 
 @pytest.mark.parametrize(

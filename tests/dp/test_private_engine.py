@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 import io
 import math
 import time
@@ -435,6 +436,49 @@ def test_backward_without_the_engine_is_refused():
         made.step()
 
 
+@pytest.mark.parametrize("optimizer", [DPAdam, torch.optim.Adam])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_an_engine_that_is_gone_gives_the_model_back(recorded, optimizer):
+    model, (x, y) = network(), examples()
+    made = engine(model=model, optimizer=optimizer, options={"recorded": recorded})
+    made.step()
+    other = engine(model=network(1))
+    del made
+    gc.collect()
+    losses(model, x, y).mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(UserError, match=r"backward\(\)"):
+        losses(other._model, x, y).mean().backward()
+
+
+def test_with_closes_an_engine():
+    with engine() as made:
+        made.step()
+        with pytest.raises(UserError, match=r"backward\(\)"):
+            losses(made._model, *examples()).mean().backward()
+    losses(made._model, *examples()).mean().backward()
+    with pytest.raises(UserError, match="closed"):
+        made.step()
+
+
+def test_engines_in_two_threads_leave_the_random_state_as_it_was():
+    """It would be left seeded from one's secret key, for the other takes it for PyTorch's own."""
+
+    def slow(model, x, y):
+        time.sleep(0.002)  # The other one may go on.
+        return losses(model, x, y)
+
+    both = [engine(sample_rate=0.5), engine(sample_rate=0.5)]
+    for made in both:
+        made.check()
+        made._losses = slow
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda made: [made.step() for _ in range(8)], both))
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_another_network_learns_through_the_model():
     made, generator = engine(), nn.Linear(2, 4)
     score = made._model(generator(torch.randn(5, 2))).sum()
@@ -564,6 +608,21 @@ def test_a_saved_state_goes_on_and_holds_no_secret(known_key, optimizer):
     moved(one, 2)
     moved(other, 2)
     torch.testing.assert_close(weights(one), weights(other), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [DPAdam, torch.optim.Adam])
+def test_a_scheduler_of_numpy_s_numbers_leaves_a_state_that_can_be_read(optimizer):
+    made = engine(optimizer=optimizer)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(made._optimizer, lambda step: np.cos(step / 10))
+    made.step()
+    scheduler.step()
+    made._optimizer.param_groups[0]["betas"] = (np.float64(0.5), 0.9)
+    buffer = io.BytesIO()
+    torch.save(made.state_dict(), buffer)
+    buffer.seek(0)
+    (group,) = torch.load(buffer, weights_only=True)["optimizer"]["param_groups"]
+    assert group["lr"] == 0.1 * np.cos(0.1)
+    assert group["betas"] == (0.5, 0.9)
 
 
 def test_steps_with_a_test_key_stay_steps_without_secret(monkeypatch):
@@ -823,6 +882,29 @@ def test_parameters_that_are_frozen_later_are_noticed():
         made.step()
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda weight: setattr(weight, "data", weight.data.clone()), "moved or converted after"),
+        (lambda weight: setattr(weight, "data", weight.data.double()), "moved or converted after"),
+        (lambda weight: weight.register_hook(lambda grad: grad * 0), "'0.weight' has a hook"),
+    ],
+)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_parameter_that_no_step_can_update_is_told_before_one_is_paid_for(
+    recorded, change, problem
+):
+    made = engine(optimizer=DPAdam, options={"recorded": recorded})
+    made.step()
+    before = weights(made)
+    change(made._model[0].weight)
+    for _ in range(3):
+        with pytest.raises(UserError, match=problem):
+            made.step()
+    assert made.steps_spent == 1
+    assert torch.equal(weights(made), before)
+
+
 def test_the_public_size_takes_the_place_of_the_real_one(known_key):
     few, more = (engine(examples(count), expected_batch_size=None) for count in (5, 10))
     fixed = engine(examples(5), expected_batch_size=5.0)
@@ -889,6 +971,122 @@ def test_a_mode_that_changed_since_the_check_is_checked():
     model.eval()
     made.step()
     assert made.steps_spent == 2
+
+
+def mixing(module, given, out):
+    return out + out.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda m: m.__setitem__(1, nn.BatchNorm1d(6, affine=False)), r"'1' \(BatchNorm1d\) mixes"),
+        (lambda m: m.append(nn.BatchNorm1d(3, affine=False)), r"'3' \(BatchNorm1d\) mixes"),
+        (lambda m: m[1].register_forward_hook(mixing), "changes with the other examples"),
+        (
+            lambda m: m[1].register_forward_pre_hook(lambda m, x: (x[0] - x[0].mean(0),)),
+            "changes with the other examples",
+        ),
+        (
+            lambda m: m[1].register_full_backward_hook(lambda m, i, o: (i[0] + i[0].mean(0),)),
+            "changes with the other examples",
+        ),
+    ],
+)
+def test_what_changed_since_the_check_is_checked(change, problem):
+    made = engine()
+    made.step()
+    change(made._model)
+    for _ in range(2):
+        with pytest.raises(UserError, match=problem):
+            made.step()
+    assert made.steps_spent == 1
+
+
+def test_a_module_of_losses_is_checked_again_as_the_model_is():
+    class Losses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = Remembering().eval().requires_grad_(False)
+
+        def forward(self, model, x, y):
+            self.norm(x)
+            return losses(model, x, y)
+
+    model, of = network(), Losses()
+    made = PrivateEngine(model, DPSGD(model.parameters(), lr=0.1), of, examples(), privacy())
+    made.step()
+    of.train()
+    with pytest.raises(UserError, match=r"buffer 'losses\.norm\.mean' changes"):
+        made.step()
+    assert made.steps_spent == 1
+
+
+def test_another_activation_between_steps_is_used():
+    made = engine()
+    made.step()
+    made._model[1] = nn.ReLU()
+    made.step()
+    assert made.steps_spent == 2
+
+
+def test_a_model_of_another_type_is_checked_before_a_step_is_paid_for():
+    made = engine(optimizer=torch.optim.SGD)
+    made.step()
+    made._model.double()
+    with pytest.raises(RuntimeError, match="same dtype"):
+        made.step()
+    assert made.steps_spent == 1
+
+
+class Shifted(nn.Module):
+    """A frozen layer and a buffer before the layer that is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Linear(4, 6).requires_grad_(False)
+        self.layer = nn.Linear(6, 3)
+        self.register_buffer("shift", torch.zeros(6))
+
+    def forward(self, x):
+        return self.layer(self.frozen(x) + self.shift)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "name"),
+    [
+        (lambda m: setattr(m, "shift", torch.ones(6)), "shift"),
+        (lambda m: setattr(m.frozen, "weight", frozen(torch.ones(6, 4))), "frozen.weight"),
+        (lambda m: setattr(m, "frozen", nn.Linear(4, 6).requires_grad_(False)), "frozen"),
+    ],
+)
+def test_what_was_recorded_must_stay(exchange, name):
+    """A graph goes on with the tensors that it was recorded with."""
+    made = engine(model=Shifted(), options={"recorded": True})
+    made.step()
+    exchange(made._model)
+    with pytest.raises(UserError, match=f"'{name}' is not the one that recorded=True"):
+        made.step()
+    assert made.steps_spent == 1
+    made.check()
+    made.step()
+
+
+def test_a_recorded_step_sees_what_was_changed_in_place(known_key):
+    ends = []
+    for recorded in (False, True):
+        torch.manual_seed(0)
+        made = engine(model=Shifted(), options={"recorded": recorded})
+        made.step()
+        made._model.shift.copy_(torch.ones(6))
+        made._model.frozen.weight.data = torch.ones(6, 4)
+        made.step()
+        ends.append(weights(made))
+    assert torch.equal(*ends)
+
+
+def frozen(tensor):
+    return nn.Parameter(tensor, requires_grad=False)
 
 
 def test_made_up_examples_are_those_that_were_given_when_the_mode_changes():

@@ -70,7 +70,7 @@ class ExampleGradients:
         if not trainable:
             raise UserError("the model has no trainable parameter; call requires_grad_(True)")
         for name, parameter in trainable.items():
-            _check_parameter(name, parameter)
+            check_parameter(name, parameter)
         self.model = model
         self._has_modes = any(isinstance(module, KEEPS_STATISTICS) for module in model.modules())
         self._memory_format = memory_format
@@ -215,7 +215,7 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
-def _check_parameter(name: str, parameter: nn.Parameter) -> None:
+def check_parameter(name: str, parameter: nn.Parameter) -> None:
     """Raises UserError if it can't have gradients of examples."""
     if nn.parameter.is_lazy(parameter):
         raise UserError(f"parameter '{name}' has no shape yet; run the model once first")

@@ -1,0 +1,56 @@
+"""An optimiser's saved state: numbers that can be read back anywhere, and only where they fit."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from privimage.errors import UserError
+
+
+def plain(value: Any) -> Any:
+    """Options with Python's numbers: NumPy's can't be read back without pickle's dangers."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    return value
+
+
+def check_fits(
+    groups: Sequence[Mapping[str, Any]],
+    states: Mapping[int, Mapping[str, torch.Tensor]],
+    own_options: Sequence[str],
+    own_states: Sequence[Mapping[str, torch.Tensor]],
+) -> None:
+    """Raises UserError unless a saved state is of an optimiser of this kind and these parameters.
+
+    Args:
+        groups: the saved options.
+        states: the saved tensors by the number of a group.
+        own_options: those without which a step can't be taken.
+        own_states: the tensors of each group.
+    """
+    if len(groups) != len(own_states):
+        raise _unlike(f"{len(groups)} groups", f"{len(own_states)}")
+    for i, (group, own) in enumerate(zip(groups, own_states, strict=True)):
+        if len(group["params"]) != 1 or not set(own_options) <= set(group):
+            options = ", ".join(name for name in group if name != "params")
+            raise _unlike(f"{options} for {len(group['params'])} vectors", ", ".join(own_options))
+        saved = states.get(group["params"][0], {})
+        if _shapes(saved) != _shapes(own):
+            raise _unlike(_shapes(saved) or "nothing", _shapes(own), f" in group {i}")
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> str:
+    return ", ".join(f"{name} {list(tensors[name].shape)}" for name in sorted(tensors))
+
+
+def _unlike(saved: str, own: str, where: str = "") -> UserError:
+    return UserError(
+        f"the optimiser's state{where} has {saved}, this optimiser {own}; make model and optimiser "
+        "(its kind, groups and ema_decay) as they were when the state was saved"
+    )
