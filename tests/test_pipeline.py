@@ -132,6 +132,16 @@ def test_a_spent_budget_pays_for_no_second_fine_tuning(copied, tiny, train, from
     assert {file: file.read_bytes() for file in copied.rglob("*.*")} == before
 
 
+def test_a_run_may_go_from_its_query_to_all_classes_and_back(copied, tiny, train):
+    everything = tiny(selection__mode="all", privacy__epsilon=20.0)
+    train(everything, copied, from_stage="selection", until="finetune")
+    assert audit.verify(copied)["problems"] == []
+    query = (copied / "query/histogram.safetensors").read_bytes()
+    train(tiny(privacy__epsilon=30.0), copied, from_stage="selection", until="finetune")
+    assert audit.verify(copied)["problems"] == []
+    assert (copied / "query/histogram.safetensors").read_bytes() == query
+
+
 def test_what_another_process_did_meanwhile_is_not_paid_for_again(
     finished, tiny, train, tmp_path, monkeypatch
 ):

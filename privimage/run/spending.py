@@ -179,8 +179,9 @@ def settled(
     old, before, spent = None, list[Plan](), list[Mechanism]()
     if history is not None:
         old, before, spent = history.plan, _paid(history, repeated), history.spent()
-    if is_semantic and "query" not in missing and old is not None:
-        noise = old.query_noise_multiplier
+    if is_semantic and "query" not in missing and history is not None:
+        asked_under = history.paid(QueryReservation)  # Plans since then may ask nothing.
+        noise = noise if asked_under is None else asked_under.query_noise_multiplier
     if old is not None and _is_for(old, run, noise) and old not in before:
         return old
     asked = [Gaussian(noise)] if noise is not None and "query" in missing else []

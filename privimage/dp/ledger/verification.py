@@ -208,7 +208,7 @@ def _query_held_against(made: Made, walk: _Walk, plan: Plan) -> list[str]:
         problems.append("the query result that the selection rests on is missing")
     if "query" in made.releases and walk.completed("query")[-1:] != [made.releases["query"]]:
         problems.append("the query result is not the last one that this ledger completed")
-    if walk.votes_per_image not in (None, made.votes_per_image):
+    if wanted and walk.votes_per_image not in (None, made.votes_per_image):
         problems.append(
             f"the query had {walk.votes_per_image} votes an image, not {made.votes_per_image}"
         )
