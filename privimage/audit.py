@@ -40,6 +40,10 @@ def verify(path: Path) -> dict[str, Any]:
     votes = recipe.query.votes_per_image if recipe.selection.mode == "semantic" else None
     result = dp.verify(folder.ledger, Made(_optimizer_steps(folder), hashes, votes))
     changed = [f"{file} is not what its stage wrote" for file in folder.changed_files()]
+    changed += [
+        f"{stage} was made from another '{name}' than the one in this run"
+        for stage, name in folder.foreign_inputs()
+    ]
     history = History.read(folder.ledger)
     changed += [
         f"{file} was made under a ledger that is newer than this one, or another run's"

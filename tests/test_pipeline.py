@@ -142,6 +142,19 @@ def test_a_run_may_go_from_its_query_to_all_classes_and_back(copied, tiny, train
     assert (copied / "query/histogram.safetensors").read_bytes() == query
 
 
+def test_what_was_made_from_another_query_is_refused(copied, tiny, train):
+    """Two copies of a run that asked twice: one ledger would pay for one of two queries."""
+    for name, record in (("query", "selection"), ("selection", "pretrain")):
+        path = copied / record / "stage.json"
+        before = path.read_bytes()
+        durable.write_json(path, durable.read_json(path) | {"inputs": {name: {"a": "b"}}})
+        with pytest.raises(UserError, match=f"{record} was made from another '{name}'"):
+            train(tiny(), copied)
+        assert f"another '{name}'" in str(audit.verify(copied)["problems"])
+        path.write_bytes(before)
+    assert audit.verify(copied)["problems"] == []
+
+
 def test_what_another_process_did_meanwhile_is_not_paid_for_again(
     finished, tiny, train, tmp_path, monkeypatch
 ):

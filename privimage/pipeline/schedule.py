@@ -18,23 +18,36 @@ _SENSITIVE = ("data.sensitive", "data.classes", "data.public_size", "data.person
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's name, the command that does it alone, its work, and the recipe values it reads."""
+    """A stage's name, the command that does it alone, its work, and what it reads.
+
+    Attributes:
+        reads: the recipe's values.
+        inputs: stages whose results no ledger ties to it.
+    """
 
     name: str
     command: str
     work: Callable[[Run, Path, Ledger], None]
     reads: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
 
 
 STAGES = (
     Stage("classifier", "classify", stages.classify, (*_PUBLIC, "classifier")),
     Stage("query", "query", stages.query, (*_SENSITIVE, *_SHAPE, "query")),
-    Stage("selection", "select", stages.select, ("data.public", "data.classes", "selection")),
+    Stage(
+        "selection",
+        "select",
+        stages.select,
+        ("data.public", "data.classes", "selection"),
+        ("query",),
+    ),
     Stage(
         "pretrain",
         "pretrain",
         stages.pretrain_network,
         (*_PUBLIC, "data.classes", "network", "pretrain"),
+        ("selection",),
     ),
     Stage(
         "finetune",

@@ -123,7 +123,7 @@ def train(
                 with (
                     _saying_how_to_go_on(scope),
                     spending.saying_what_stays_spent(ledger),
-                    folder.work(stage.name, recipe, stage.reads) as partial,
+                    folder.work(stage.name, recipe, stage.reads, stage.inputs) as partial,
                 ):
                     stage.work(run, partial, ledger)
             elif stage in todo.order:

@@ -75,6 +75,21 @@ class RunFolder:
             or durable.sha256(record.parent / file) != digest
         ]
 
+    def foreign_inputs(self) -> Iterator[tuple[Path, str]]:
+        """The finished and begun stages that were made from another result, and of which stage.
+
+        A stage that is not there may come to the same result again. Stages of earlier versions say
+        nothing of what they were made from.
+        """
+        for record in sorted(self.path.glob(f"*/{_RECORD}")):
+            for name, files in durable.read_record(record).get("inputs", {}).items():
+                if self.is_done(name) and files != self._results(name):
+                    yield record.parent, name
+
+    def _results(self, name: str) -> dict[str, str]:
+        """The files of the stage `name` and their hashes; empty if it is not finished."""
+        return _files(self.stage(name) / _RECORD) if self.is_done(name) else {}
+
     def recipe(self) -> Recipe:
         """The recipe that the run was last started with.
 
@@ -143,10 +158,13 @@ class RunFolder:
             )
 
     @contextmanager
-    def work(self, name: str, recipe: Recipe, reads: Sequence[str]) -> Iterator[Path]:
+    def work(
+        self, name: str, recipe: Recipe, reads: Sequence[str], inputs: Sequence[str] = ()
+    ) -> Iterator[Path]:
         """Gives the stage `name` its folder, and publishes it when the stage returns.
 
-        A stage that is stopped or killed finds its files there when it is run again.
+        A stage that is stopped or killed finds its files there when it is run again. Of what it
+        was made from, its record names the values `reads` and the results of the stages `inputs`.
         """
         partial = self.partial(name)
         durable.make_folder(partial)
@@ -154,6 +172,7 @@ class RunFolder:
             "stage": name,
             "version": version("privimage"),
             "recipe": _part(recipe, reads),
+            "inputs": {each: self._results(each) for each in inputs},
             "seconds": self.record(name).get("seconds", 0.0),
         }
         durable.write_json(partial / _RECORD, record)

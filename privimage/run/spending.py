@@ -43,7 +43,7 @@ def refuse_without_ledger(folder: RunFolder) -> None:
 
 
 def refuse_foreign_files(folder: RunFolder, ledger: History) -> None:
-    """Refuses private files whose ledger head or hash is not in the ledger.
+    """Refuses files whose ledger head or hash is not in the ledger, and what rests on others.
 
     That is so whether or not they are to be made again: somebody may have seen them, so the ledger
     that paid for them counts.
@@ -63,6 +63,11 @@ def refuse_foreign_files(folder: RunFolder, ledger: History) -> None:
                 f"{path} is not what {ledger.path} says was released: the ledger is older or the "
                 "file was changed; restore it from a backup, or begin a new run with --out"
             )
+    for path, name in folder.foreign_inputs():
+        raise UserError(
+            f"{path} was made from another '{name}' than the one in this run, which its ledger "
+            "did not pay for; remove it, or begin a new run with --out"
+        )
 
 
 def refuse_other_persons(folder: RunFolder, recipe: Recipe, ledger: History) -> None:
