@@ -58,7 +58,7 @@ def verify(path: Path) -> dict[str, Any]:
         "epsilon_lower": bounds.lower,
         "epsilon_estimate": bounds.estimate,
         "problems": [*result.problems, *changed],
-        "ledger_head": History.read(folder.ledger).head,
+        "ledger_head": history.head,
         "recipe_sha256": recipe.sha256,
     }
     return {name: _finite(value) for name, value in fields.items()}
