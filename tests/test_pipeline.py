@@ -152,6 +152,9 @@ def test_what_was_made_from_another_query_is_refused(copied, tiny, train):
             train(tiny(), copied)
         assert f"another '{name}'" in str(audit.verify(copied)["problems"])
         path.write_bytes(before)
+    rest = copied / ".pretrain.removed"
+    shutil.copytree(copied / "pretrain", rest)
+    durable.write_json(rest / "stage.json", {"inputs": {"selection": {"a": "b"}}})
     assert audit.verify(copied)["problems"] == []
 
 

@@ -81,7 +81,9 @@ class RunFolder:
         A stage that is not there may come to the same result again. Stages of earlier versions say
         nothing of what they were made from.
         """
-        for record in sorted(self.path.glob(f"*/{_RECORD}")):
+        # What a crash has left of removed stages is none.
+        finished, begun = (f"{folders}/{_RECORD}" for folders in ("[!.]*", ".*.partial"))
+        for record in sorted([*self.path.glob(finished), *self.path.glob(begun)]):
             for name, files in durable.read_record(record).get("inputs", {}).items():
                 if self.is_done(name) and files != self._results(name):
                     yield record.parent, name
