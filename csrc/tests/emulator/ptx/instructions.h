@@ -126,8 +126,12 @@ T bit_not(In<T> a) {
 }
 template <typename T>
 T min(In<T> a, In<T> b) {
-  static_assert(std::is_integral_v<T>);
-  return a.value < b.value ? a : b;
+  // Of floats the one that is a number, as `std::fmin`; of two zeros the negative one.
+  if constexpr (std::is_floating_point_v<T>) {
+    return a.value == b.value ? (std::signbit(a.value) ? a : b) : std::fmin(a.value, b.value);
+  } else {
+    return a.value < b.value ? a : b;
+  }
 }
 template <typename T>
 T max(In<T> a, In<T> b) {
