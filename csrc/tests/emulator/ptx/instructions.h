@@ -128,7 +128,8 @@ template <typename T>
 T min(In<T> a, In<T> b) {
   // Of floats the one that is a number, as `std::fmin`; of two zeros the negative one.
   if constexpr (std::is_floating_point_v<T>) {
-    return a.value == b.value ? (std::signbit(a.value) ? a : b) : std::fmin(a.value, b.value);
+    if (a.value == b.value) return std::signbit(a.value) ? a : b;
+    return std::fmin(a.value, b.value);
   } else {
     return a.value < b.value ? a : b;
   }
@@ -272,7 +273,7 @@ To cvt_rn(In<From> a) {
 template <typename To, typename From>
 To cvt_rzi(In<From> a) {
   using Limits = std::numeric_limits<To>;
-  static_assert(std::is_same_v<To, s32> && std::is_same_v<From, f64>);
+  static_assert(std::is_same_v<To, s32> && std::is_floating_point_v<From>);
   if (!(a.value > Limits::min())) return Limits::min();  // a NaN, too
   return a.value < Limits::max() ? static_cast<To>(a.value) : Limits::max();
 }
