@@ -9,7 +9,7 @@ from typing import Any
 from privimage import dp, durable
 from privimage.dp import History, Ledger, Made, Selftest
 from privimage.promise import epsilon_sentence
-from privimage.run import spending
+from privimage.run import results, spending
 from privimage.run.folder import RunFolder
 
 
@@ -104,9 +104,8 @@ def _folder(path: Path) -> RunFolder:
 
 def _optimizer_steps(folder: RunFolder) -> int:
     """Fine-tuning steps that the newest weights have taken."""
-    done = folder.stage("finetune") / "finetune.json"
-    if done.exists():
-        return int(durable.read_record(done, steps=int)["steps"])
+    if (taken := results.steps_taken(folder)) is not None:
+        return taken
     records = folder.checkpoints("finetune").glob("step-*.json")
     return max(
         (int(durable.read_record(record, step=int)["step"]) for record in records), default=0

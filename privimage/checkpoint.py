@@ -71,9 +71,7 @@ class Checkpoints:
 
 def _read(record: Path) -> Checkpoint:
     weights = record.with_suffix(".safetensors")
-    fields = durable.read_json(record)
-    if not isinstance(fields, dict) or set(fields) != {"step", "sha256", "state"}:
-        raise UserError(f"{record}: not a checkpoint's record")
+    fields = durable.read_record(record, step=int, sha256=str, state=dict)
     if not weights.exists():
         raise UserError(f"{weights}: is missing")
     if _hash(weights, fields["step"], fields["state"]) != fields["sha256"]:

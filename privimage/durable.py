@@ -11,7 +11,8 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import torch
 from safetensors import SafetensorError
@@ -104,20 +105,43 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
 
 
-def read_record(path: Path, **fields: type | tuple[type, ...]) -> dict[str, Any]:
+def read_record(path: Path, **fields: Any) -> dict[str, Any]:
     """The JSON object in `path`, which must have these fields, of these types.
+
+    Args:
+        path: of the file.
+        fields: name to type, such as `int`, `list[str]` or `dict[str, float] | None`; None allows
+            for a field that is missing. The keys of a `dict[int, …]` are decimal text, as JSON's
+            are text.
 
     Raises:
         UserError: the file is missing, is no JSON object, or one of them is missing or another.
     """
     value = read_json(path)
-    is_whole = isinstance(value, dict) and all(
-        isinstance(value.get(name), kind) for name, kind in fields.items()
-    )
-    if not is_whole:
-        wanted = f" with {', '.join(fields)}" if fields else ""
+    given = value if isinstance(value, dict) else {}
+    wrong = [name for name, kind in fields.items() if not _is(given.get(name), kind)]
+    if wrong or not isinstance(value, dict):
+        wanted = f" with a proper {', '.join(wrong)}" if wrong else ""
         raise UserError(f"{path}: is no record{wanted}; restore it from a backup")
-    return dict(value)
+    return given
+
+
+def _is(value: object, kind: Any) -> bool:
+    """Whether a JSON value is of a type as `read_record` takes them."""
+    parts = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_is(value, part) for part in parts)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is(each, parts[0]) for each in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(
+            (parts[0] is str or key.isdecimal()) and _is(each, parts[1])
+            for key, each in value.items()
+        )
+    # JSON's true and false are no numbers, and Python's are; a whole number is a float.
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -13,8 +13,9 @@ from pictures import png, write_hub
 
 from privimage import audit, durable, load
 from privimage.errors import UserError
+from privimage.export import export
 from privimage.pipeline import preflight, schedule
-from privimage.progress import Stopped
+from privimage.progress import Reporter, Stopped
 from privimage.recipe import DataSettings
 from privimage.report import write_report
 
@@ -425,6 +426,58 @@ def test_a_damaged_record_is_named_in_one_line(tiny, train, copied, content):
         (copied / name).write_text(whole)
     (copied / "query/stage.json").write_text("null")
     assert "query/stage.json: is no record" in _one_line(audit.verify, copied)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "values"),
+    [
+        ("declared.json", "names", ("ab", [1], {})),
+        ("declared.json", "public_size", ("5", 5.5, True)),
+        ("declared.json", "public_size_was_declared", (None, "no")),
+        ("classifier/classifier.json", "classes", (None, [1])),
+        ("query/query.json", "noise_std", (None, "1", [1])),
+        ("selection/selection.json", "mode", (None, 5)),
+        ("selection/selection.json", "fell_back", (None, "no")),
+        ("selection/selection.json", "label_of", (None, [1], {"a": 1}, {"1": "a"})),
+        ("selection/selection.json", "chosen", ([], {"a": "b"})),
+        ("pretrain/losses.json", "steps", (None, [1.5], {})),
+        ("pretrain/losses.json", "losses", (None, ["1"], 1)),
+        ("evaluation/metrics.json", "synthetic", ({"scores": []}, [])),
+        ("evaluation/stage.json", "seconds", ("1",)),
+        ("evaluation/stage.json", "peak_memory_mib", ("1",)),
+        ("evaluation/stage.json", "files", ([], {"a": 1})),
+        ("pretrain/stage.json", "inputs", ([], {"query": []})),
+    ],
+)
+def test_a_record_of_another_form_is_named_in_one_line(copied, name, field, values):
+    path = copied / name
+    whole = durable.read_json(path)
+    for content in ([], "text", *(whole | {field: value} for value in values)):
+        durable.write_json(path, content)
+        assert _one_line(write_report, copied).startswith(f"{path}: ")
+    if None in values:
+        del whole[field]
+        durable.write_json(path, whole)
+        assert _one_line(write_report, copied).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "repeated"),
+    [
+        ("query/query.json", "noise_std", "selection"),
+        ("selection/selection.json", "label_of", "pretrain"),
+        ("declared.json", "names", "synthetic"),
+    ],
+)
+def test_no_stage_goes_on_from_a_record_of_another_form(tiny, train, copied, name, field, repeated):
+    durable.write_json(copied / name, durable.read_json(copied / name) | {field: "5"})
+    chosen = tiny(privacy__epsilon=10.0 if repeated == "synthetic" else 20.0)
+    assert f"{name}: is no record with a proper {field}; restore" in _one_line(
+        functools.partial(train, chosen, copied, repeated, until=repeated)
+    )
+    if field == "names":
+        assert name in _one_line(load, copied)
+        assert name in _one_line(export, copied, "diffusers", copied / "out", Reporter())
 
 
 def test_a_recipe_that_is_no_text_is_named_in_one_line(copied):

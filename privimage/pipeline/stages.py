@@ -15,6 +15,7 @@ from privimage.errors import UserError
 from privimage.evaluate import Parts
 from privimage.pipeline.measurement import made_images, measure
 from privimage.release import Contents, data_card, privacy_statement
+from privimage.run import results
 from privimage.run.context import Run
 from privimage.run.folder import CHECKPOINTS, RELEASES
 from privimage.semantics import classifier
@@ -81,7 +82,7 @@ def select(run: Run, folder: Path, ledger: Ledger) -> None:
     else:
         selection = select_semantic(
             durable.read_tensors(run.folder.release("query"))["histogram"],
-            durable.read_json(run.folder.stage("query") / "query.json")["noise_std"],
+            results.query_noise_std(run.folder),
             labels,
             settings.classes_per_label,
         )
@@ -103,18 +104,16 @@ def select(run: Run, folder: Path, ledger: Ledger) -> None:
 
 def pretrain_network(run: Run, folder: Path, ledger: Ledger) -> None:
     """Stage 4: selected public images → pretrain/network.safetensors."""
-    path = run.folder.stage("selection") / "selection.json"
-    selection = durable.read_json(path)
+    chosen = results.selection(run.folder)
     # Earlier versions kept the classes beside the classifier alone.
-    if tuple(selection.get("public_classes", run.public_names)) != run.public.names:
+    if (chosen.public_classes or run.public_names) != run.public.names:
         raise UserError(
-            f"--public: its classes are not those that {path} chose from; restore the set, or "
-            "begin a new run with --out"
+            f"--public: its classes are not those that {run.folder.stage('selection')} chose from; "
+            "restore the set, or begin a new run with --out"
         )
-    chosen = selection["label_of"]
     label_of = torch.full((len(run.public.names),), -1)
-    for public_class, label in chosen.items():
-        label_of[int(public_class)] = label
+    for public_class, label in chosen.label_of.items():
+        label_of[public_class] = label
     labels = label_of[run.public.labels]
     kept = labels >= 0
     run.reporter.say(f"  {int(kept.sum())} of {len(kept)} public images")

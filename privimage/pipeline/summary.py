@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from privimage import durable, evaluate
+from privimage import evaluate
 from privimage.dp import Ledger, Plan
 from privimage.evaluate import Evaluation
 from privimage.progress import Reporter
 from privimage.promise import epsilon_sentence
 from privimage.release import privacy_statement
+from privimage.run import results
 from privimage.run.context import Run
 
 _MOST_ROWS = 30
@@ -54,10 +55,10 @@ def say_plan(run: Run, plan: Plan, unit: str) -> None:
 def conclude(run: Run, ledger: Ledger) -> None:
     """Says what came out: the query's choices, accuracies, ε with its meaning, what to do next."""
     say, folder = run.reporter.say, run.folder
-    metrics = durable.read_json(folder.stage("evaluation") / "metrics.json")
     say()
     _say_choices(run)
-    say_evaluation(evaluate.from_json(metrics), run.reporter)
+    if (found := results.evaluation(folder)) is not None:
+        say_evaluation(found, run.reporter)
     say()
     _say_steps(run)
     _say_privacy(run, privacy_statement(ledger))
@@ -80,23 +81,22 @@ def say_evaluation(found: Evaluation, reporter: Reporter) -> None:
 
 def _say_choices(run: Run) -> None:
     """Which public classes the query chose for each label, in words."""
-    path = run.folder.stage("selection") / "selection.json"
-    if not path.exists():
+    if not run.folder.is_done("selection"):
         return
-    facts = durable.read_json(path)
-    if facts["mode"] == "all" or facts["fell_back"]:
+    facts = results.selection(run.folder)
+    if facts.mode == "all" or facts.fell_back:
         run.reporter.say("All public classes were used for pre-training.")
         return
     run.reporter.say("Public classes that the noisy query found most alike:")
-    for label, classes in list(facts["chosen"].items())[:_MOST_ROWS]:
+    for label, classes in list(facts.chosen.items())[:_MOST_ROWS]:
         run.reporter.say(f"  {label} ← {', '.join(classes)}")
 
 
 def _say_steps(run: Run) -> None:
     """How many of the planned steps a crash has cost, if it has."""
     planned = run.recipe.finetune.steps
-    taken = durable.read_json(run.folder.stage("finetune") / "finetune.json")["steps"]
-    if taken < planned:
+    taken = results.steps_taken(run.folder)
+    if taken is not None and taken < planned:
         run.reporter.say(
             f"DP fine-tuning took {taken} of {planned} steps: what a crash cost stays spent."
         )

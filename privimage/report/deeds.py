@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from privimage import durable
 from privimage.evaluate import Evaluation
+from privimage.run import results
 from privimage.run.folder import RunFolder
 
 STAGES = ("classifier", "query", "selection", "pretrain", "finetune", "synthetic", "evaluation")
@@ -56,13 +56,7 @@ def deeds(
 
 def fell_back(folder: RunFolder) -> bool:
     """Whether the query's counts chose nothing."""
-    return folder.is_done("selection") and bool(selection(folder)["fell_back"])
-
-
-def selection(folder: RunFolder) -> dict[str, Any]:
-    """How the public classes were chosen, and which of them for which label."""
-    found: dict[str, Any] = durable.read_json(folder.stage("selection") / "selection.json")
-    return found
+    return folder.is_done("selection") and results.selection(folder).fell_back
 
 
 def looks_outside(found: Evaluation | None) -> bool:
@@ -97,10 +91,10 @@ def _finetune(statement: Mapping[str, Any]) -> Deed:
 def _selection(folder: RunFolder, statement: Mapping[str, Any]) -> str:
     if not folder.is_done("selection"):
         return ""
-    facts = selection(folder)
-    if facts["fell_back"]:
+    facts = results.selection(folder)
+    if facts.fell_back:
         return FELL_BACK
-    if facts["mode"] == "all":
+    if facts.mode == "all":
         return "All public classes were used."
     noisy = "noisy " if statement["private"] else ""
     return f"For each label the public classes with the highest {noisy}counts were chosen."

@@ -6,7 +6,7 @@ from itertools import islice
 
 import torch
 
-from privimage import dp, durable, evaluate
+from privimage import dp, durable
 from privimage.data import ImageShape
 from privimage.data.decode import decode_all
 from privimage.data.formats import open_source
@@ -17,6 +17,7 @@ from privimage.evaluate.scores import NAMES
 from privimage.evaluate.settings import LABELS
 from privimage.report import deeds
 from privimage.report.pictures import strip
+from privimage.run import results
 from privimage.run.folder import RunFolder
 
 _ROWS, _COLUMNS, _BARS, _POINTS = 24, 12, 6, 10
@@ -63,13 +64,6 @@ def epsilon_curve(history: History) -> tuple[list[int], list[float]]:
     return [0, *counts], [first, *(point.upper for point in bounds)]
 
 
-def pretraining_curve(folder: RunFolder) -> tuple[list[int], list[float]]:
-    """Steps and the mean loss on public images up to each; empty if it was not kept."""
-    path = folder.stage("pretrain") / "losses.json"
-    values = durable.read_json(path) if path.exists() else {"steps": [], "losses": []}
-    return values["steps"], values["losses"]
-
-
 def synthetic_rows(folder: RunFolder, shape: ImageShape, names: tuple[str, ...]) -> list[Row]:
     """The first synthetic images of each label, or some rows of unlabelled ones."""
     source = open_source("synthetic", folder.release("synthetic"))
@@ -91,9 +85,8 @@ def query_rows(folder: RunFolder, names: tuple[str, ...]) -> list[Row]:
     if not path.exists():
         return []
     counts = durable.read_tensors(path)["histogram"]
-    public = durable.read_json(folder.stage("classifier") / "classifier.json")["classes"]
-    chosen_for = deeds.selection(folder)
-    label_of = {int(index): label for index, label in chosen_for["label_of"].items()}
+    public, chosen_for = results.public_classes(folder), results.selection(folder)
+    label_of = chosen_for.label_of
     examples = _examples(folder)
     rows = []
     for label in range(min(max(len(names), 1), _ROWS)):
@@ -105,7 +98,7 @@ def query_rows(folder: RunFolder, names: tuple[str, ...]) -> list[Row]:
         for rank, index in enumerate(order):
             if rank < _BARS or index in mine:
                 count = int(counts[label, index])
-                chosen = label_of.get(index) == label and not chosen_for["fell_back"]
+                chosen = label_of.get(index) == label and not chosen_for.fell_back
                 bars.append(Bar(public[index], count, chosen, max(count, 0) / largest))
         shown = [examples[index] for index in mine if index in examples]
         picture = strip(torch.cat(shown)) if shown else ""
@@ -136,16 +129,6 @@ class Metric:
     before: str
     value: str
     note: str
-
-
-def evaluation(folder: RunFolder) -> Evaluation | None:
-    """What the evaluation found; None before there was one.
-
-    Raises:
-        UserError: it is of another version.
-    """
-    path = folder.stage("evaluation") / "metrics.json"
-    return evaluate.from_json(durable.read_json(path)) if path.exists() else None
 
 
 def metrics(found: Evaluation) -> Iterator[Metric]:

@@ -14,6 +14,7 @@ from privimage.promise import epsilon_sentence, rounded_up
 from privimage.recipe import Recipe
 from privimage.release import not_covered, privacy_statement
 from privimage.report import deeds, facts, pictures
+from privimage.run import results
 from privimage.run.folder import RunFolder
 
 # Where the sensitive images lie is nobody's business.
@@ -57,7 +58,7 @@ def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
     names = tuple(declared["names"])
     shape = ImageShape(recipe.data.image_size, recipe.data.channels)
     plan = history.plan_in_force()
-    found = facts.evaluation(folder)
+    found = results.evaluation(folder)
     return {
         "name": folder.path.absolute().name,
         "version": version("privimage"),
@@ -76,7 +77,7 @@ def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
         "loss_picture": _loss_picture(folder),
         "query": facts.query_rows(folder, names),
         "fell_back": deeds.FELL_BACK if deeds.fell_back(folder) else "",
-        "noise_std": _noise_std(folder),
+        "noise_std": results.query_noise_std(folder) if folder.is_done("query") else None,
         "synthetic": facts.synthetic_rows(folder, shape, names),
         "count": max(len(names), 1) * recipe.synthesis.images_per_label,
         "metrics": [] if found is None else list(facts.metrics(found)),
@@ -98,12 +99,7 @@ def _epsilon_picture(history: History, statement: dict[str, Any], limit: float) 
 
 
 def _loss_picture(folder: RunFolder) -> Any:
-    steps, losses = facts.pretraining_curve(folder)
+    steps, losses = results.pretraining_losses(folder)
     if not steps:
         return None
     return pictures.curve("loss", steps, losses, ("pre-training steps", "loss, public images"))
-
-
-def _noise_std(folder: RunFolder) -> float | None:
-    path = folder.stage("query") / "query.json"
-    return float(durable.read_json(path)["noise_std"]) if path.exists() else None

@@ -15,6 +15,7 @@ from privimage.diffusion.pretrain import Network
 from privimage.diffusion.unet import UNet, UNetShape
 from privimage.progress import Reporter
 from privimage.recipe import Recipe
+from privimage.run import results
 from privimage.run.folder import RunFolder
 from privimage.seeds import initialising
 from privimage.threads import Workers
@@ -45,8 +46,8 @@ class Run:
     @property
     def public_names(self) -> tuple[str, ...]:
         """The public classes, as the classifier knows them; without it, as the set does."""
-        path = self.folder.stage("classifier") / "classifier.json"
-        return tuple(durable.read_json(path)["classes"]) if path.exists() else self.public.names
+        is_known = self.folder.is_done("classifier")
+        return results.public_classes(self.folder) if is_known else self.public.names
 
     @cached_property
     def sensitive(self) -> ImageSet:

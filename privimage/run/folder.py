@@ -13,6 +13,12 @@ from privimage.errors import UserError
 from privimage.recipe import Recipe, differences, from_toml
 
 _RECORD = "stage.json"
+_FIELDS = {"recipe": dict[str, str], "seconds": float, "peak_memory_mib": int | None}
+_DECLARED = {
+    "names": list[str],
+    "public_size": int,
+    "public_size_was_declared": bool,
+}
 CHECKPOINTS = "checkpoints"
 # What leaves the stages that the ledger vouches for: their hashes stand in it.
 RELEASES = {
@@ -62,7 +68,7 @@ class RunFolder:
         """What is known of a finished or begun stage; empty if there is none."""
         for folder in (self.stage(name), self.partial(name)):
             if (folder / _RECORD).exists():
-                return durable.read_record(folder / _RECORD, recipe=dict, seconds=(int, float))
+                return durable.read_record(folder / _RECORD, **_FIELDS)
         return {}
 
     def changed_files(self) -> list[Path]:
@@ -84,7 +90,7 @@ class RunFolder:
         # What a crash has left of removed stages is none.
         finished, begun = (f"{folders}/{_RECORD}" for folders in ("[!.]*", ".*.partial"))
         for record in sorted([*self.path.glob(finished), *self.path.glob(begun)]):
-            for name, files in durable.read_record(record).get("inputs", {}).items():
+            for name, files in _inputs(record).items():
                 if self.is_done(name) and files != self._results(name):
                     yield record.parent, name
 
@@ -132,7 +138,7 @@ class RunFolder:
 
     def declared(self) -> dict[str, Any]:
         """What is public about the sensitive set: see `write_declared`."""
-        return durable.read_record(self.path / "declared.json", names=list, public_size=int)
+        return durable.read_record(self.path / "declared.json", **_DECLARED)
 
     @property
     def is_declared(self) -> bool:
@@ -207,8 +213,14 @@ class RunFolder:
 
 def _files(record: Path) -> dict[str, str]:
     """The files of a finished stage and their hashes, as its record has them."""
-    fields = durable.read_record(record)
-    return durable.read_record(record, files=dict)["files"] if "files" in fields else {}
+    # Earlier versions kept none.
+    return durable.read_record(record, files=dict[str, str] | None).get("files") or {}
+
+
+def _inputs(record: Path) -> dict[str, dict[str, str]]:
+    """The results that a stage was made from, by stage, and the hashes of their files."""
+    kept = durable.read_record(record, inputs=dict[str, dict[str, str]] | None)
+    return kept.get("inputs") or {}
 
 
 def _part(recipe: Recipe, reads: Sequence[str]) -> dict[str, str]:
