@@ -254,6 +254,17 @@ def test_a_run_can_be_asked_for_what_lies_outside_epsilon(tiny, train, copied):
     assert "trained on the sensitive images" in what
     result = audit.verify(copied)
     assert (result["problems"], list(result["outside_epsilon"])) == ([], [what])
+    ledger = copied / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    (outside,) = (
+        i for i, line in enumerate(lines) if b"without noise" in line or what.encode() in line
+    )
+    ledger.write_bytes(b"".join(lines[:outside]))
+    problems = "; ".join(audit.verify(copied)["problems"])
+    assert "metrics.json was made under a ledger that is newer than this one" in problems
+    assert "report.html was made under a ledger that is newer than this one" in problems
+    with pytest.raises(UserError, match=r"is older than .*metrics.json"):
+        train(asked, copied)
 
 
 @pytest.mark.parametrize("mode", ["all", "none"])

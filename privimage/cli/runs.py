@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from privimage import assessment, durable, export, pipeline, recipe
+from privimage import assessment, export, pipeline, recipe
 from privimage.cli import options
 from privimage.errors import UserError
 from privimage.pipeline.schedule import STAGES, Scope, Stage
@@ -101,7 +101,7 @@ def _train(given: dict[str, Any], scope: Scope) -> None:
     else:
         pipeline.train(chosen, path, machine, reporter, scope)
         metrics = path / "evaluation" / "metrics.json"
-        result = durable.read_record(metrics) if metrics.exists() else {}
+        result = json.loads(metrics.read_text(encoding="utf-8")) if metrics.exists() else {}
     if given["json_"]:
         typer.echo(json.dumps({"run": str(path), **result}, indent=2, ensure_ascii=False))
 

@@ -1,6 +1,7 @@
 """What a run may spend, and which of its files its ledger must vouch for."""
 
 import math
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from privimage.run.context import Run
 from privimage.run.folder import RELEASES, RunFolder
 
 _RESERVATIONS = {"query": QueryReservation, "finetune": StepReservation}
+_HEAD_IN_METRICS = re.compile(r'"ledger_head": "([0-9a-f]+)"')
+_HEAD_IN_REPORT = re.compile(r'<code id="ledger-head">([0-9a-f]+)</code>')
 # The stages that know the sensitive labels.
 _LABELLED = ("query", "selection", "pretrain", "finetune", "synthetic", "evaluation")
 
@@ -144,6 +147,14 @@ def heads(folder: RunFolder) -> Iterator[tuple[Path, object]]:
                 yield facts, _head_in(facts)
     for record in sorted(folder.checkpoints("finetune").glob("step-*.json")):
         yield record, _head_in(record)
+    for path, form in (
+        (folder.stage("evaluation") / "metrics.json", _HEAD_IN_METRICS),
+        (folder.report, _HEAD_IN_REPORT),
+    ):
+        # Nothing private rests on these two: one without a head, whatever it is, can be made anew.
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        if found := form.search(text):
+            yield path, found[1]
 
 
 def releases(folder: RunFolder) -> dict[str, Path]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from privimage import assessment, durable, recipe
+from privimage import assessment, audit, durable, recipe
 from privimage.data import ImageSet, digits, image_files, write_parquet
 from privimage.dp import History, Ledger, Plan, SubsampledGaussian
 from privimage.errors import UserError
@@ -86,6 +86,15 @@ def test_no_report_goes_on_without_it(monkeypatch, run):
     with pytest.raises(InterruptedError):
         _assess(run, ceiling=True)
     assert f"without noise: {CEILING}" in report.read_text()
+
+
+def test_a_ledger_put_back_to_before_it_is_a_problem(run):
+    before = (run / "ledger.jsonl").read_bytes()
+    _assess(run, ceiling=True)
+    newer = "report.html was made under a ledger that is newer"
+    assert newer not in str(audit.verify(run)["problems"])
+    (run / "ledger.jsonl").write_bytes(before)
+    assert newer in str(audit.verify(run)["problems"])
 
 
 def test_a_report_that_cannot_be_written_is_a_warning(capsys, run):
