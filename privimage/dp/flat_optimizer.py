@@ -120,11 +120,12 @@ class DPOptimizer(torch.optim.Optimizer):
 
         Raises:
             UserError: there is no noise yet, no sum is given, or the model was moved or converted
-                since.
+                since, or an option set to what no step can be taken with.
         """
         if not isinstance(clipped_sum, torch.Tensor):
             raise UserError(_HOW_TO_STEP)
         self._checked_noise()
+        self.check_options()
         self.advance()
         self.apply(clipped_sum)
 
@@ -182,6 +183,11 @@ class DPOptimizer(torch.optim.Optimizer):
                     "therefore can't update it; call .to(...) first, then make the optimiser"
                 )
             place += parameter.numel() * parameter.element_size()
+
+    def check_options(self) -> None:
+        """Raises UserError if an option of a group, which a scheduler may set, is out of range."""
+        for group in self.param_groups:
+            _check_options(type(self).__name__, group, dict.fromkeys(self._options))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters, moments, average and step; holds no randomness and no un-noised value."""
@@ -272,8 +278,8 @@ def _check_options(optimizer: str, group: Mapping[str, Any], defaults: Mapping[s
                 raise UserError(f"{optimizer} has no '{name}', only {', '.join(defaults)}")
         elif name != "betas":
             check_non_negative(name, value)
-        elif not all(0 <= beta < 1 for beta in value):
-            raise UserError(f"betas must lie in [0, 1), got {value}")
+        elif len(value) != 2 or not all(0 <= beta < 1 for beta in value):
+            raise UserError(f"betas must be two numbers in [0, 1), got {value}")
 
 
 def _flatten(parameters: list[nn.Parameter]) -> torch.Tensor:

@@ -1,12 +1,13 @@
 """An optimiser's saved state: numbers that can be read back anywhere, and only where they fit."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from privimage.errors import UserError
+from privimage.errors import UserError, check_non_negative
 
 
 def plain(value: Any) -> Any:
@@ -18,6 +19,21 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(plain, value))
     return value
+
+
+def check_options(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UserError where a step of any optimiser would make the model NaN, or go backwards.
+
+    Args:
+        groups: `param_groups`; a scheduler may have written into them since they were checked.
+    """
+    for i, group in enumerate(groups):
+        if group.get("lr") is not None:  # Adafactor of transformers may find its own.
+            check_non_negative(f"the optimiser's learning rate (lr, group {i})", group["lr"])
+        for name, value in group.items():
+            parts = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(part, float) and math.isnan(part) for part in parts):
+                raise UserError(f"the optimiser's {name} (group {i}) is {value}; give it a number")
 
 
 def check_fits(

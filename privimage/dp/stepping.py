@@ -8,7 +8,7 @@ from torch import nn
 
 from privimage.dp.flat_optimizer import DPOptimizer
 from privimage.dp.gradient_noise import GradientNoise
-from privimage.dp.optimizer_state import plain
+from privimage.dp.optimizer_state import check_options, plain
 from privimage.errors import UserError
 
 _UNSUITABLE = (torch.optim.LBFGS, torch.optim.SparseAdam)
@@ -52,6 +52,9 @@ class Stepper:
         """Raises UserError if the optimiser can't update the model any more."""
         if isinstance(self._optimizer, DPOptimizer):
             self._optimizer.check_views()
+            self._optimizer.check_options()
+        else:
+            check_options(self._optimizer.param_groups)
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's, which is read back without pickle's dangers whatever sets its rates."""

@@ -352,6 +352,8 @@ def test_a_step_without_a_sum_is_told_where_it_comes_from(given):
     "changes",
     [
         {"lr": 0.0},
+        {"lr": float("nan")},
+        {"betas": (0.9,)},
         {"betas": (0.9, 1.0)},
         {"weight_decay": -0.1, "kind": DPAdamW},
         {"momentum": -0.1, "kind": DPSGD},
@@ -364,3 +366,12 @@ def test_a_step_without_a_sum_is_told_where_it_comes_from(given):
 def test_numbers_out_of_range_are_refused(changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         _optimizer(**changes)
+
+
+@pytest.mark.parametrize("kind", [DPAdam, DPSGD])
+def test_a_learning_rate_that_became_nan_takes_no_step(kind):
+    _, optimizer = _optimizer(kind=kind)
+    optimizer.param_groups[0]["lr"] = float("nan")
+    with pytest.raises(UserError, match="lr must be a finite number"):
+        optimizer.step(torch.zeros(10, dtype=torch.int64))
+    assert optimizer.flat.isfinite().all()

@@ -905,6 +905,51 @@ def test_a_parameter_that_no_step_can_update_is_told_before_one_is_paid_for(
     assert torch.equal(weights(made), before)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "option", "value"),
+    [
+        *((kind, "lr", v) for kind in (DPSGD, DPAdam) for v in (math.nan, math.inf, -0.1)),
+        (DPAdam, "eps", math.nan),
+        (DPAdam, "betas", (0.9, math.nan)),
+        (DPAdam, "betas", (0.9,)),
+        (DPAdamW, "weight_decay", math.inf),
+        (DPSGD, "momentum", -1.0),
+        *((kind, "lr", math.nan) for kind in (torch.optim.SGD, torch.optim.Adam)),
+        (torch.optim.SGD, "lr", -0.1),
+        (torch.optim.SGD, "momentum", math.nan),
+        (torch.optim.Adam, "betas", (math.nan, 0.9)),
+    ],
+)
+def test_an_option_that_no_step_can_be_taken_with_is_told_before_one_is_paid_for(
+    optimizer, option, value
+):
+    made = engine(optimizer=optimizer)
+    made.step()
+    before, (group,) = weights(made), made._optimizer.param_groups
+    kept, group[option] = group[option], value
+    for _ in range(2):
+        with pytest.raises(UserError, match=option):
+            made.step()
+    assert made.steps_spent == 1
+    assert torch.equal(weights(made), before)
+    group[option] = kept
+    scheduler = torch.optim.lr_scheduler.LambdaLR(made._optimizer, lambda step: 1 - step)
+    made.step()
+    assert made.steps_spent == 2
+    scheduler.step()
+    made.step()  # A learning rate of 0 is one; the next is below.
+    scheduler.step()
+    with pytest.raises(UserError, match="lr"):
+        made.step()
+    assert made.steps_spent == 3
+
+
+def test_a_learning_rate_may_be_the_optimizers_own_to_find():
+    made = engine(optimizer=torch.optim.SGD)
+    made._optimizer.param_groups[0].update(lr=None, extra=(None, 1e-3, math.inf))
+    made._stepper.check_ready()
+
+
 def test_the_public_size_takes_the_place_of_the_real_one(known_key):
     few, more = (engine(examples(count), expected_batch_size=None) for count in (5, 10))
     fixed = engine(examples(5), expected_batch_size=5.0)
