@@ -9,6 +9,9 @@ import torch
 
 from privimage.errors import UserError, check_non_negative
 
+_FACTORS = ("row_var", "col_var")
+"""Of Adafactor: what alone has another shape than its parameter, with a dimension of 1."""
+
 
 def plain(value: Any) -> Any:
     """Options with Python's numbers: NumPy's can't be read back without pickle's dangers."""
@@ -36,6 +39,27 @@ def check_options(groups: Sequence[Mapping[str, Any]]) -> None:
                 raise UserError(f"the optimiser's {name} (group {i}) is {value}; give it a number")
 
 
+def check_torch_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raises UserError if a state of other parameters, or of another kind, was loaded into it.
+
+    PyTorch compares the number of groups and parameters alone, and its own optimisers then fail
+    inside a step. What those of others keep nobody knows.
+    """
+    if type(optimizer).__module__.split(".")[:2] != ["torch", "optim"]:
+        return
+    # PyTorch adds the last one to the defaults of every optimiser that loads a state.
+    options = [name for name in optimizer.defaults if name != "differentiable"]
+    for i, group in enumerate(optimizer.param_groups):
+        if missing := ", ".join(name for name in options if name not in group):
+            raise _unlike(f"no {missing}", f"needs {missing}", f" in group {i}")
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                shape = value.shape if isinstance(value, torch.Tensor) else torch.Size()
+                if shape and not _belongs(name, shape, parameter.shape):
+                    own = f"a parameter {list(parameter.shape)}"
+                    raise _unlike(f"{name} {list(shape)}", own, f" in group {i}")
+
+
 def check_fits(
     groups: Sequence[Mapping[str, Any]],
     states: Mapping[int, Mapping[str, torch.Tensor]],
@@ -59,6 +83,13 @@ def check_fits(
         saved = states.get(group["params"][0], {})
         if _shapes(saved) != _shapes(own):
             raise _unlike(_shapes(saved) or "nothing", _shapes(own), f" in group {i}")
+
+
+def _belongs(name: str, shape: torch.Size, own: torch.Size) -> bool:
+    """Whether a state's tensor is of a parameter of the shape `own`."""
+    if name in _FACTORS:
+        return len(shape) == len(own) and all(map(lambda a, b: a in (1, b), shape, own))
+    return shape == own
 
 
 def _shapes(tensors: Mapping[str, torch.Tensor]) -> str:

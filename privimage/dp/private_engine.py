@@ -248,12 +248,13 @@ class PrivateEngine:
 
         Raises:
             UserError: it is of an engine with another `privacy` (the number of steps apart), or
-                the ledger does not know it, or it was saved with a ledger and this engine has none.
+                the ledger does not know it, or it was saved with a ledger and this engine has none,
+                or the optimiser's part is of another optimiser or model.
         """
         self._account.check_state(state, with_ledger=self._processes.is_first)
         self._account.take_over(state)  # Even if the rest fails: the model's own state is loaded.
         self._are_alike = False
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._stepper.load_state_dict(state["optimizer"])
 
     def close(self) -> None:
         """Gives the model back: there are no more steps, and `backward()` works again."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from privimage.dp.flat_optimizer import DPOptimizer
 from privimage.dp.gradient_noise import GradientNoise
-from privimage.dp.optimizer_state import check_options, plain
+from privimage.dp.optimizer_state import check_options, check_torch_state, plain
 from privimage.errors import UserError
 
 _UNSUITABLE = (torch.optim.LBFGS, torch.optim.SparseAdam)
@@ -55,11 +55,24 @@ class Stepper:
             self._optimizer.check_options()
         else:
             check_options(self._optimizer.param_groups)
+            check_torch_state(self._optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's, which is read back without pickle's dangers whatever sets its rates."""
         state = self._optimizer.state_dict()
         return {**state, "param_groups": plain(state["param_groups"])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`; raises UserError if it is of another optimiser or model."""
+        try:
+            self._optimizer.load_state_dict(state)
+        except KeyError as missing:
+            raise UserError(
+                f"the optimiser's state has no {missing}; make model and optimiser (its kind and "
+                "groups) as they were when the state was saved"
+            ) from missing
+        if not isinstance(self._optimizer, DPOptimizer):
+            check_torch_state(self._optimizer)
 
     def step(self, total: torch.Tensor) -> None:
         """Adds noise and updates the model.

@@ -1,5 +1,6 @@
 """The engine as a user holds it, and as they must not be able to hold it."""
 
+import contextlib
 import copy
 import dataclasses
 import gc
@@ -660,6 +661,49 @@ def test_a_state_that_loads_in_part_counts_as_a_whole():
     with pytest.raises((KeyError, ValueError)):
         other.load_state_dict({**saved.state_dict(), "optimizer": {"param_groups": []}})
     assert other.steps_spent == 4
+
+
+@pytest.mark.parametrize(
+    ("saved", "loading"),
+    [
+        *((kind, kind) for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.Adafactor)),
+        (torch.optim.Adam, torch.optim.SGD),
+        (torch.optim.SGD, torch.optim.Adam),
+        (torch.optim.Adam, torch.optim.NAdam),
+    ],
+)
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_state_that_does_not_fit_is_told_before_a_step_is_paid_for(saved, loading, by_hand):
+    is_other_kind = saved is not loading
+    wide = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 3))
+    one = engine(optimizer=saved, model=None if is_other_kind else wide)
+    if saved is torch.optim.SGD:
+        one._optimizer.param_groups[0]["momentum"] = 0.9
+    one.step()
+    other = engine(optimizer=loading)
+    load = other._optimizer.load_state_dict if by_hand else other.load_state_dict
+    state = one.state_dict()
+    # Some of PyTorch's find out by themselves, too late.
+    with (
+        contextlib.suppress(KeyError)
+        if by_hand
+        else pytest.raises(UserError, match="optimiser's st")
+    ):
+        load(state["optimizer"] if by_hand else state)
+    spent = other.steps_spent
+    with pytest.raises(UserError, match=r"make model and optimiser .* as they were"):
+        other.step()
+    assert other.steps_spent == spent
+
+
+@pytest.mark.parametrize(
+    "kind", ["SGD", "Adam", "Adagrad", "Adadelta", "Adafactor", "ASGD", "NAdam", "RMSprop", "Rprop"]
+)
+def test_a_state_of_torchs_own_is_no_other(kind):
+    one, other = (engine(optimizer=getattr(torch.optim, kind)) for _ in range(2))
+    moved(one, 2)
+    other.load_state_dict(one.state_dict())
+    moved(other, 2)
 
 
 def test_a_state_of_other_noise_is_refused():
