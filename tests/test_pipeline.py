@@ -355,6 +355,32 @@ def test_a_mistake_is_found_before_anything_is_spent(
     assert not (tmp_path / "run/recipe.toml").exists()
 
 
+@pytest.mark.parametrize("until", ["query", "finetune"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__test": "/no/such/place"}, "/no/such/place"),
+        ({"data__test": "pets"}, "--test: none of its labels"),
+        ({"evaluation__weights": "/no/such"}, "can't read the weights"),
+    ],
+)
+def test_test_images_are_looked_at_before_anything_is_spent_on_what_they_will_measure(
+    tiny, train, tmp_path, changes, message, until
+):
+    pets = write_hub(tmp_path / "pets.parquet", [png(0)] * 2, [0, 1], ["cat", "dog"])
+    changes = {name: str(pets) if value == "pets" else value for name, value in changes.items()}
+    if "data__test" in changes:
+        changes["data__classes"] = tuple("abcdefghij")
+    with pytest.raises(UserError, match=message):
+        train(tiny(**changes), tmp_path / "run", until=until)
+    assert not (tmp_path / "run").exists()
+
+
+def test_public_stages_alone_need_no_test_images(tiny, train, tmp_path):
+    train(tiny(data__test="/no/such/place"), tmp_path / "run", until="classifier")
+    assert (tmp_path / "run/classifier").exists()
+
+
 @pytest.mark.parametrize("name", ["classifier", "query", "evaluation"])
 def test_folders_of_the_users_own_are_left_alone(tiny, train, tmp_path, name):
     mine = tmp_path / "work" / name / "mine.txt"

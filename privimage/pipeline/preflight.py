@@ -51,7 +51,9 @@ def check(run: Run, missing: Collection[str]) -> None:
         data.check_source("--sensitive", settings.sensitive, settings.person_key)
     if {"classifier", "pretrain"} & names or ("evaluation" in names and outside.near_duplicates):
         data.check_source("--public", settings.public)
-    if "evaluation" in names:
+    # What the run will be measured on must be right before it spends, whoever does that later.
+    is_measured = "evaluation" in names or (bool(PRIVATE & names) and bool(settings.test))
+    if is_measured:
         data.check_source("--test", settings.test)
     if PRIVATE & names or not run.folder.is_declared:
         _declare(run)
@@ -65,7 +67,7 @@ def check(run: Run, missing: Collection[str]) -> None:
         check_votes(run.recipe.query, classes)
         labels = max(len(run.names), 1)
         check_enough_classes(labels, classes, run.recipe.selection.classes_per_label)
-    if "evaluation" in names:
+    if is_measured:
         _check_evaluation(run)
 
 
