@@ -26,12 +26,14 @@ class ImageSet:
         names: of the labels; empty for an unlabelled set, whose labels are then all 0.
         persons: int64 [examples], the number of each image's person, 0 … persons - 1, each with an
             image; None where every image stands for itself.
+        damaged: of a test set, how many images beside these could not be decoded.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     names: tuple[str, ...]
     persons: torch.Tensor | None = None
+    damaged: int = 0
 
     def __len__(self) -> int:
         return len(self.images)

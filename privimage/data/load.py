@@ -25,6 +25,7 @@ from privimage.errors import UserError, nearest
 from privimage.seeds import generator
 
 _PREFIX = "builtin:"
+_LEFT_OUT = "can't be decoded; left out (`privimage data inspect` names them)"
 _BUILTIN: dict[str, Callable[[], ImageSet]] = {
     "builtin:digits-train": digits.train,
     "builtin:digits-test": digits.test,
@@ -71,10 +72,7 @@ def load_public(
     images, is_good, labels, _ = _decoded(opened, shape, steps)
     bad = len(images) - int(is_good.sum())
     if bad:
-        warn(
-            f"--public: {bad} of {len(images)} images in '{source}' can't be decoded; left out "
-            f"(`privimage data inspect` names them)"
-        )
+        warn(f"--public: {bad} of {len(images)} images in '{source}' {_LEFT_OUT}")
     values = [label for label, good in zip(labels, is_good, strict=True) if good]
     names = opened.names or numerals(values)
     numbers, present = np.unique(all_known(source, values, names), return_inverse=True)
@@ -151,25 +149,36 @@ def load_test(
 
     Args:
         source: a path (see `formats`) or the name of a built-in set.
-        shape: the declared form; what can't be decoded is grey.
+        shape: the declared form.
         names: the labels of the synthetic images; () if they have none.
-        warn: takes one line, if some of the images have other labels, which then count as none.
+        warn: takes one line, if some of the images have other labels, which then count as none, and
+            one, if some can't be decoded, which are left out and counted (`ImageSet.damaged`).
 
     Raises:
-        UserError: as `load_sensitive`, or the synthetic images have labels and all of these others.
+        UserError: as `load_sensitive`, or the synthetic images have labels and all of these others,
+            or no image can be decoded.
     """
+    bad = 0
     if source.startswith(_PREFIX):
         builtin = _builtin(source, shape)
         images, own, by_image = builtin.images, builtin.names, False
         labels: list[int | None] = [*builtin.labels.tolist()]
     else:
         opened = open_source("--test", Path(source))
-        decoded, _, labels, _ = _decoded(opened, shape, None)
-        images, own, by_image = torch.from_numpy(decoded), opened.names, opened.names_by_image
+        decoded, is_good, labels, _ = _decoded(opened, shape, None)
+        bad = len(decoded) - int(is_good.sum())
+        if bad == len(decoded):
+            raise UserError(f"--test: none of the {bad} images in '{source}' can be decoded")
+        if bad:
+            warn(f"--test: {bad} of {len(decoded)} images in '{source}' {_LEFT_OUT}")
+        labels = [label for label, good in zip(labels, is_good, strict=True) if good]
+        images = torch.from_numpy(_compacted(decoded, is_good))
+        own, by_image = opened.names, opened.names_by_image
         names = names if opened.is_labelled else ()
-    if not names:
-        return ImageSet(images, torch.zeros(len(images), dtype=torch.int64), ())
-    return ImageSet(images, tested_as(source, labels, own, names, by_image, warn), names)
+    numbers = torch.zeros(len(images), dtype=torch.int64)
+    if names:
+        numbers = tested_as(source, labels, own, names, by_image, warn)
+    return ImageSet(images, numbers, names, damaged=bad)
 
 
 def load_sample(

@@ -77,6 +77,10 @@ def evaluate(
         sets["pretrained"] = material.pretrained
     found, facts, caveats = _scores(sets, material, settings, seed, resources.reporter, parts)
     trained = _accuracies([*sets.values()], material.test, settings, seed, resources, parts)
+    if material.test is not None and (damaged := material.test.damaged):
+        caveats.append(
+            f"{damaged} of {damaged + len(material.test)} test images can't be decoded: left out"
+        )
     if material.test is None:
         caveats.append("there is no test set: neither accuracy nor scores")
     elif not material.synthetic.names:

@@ -339,6 +339,22 @@ def test_test_images_of_other_labels_are_counted_and_have_none(tmp_path, warning
     ]
 
 
+def test_damaged_test_images_are_left_out_and_counted(tmp_path, warnings_heard):
+    contents, names = [png(0), b"junk", png(2), None], ("cat", "dog")
+    for labels, expected in (([1, 0, 0, 1], [1, 0]), (None, [0, 0])):
+        path = write_hub(tmp_path / "x.parquet", contents, labels, labels and [*names])
+        found = load_test(str(path), SHAPE, names, warnings_heard.append)
+        assert torch.equal(found.images, _images([0, 2]))
+        assert (found.labels.tolist(), found.damaged) == (expected, 2)
+        assert warnings_heard.pop().startswith(
+            f"--test: 2 of 4 images in '{path}' can't be decoded"
+        )
+        assert not warnings_heard
+    path = write_hub(tmp_path / "x.parquet", [b"junk", None], [0, 1], [*names])
+    with pytest.raises(UserError, match=r"--test: none of the 2 images in .* can be decoded"):
+        load_test(str(path), SHAPE, names, pytest.fail)
+
+
 @pytest.mark.parametrize(
     ("own", "names"),
     [

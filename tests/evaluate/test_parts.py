@@ -123,3 +123,10 @@ def test_a_classifier_is_trained_on_no_more_than_was_said():
     resources = Resources(torch.device("cpu"), Workers(1), Reporter(quiet=True))
     found = evaluate(Material(_set(60, 0), _set(30, 1)), settings, 0, resources, Parts())
     assert found.synthetic.accuracy["logistic"].n_training == 25
+
+
+def test_damaged_test_images_are_told_beside_the_figures(tmp_path):
+    found = _evaluate(
+        tmp_path, Reporter(quiet=True), test=dataclasses.replace(_set(30, 1), damaged=2)
+    )
+    assert "2 of 32 test images can't be decoded: left out" in found.caveats
