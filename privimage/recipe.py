@@ -24,6 +24,8 @@ from privimage.synthesis.finetuner import FinetuneSettings
 
 _PRESETS = resources.files("privimage") / "presets"
 
+MOST_CLASSES = 100_000
+"""Labels that may be declared."""
 WORDS = {"privacy.unit": UNITS, "selection.mode": MODES}
 """Values that are one of a few words."""
 
@@ -60,6 +62,11 @@ class DataSettings:
         check_count("data.image_size", self.image_size)
         if self.channels not in (1, 3):
             raise UserError(f"data.channels must be 1 (grey) or 3 (RGB), got {self.channels}")
+        if len(self.classes) > MOST_CLASSES:
+            raise UserError(
+                f"--classes: more than {MOST_CLASSES:,} labels are none that a network can learn; "
+                "name those that the images have"
+            )
         if not all(name.strip() for name in self.classes):
             raise UserError("--classes: a name is empty; give one for each label, as in a,b,c")
         if len({*self.classes}) < len(self.classes):

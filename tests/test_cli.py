@@ -212,6 +212,7 @@ def test_ledger_compose_states_one_epsilon_for_all(finished, tmp_path):
         (["train", "--classes", "a,,b"], "a name is empty"),
         (["train", "--classes", "0"], "--classes must be a whole number of at least 1"),
         (["train", "--classes=-1"], "--classes must be a whole number of at least 1"),
+        (["train", "--classes", str(10**11)], "--classes: more than 100,000 labels"),
         (["train", "--set", "data.classes=['a', 'a']"], "'a' is there twice"),
         (["train", "--epsilon", "0"], "epsilon must be above 0"),
         (["train", "--epsilon", "-1"], "epsilon must be above 0"),

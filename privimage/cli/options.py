@@ -126,7 +126,8 @@ def _read(option: str, value: Any) -> Any:
     if option == "classes":
         if value.removeprefix("-").isdecimal():
             check_count("--classes", int(value))
-            return tuple(str(label) for label in range(int(value)))
+            # One more than may be is refused as billions are, which no memory holds.
+            return tuple(str(label) for label in range(min(int(value), recipe.MOST_CLASSES + 1)))
         return tuple(name.strip() for name in value.split(","))
     if option == "classifiers":
         return tuple(name.strip() for name in value.split(",") if name.strip())
