@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from typer.main import get_command
 
-from privimage import cli, recipe
+from privimage import cli, dp, recipe
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -32,6 +32,14 @@ def test_the_example_in_python_runs():
     exec(code.replace("steps=1000", "steps=3"), names)  # noqa: S102
     assert not torch.equal(model.weight, before)
     assert names["engine"].steps_spent == 3
+
+
+def test_the_reference_has_every_name_of_the_library_once():
+    page = (Path(__file__).parents[1] / "docs/api.md").read_text()
+    names = re.findall(r"^::: privimage\.dp\.(\w+)$", page, re.MULTILINE)
+    names.remove("auditing")
+    assert names[:2] == ["Privacy", "PrivateEngine"]
+    assert sorted(names) == sorted(dp.__all__)
 
 
 def test_every_value_that_a_page_sets_exists():
