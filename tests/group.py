@@ -19,6 +19,8 @@ from privimage.errors import UserError
 PROCESSES = 3
 STEPS = 4
 ODD_TYPES = (torch.bool, torch.int16, torch.uint16, torch.float8_e5m2, torch.complex64)
+CUT_OFF = {"losses": 1, "interrupted losses": 1, "optimizer": 0}
+"""Where a step fails, and in which process."""
 OPTIMIZERS = {"DPAdam": DPAdam, "SGD": partial(torch.optim.SGD, momentum=0.9)}
 
 
@@ -74,7 +76,7 @@ def refusal(call):
     """What a call that must be refused says."""
     try:
         call()
-    except UserError as problem:
+    except (UserError, KeyboardInterrupt) as problem:
         return str(problem)
     return "nothing"
 
@@ -115,7 +117,7 @@ def _found(rank, folder):
         "ledger": _with_a_ledger(rank, folder),
         "gone back": {alone: _gone_back(rank, alone) for alone in (True, False)},
         "unlike any other": _of_odd_types(rank),
-        "cut off": {where: _cut_off(rank, where) for where in ("losses", "optimizer")},
+        "cut off": {where: _cut_off(rank, where) for where in CUT_OFF},
     }
     if rank < 2:
         found["pair"] = trained(options={"process_group": pair})
@@ -182,8 +184,8 @@ def _cut_off(rank, where):
     fails = []
 
     def failing(model, x, y):
-        if fails and rank == 1 and where == "losses":
-            raise UserError("no memory")
+        if fails and rank == 1 and where != "optimizer":
+            raise UserError("no memory") if where == "losses" else KeyboardInterrupt("no memory")
         return losses(model, x, y)
 
     made = engine(own_losses=failing, steps=9)

@@ -71,7 +71,8 @@ class Processes:
         try:
             yield
             digest = hashlib.sha256(terms().encode()).digest()
-        except Exception:
+        # Ctrl+C too, so that whoever catches it, and lives on, leaves nobody waiting.
+        except (Exception, KeyboardInterrupt, SystemExit):
             self._extremes(_FAILED)
             raise
         least, most = self._extremes(int.from_bytes(digest[:7], "big"))

@@ -115,7 +115,7 @@ def test_buffers_of_any_type_and_layout_are_handed_out(found):
             assert buffer.to(torch.complex64).equal(expected[name].to(torch.complex64))
 
 
-@pytest.mark.parametrize(("where", "at"), [("losses", 1), ("optimizer", 0)])
+@pytest.mark.parametrize(("where", "at"), group.CUT_OFF.items())
 def test_a_step_that_fails_in_one_process_fails_in_all(found, where, at):
     """And the next one is of one model again."""
     answers, steps, states = zip(*(each["cut off"][where] for each in found), strict=True)
