@@ -150,16 +150,32 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     write_bytes(path, serialise_tensors(on_host))
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+def read_tensors(path: Path, *names: str) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, on the CPU, with these names among them.
 
     Raises:
-        UserError: the file is missing, cut short or no safetensors file.
+        UserError: the file is missing, cut short, no safetensors file, or lacks one of them.
     """
     try:
-        return parse_tensors(path.read_bytes())
+        found = parse_tensors(path.read_bytes())
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path}: not readable as safetensors ({error})") from error
+    if missing := [name for name in names if name not in found]:
+        raise UserError(f"{path}: has no {', '.join(missing)}; restore it from a backup")
+    return found
+
+
+def load_weights(network: torch.nn.Module, path: Path) -> None:
+    """Puts the tensors of a safetensors file into a network.
+
+    Raises:
+        UserError: as `read_tensors`, or they have other names or shapes than the network's.
+    """
+    found = read_tensors(path)
+    own = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if own != {name: tensor.shape for name, tensor in found.items()}:
+        raise UserError(f"{path}: is of a network of another shape; restore it from a backup")
+    network.load_state_dict(found)
 
 
 class LockedLog:

@@ -9,9 +9,11 @@ from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from pictures import png, write_hub
 
 from privimage import audit, durable, load
+from privimage.dp import Ledger
 from privimage.errors import UserError
 from privimage.export import export
 from privimage.pipeline import preflight, schedule
@@ -515,6 +517,26 @@ def test_no_stage_goes_on_from_a_record_of_another_form(tiny, train, copied, nam
     if field == "names":
         assert name in _one_line(load, copied)
         assert name in _one_line(export, copied, "diffusers", copied / "out", Reporter())
+
+
+@pytest.mark.parametrize(
+    ("name", "repeated"), [("classifier/model", "query"), ("pretrain/network", "finetune")]
+)
+def test_no_stage_goes_on_from_a_network_of_another_shape(tiny, train, copied, name, repeated):
+    path = copied / f"{name}.safetensors"
+    durable.write_tensors(path, {"weight": torch.zeros(2)})
+    with Ledger(copied / "ledger.jsonl") as ledger:
+        spent = ledger.spent()
+    said = _one_line(functools.partial(train, tiny(privacy__epsilon=20.0), copied, repeated))
+    assert f"{path}: is of a network of another shape; restore" in said
+    with Ledger(copied / "ledger.jsonl") as ledger:
+        assert ledger.spent() == spent
+
+
+def test_a_histogram_that_is_none_is_named_in_one_line(copied):
+    path = copied / "query/histogram.safetensors"
+    durable.write_tensors(path, {"weight": torch.zeros(2)})
+    assert _one_line(write_report, copied).startswith(f"{path}: has no histogram; restore")
 
 
 def test_a_recipe_that_is_no_text_is_named_in_one_line(copied):

@@ -81,7 +81,7 @@ def select(run: Run, folder: Path, ledger: Ledger) -> None:
         selection = select_all(len(public), labels)
     else:
         selection = select_semantic(
-            durable.read_tensors(run.folder.release("query"))["histogram"],
+            durable.read_tensors(run.folder.release("query"), "histogram")["histogram"],
             results.query_noise_std(run.folder),
             labels,
             settings.classes_per_label,
@@ -196,8 +196,7 @@ def load_classifier(run: Run) -> torch.nn.Module:
     """The trained semantic query function."""
     settings, classes = run.recipe.classifier, len(run.public_names)
     model = classifier.build(settings, run.shape.channels, classes, run.recipe.seed)
-    weights = run.folder.stage("classifier") / "model.safetensors"
-    model.load_state_dict(durable.read_tensors(weights))
+    durable.load_weights(model, run.folder.stage("classifier") / "model.safetensors")
     return model.eval().to(run.device)
 
 

@@ -84,7 +84,7 @@ def query_rows(folder: RunFolder, names: tuple[str, ...]) -> list[Row]:
     path = folder.release("query")
     if not path.exists():
         return []
-    counts = durable.read_tensors(path)["histogram"]
+    counts = durable.read_tensors(path, "histogram")["histogram"]
     public, chosen_for = results.public_classes(folder), results.selection(folder)
     label_of = chosen_for.label_of
     examples = _examples(folder)

@@ -100,5 +100,5 @@ class Run:
             build = CompactUNet if self.recipe.network.kind == "compact" else UNet
             network = build(self.network_shape)
         if weights is not None:
-            network.load_state_dict(durable.read_tensors(weights))
+            durable.load_weights(network, weights)
         return network.to(self.device)
