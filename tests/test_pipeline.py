@@ -20,6 +20,7 @@ from privimage.pipeline import preflight, schedule
 from privimage.progress import Reporter, Stopped
 from privimage.recipe import DataSettings
 from privimage.report import write_report
+from privimage.run.folder import STAGE_NAMES
 
 
 @pytest.fixture
@@ -41,6 +42,10 @@ def test_every_stage_leaves_its_folder_and_nothing_else(finished):
         record = json.loads((path / name / "stage.json").read_text())
         assert record["seconds"] >= 0
         assert not (path / name / "checkpoints").exists()
+
+
+def test_the_stages_have_one_order():
+    assert tuple(stage.name for stage in schedule.STAGES) == STAGE_NAMES
 
 
 def test_metrics_hold_the_promise_and_both_accuracies(finished):

@@ -27,18 +27,16 @@ class Denoiser:
     Attributes:
         network: F(x [rows, C, H, W], c_noise [rows], labels int64 [rows]) -> [rows, C, H, W];
             a `UNet`, or anything that can be called like one.
-        sigma_data: standard deviation of the images' pixels.
     """
 
     network: Network
-    sigma_data: float = SIGMA_DATA
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Noisy x [rows, C, H, W], sigma [rows] > 0, labels int64 [rows] -> [rows, C, H, W]."""
         s = _as_pixels(sigma, x)
-        total = (s**2 + self.sigma_data**2).sqrt()
-        c_skip = (self.sigma_data / total) ** 2
-        c_out = s * self.sigma_data / total
+        total = (s**2 + SIGMA_DATA**2).sqrt()
+        c_skip = (SIGMA_DATA / total) ** 2
+        c_out = s * SIGMA_DATA / total
         c_in = 1 / total
         c_noise = sigma.log() / 4
         return c_skip * x + c_out * self.network(c_in * x, c_noise, labels)
@@ -50,9 +48,10 @@ def losses(
     sigma: torch.Tensor,
     noise: torch.Tensor,
     labels: torch.Tensor,
-    sigma_data: float = SIGMA_DATA,
 ) -> torch.Tensor:
     """One weighted squared error an image: lambda(sigma) |D(y + sigma n) - y|^2 (eq. 2 and 8).
+
+    lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.
 
     Args:
         denoise: `Denoiser(network)`.
@@ -60,13 +59,12 @@ def losses(
         sigma: [rows], noise levels.
         noise: [rows, C, H, W], unit Gaussian.
         labels: int64 [rows], with dropped ones already replaced.
-        sigma_data: that of `denoise`; lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.
 
     Returns:
         [rows], mean over the pixels of each image.
     """
     error = denoise(images + _as_pixels(sigma, images) * noise, sigma, labels) - images
-    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
     return weight * error.square().mean(dim=(1, 2, 3))
 
 

@@ -12,7 +12,7 @@ from privimage.dp import History, Ledger, Plan, usual_memory
 from privimage.errors import UserError, check_choice, check_count, check_positive
 from privimage.pipeline import preflight, summary
 from privimage.pipeline.forecast import Forecast, forecast, in_words
-from privimage.pipeline.schedule import ALL, STAGES, Scope, Todo, schedule
+from privimage.pipeline.schedule import ALL, Scope, Todo, schedule
 from privimage.progress import Reporter, Stopped
 from privimage.recipe import Recipe
 from privimage.report import write_report
@@ -98,15 +98,9 @@ def train(
                 f"{path}: another process has worked on this run meanwhile; start again to go on "
                 "with what it left to do"
             )
-        spending.refuse_other_persons(folder, recipe, ledger)
-        spending.refuse_foreign_files(folder, ledger)
-        spending.refuse_other_facts(run, ledger, todo.repeated)
-        if preflight.PRIVATE & {*todo.missing}:
-            spending.settle(run, ledger, todo.missing, todo.repeated)
-        else:  # With --until, more may be forgotten than is done.
-            spending.refuse_paid_twice(run, ledger, todo.repeated)
-        if "declared" in vars(run):
-            folder.write_declared(run.declared)
+        if (plan := _settled(run, ledger, todo)) is not None:
+            ledger.set_plan(plan)
+        folder.write_declared(run.declared)
         folder.write_recipe(recipe)
         if todo.missing or todo.repeated:
             # It would go on stating the ε of before, beside other images.
@@ -164,17 +158,8 @@ def dry_run(
         UserError: as `train`.
     """
     run, todo = _prepared(recipe, path, machine, reporter, scope)
-    folder, plan = run.folder, None
-    history = History.read(folder.ledger) if folder.ledger.exists() else None
-    if history is not None:
-        history.check_unit(recipe.privacy.unit)
-        spending.refuse_other_persons(folder, recipe, history)
-        spending.refuse_foreign_files(folder, history)
-    spending.refuse_other_facts(run, history, todo.repeated)
-    if preflight.PRIVATE & {*todo.missing}:
-        plan = spending.settled(run, history, todo.missing, todo.repeated)
-    else:
-        spending.refuse_paid_twice(run, history, todo.repeated)
+    ledger = run.folder.ledger
+    plan = _settled(run, History.read(ledger) if ledger.exists() else None, todo)
     summary.say_sets(run, recipe.privacy.unit)
     for stage in todo.order:
         is_missing = stage.name in todo.missing
@@ -184,6 +169,24 @@ def dry_run(
     found = forecast(run, todo.missing)
     _say_forecast(run, found)
     return plan, found
+
+
+def _settled(run: Run, history: History | None, todo: Todo) -> Plan | None:
+    """What may be spent on what is to be done; None if that spends nothing.
+
+    Raises:
+        UserError: this run may not go on so, whatever it would cost.
+    """
+    if history is not None:
+        history.check_unit(run.recipe.privacy.unit)
+        spending.refuse_other_persons(run.folder, run.recipe, history)
+        spending.refuse_foreign_files(run.folder, history)
+    spending.refuse_other_facts(run, history, todo.repeated)
+    # With --until, more may be forgotten than is done.
+    spending.refuse_paid_twice(run, history, todo.repeated)
+    if not preflight.PRIVATE & {*todo.missing}:
+        return None
+    return spending.settled(run, history, todo.missing, todo.repeated)
 
 
 def _say_forecast(run: Run, found: Forecast) -> None:
@@ -198,7 +201,7 @@ def _prepared(
     folder = RunFolder(path)
     todo = _todo(recipe, folder, scope)
     run = Run(recipe, folder, reporter, machine.workers(), machine.torch_device(), machine.memory())
-    folder.refuse_strangers([stage.name for stage in STAGES])
+    folder.refuse_strangers()
     spending.refuse_without_ledger(folder)
     preflight.check(run, todo.missing)
     return run, todo

@@ -6,9 +6,8 @@ from typing import Any
 
 from privimage.evaluate import Evaluation
 from privimage.run import results
-from privimage.run.folder import RunFolder
+from privimage.run.folder import STAGE_NAMES, RunFolder
 
-STAGES = ("classifier", "query", "selection", "pretrain", "finetune", "synthetic", "evaluation")
 FELL_BACK = "The counts did not rise above the noise, so all public classes were used."
 _PUBLIC, _RELEASED = "public images only", "sees only what was released before"
 _UNTESTED = "There were no test images; the synthetic images were"
@@ -51,7 +50,7 @@ def deeds(
         "synthetic": Deed("The network drew the synthetic images.", _RELEASED),
         "evaluation": _evaluation(statement, found),
     }
-    return (told[name] for name in STAGES if folder.is_done(name))
+    return (told[name] for name in STAGE_NAMES if folder.is_done(name))
 
 
 def fell_back(folder: RunFolder) -> bool:

@@ -15,10 +15,9 @@ from privimage.evaluate import Evaluation, in_order
 from privimage.evaluate.result import Accuracy, Score, SetScores
 from privimage.evaluate.scores import NAMES
 from privimage.evaluate.settings import LABELS
-from privimage.report import deeds
 from privimage.report.pictures import strip
 from privimage.run import results
-from privimage.run.folder import RunFolder
+from privimage.run.folder import STAGE_NAMES, RunFolder
 
 _ROWS, _COLUMNS, _BARS, _POINTS = 24, 12, 6, 10
 
@@ -115,7 +114,7 @@ def _examples(folder: RunFolder) -> dict[int, torch.Tensor]:
 
 def costs(folder: RunFolder) -> Iterator[tuple[str, float, float | None]]:
     """Stage, seconds, and the process's peak memory (MiB) up to its end, in order."""
-    for name in deeds.STAGES:
+    for name in STAGE_NAMES:
         record = folder.record(name)
         if record:
             yield name, record["seconds"], record.get("peak_memory_mib")

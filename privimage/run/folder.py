@@ -20,6 +20,18 @@ _DECLARED = {
     "public_size_was_declared": bool,
 }
 CHECKPOINTS = "checkpoints"
+
+STAGE_NAMES = (
+    "classifier",
+    "query",
+    "selection",
+    "pretrain",
+    "finetune",
+    "synthetic",
+    "evaluation",
+)
+"""Those of `schedule.STAGES`, in their order; a run may leave some out."""
+
 # What leaves the stages that the ledger vouches for: their hashes stand in it.
 RELEASES = {
     "query": "histogram.safetensors",
@@ -115,7 +127,7 @@ class RunFolder:
             ) from error
         return from_toml(text, str(path))
 
-    def refuse_strangers(self, names: Sequence[str]) -> None:
+    def refuse_strangers(self) -> None:
         """Refuses a folder of somebody's own that has something under the name of a stage.
 
         The stage would take its place.
@@ -125,7 +137,7 @@ class RunFolder:
         """
         if self.ledger.exists() or (self.path / "recipe.toml").exists():
             return
-        for name in names:
+        for name in STAGE_NAMES:
             if os.path.lexists(self.stage(name)) and not self.is_done(name):
                 raise UserError(
                     f"{self.path}: '{name}' in it was made by no run, and a stage of that name "

@@ -20,13 +20,13 @@ from privimage.dp import (
 from privimage.errors import UserError
 from privimage.recipe import Recipe
 from privimage.run.context import Run
-from privimage.run.folder import RELEASES, RunFolder
+from privimage.run.folder import RELEASES, STAGE_NAMES, RunFolder
 
 _RESERVATIONS = {"query": QueryReservation, "finetune": StepReservation}
 _HEAD_IN_METRICS = re.compile(r'"ledger_head": "([0-9a-f]+)"')
 _HEAD_IN_REPORT = re.compile(r'<code id="ledger-head">([0-9a-f]+)</code>')
-# The stages that know the sensitive labels.
-_LABELLED = ("query", "selection", "pretrain", "finetune", "synthetic", "evaluation")
+# The stages that know the sensitive labels: all but the classifier.
+_LABELLED = STAGE_NAMES[1:]
 
 
 def refuse_without_ledger(folder: RunFolder) -> None:
@@ -98,7 +98,7 @@ def refuse_other_facts(run: Run, ledger: History | None, repeated: Collection[st
     Raises:
         UserError: the labels changed under stages that are kept, or the persons under an ε.
     """
-    if "declared" not in vars(run) or not run.folder.is_declared:
+    if not run.folder.is_declared:
         return
     before, now = run.folder.declared(), run.declared
     kept = (name for name in _LABELLED if name not in repeated and run.folder.record(name))
@@ -162,15 +162,6 @@ def releases(folder: RunFolder) -> dict[str, Path]:
     return {name: path for name in RELEASES if (path := folder.release(name)).exists()}
 
 
-def settle(run: Run, ledger: Ledger, missing: Collection[str], repeated: Collection[str]) -> None:
-    """Records what `settled` finds in the ledger.
-
-    Raises:
-        UserError: as `settled`.
-    """
-    ledger.set_plan(settled(run, ledger, missing, repeated))
-
-
 def settled(
     run: Run, history: History | None, missing: Collection[str], repeated: Collection[str]
 ) -> Plan:
@@ -186,12 +177,11 @@ def settled(
         repeated: those of them that were done or begun before and are wanted again.
 
     Raises:
-        UserError: what is to be repeated was paid for, and the budget was not raised.
+        UserError: as `calibrated`.
     """
     privacy = run.recipe.privacy
     is_semantic = run.recipe.selection.mode == "semantic"
     noise = run.recipe.query.noise_multiplier(privacy.epsilon) if is_semantic else None
-    refuse_paid_twice(run, history, repeated)
     old, before, spent = None, list[Plan](), list[Mechanism]()
     if history is not None:
         old, before, spent = history.plan, _paid(history, repeated), history.spent()

@@ -132,7 +132,8 @@ def _settle(folder, ledger, missing, repeated=(), **changes):
     run = SimpleNamespace(
         recipe=recipe.preset("digits", values), folder=folder, reporter=Reporter(quiet=True)
     )
-    spending.settle(run, ledger, missing, repeated)
+    spending.refuse_paid_twice(run, ledger, repeated)
+    ledger.set_plan(spending.settled(run, ledger, missing, repeated))
     return ledger.plan
 
 
