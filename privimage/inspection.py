@@ -1,6 +1,5 @@
 """A look at a public image set: what it holds, and which of its images are damaged or odd."""
 
-import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from statistics import median_low
 
 import numpy as np
-from PIL import Image
+import torch
 
 from privimage import durable
-from privimage.data import ImageShape, PersonKey
+from privimage.data import ImageShape, PersonKey, png
 from privimage.data.decode import decode_all, is_nearly_black, look
 from privimage.data.folder import FolderSource, files_of_other_kinds
 from privimage.data.formats import open_source
@@ -126,10 +125,8 @@ def write_grid(path: Path, found: Inspection) -> None:
     grid = np.zeros((max(len(rows), 1), _GRID_IMAGES, channels, size, size), dtype=np.uint8)
     for place, images in enumerate(rows):
         grid[place, : len(images)] = images
-    pixels = grid.transpose(0, 3, 1, 4, 2).reshape(-1, _GRID_IMAGES * size, channels)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(buffer, format="PNG")
-    durable.write_bytes(path, buffer.getvalue())
+    picture = grid.transpose(2, 0, 3, 1, 4).reshape(channels, -1, _GRID_IMAGES * size)
+    durable.write_bytes(path, png(torch.from_numpy(picture)))
 
 
 def _count(found: Inspection, entry: Entry, image: np.ndarray | None) -> None:

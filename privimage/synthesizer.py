@@ -12,8 +12,7 @@ from privimage.diffusion.samplers import sample
 from privimage.dp import History
 from privimage.errors import UserError, check_count, nearest
 from privimage.progress import Reporter
-from privimage.promise import epsilon_sentence
-from privimage.release import privacy_statement
+from privimage.release import privacy_statement, promise
 from privimage.run import spending
 from privimage.run.context import Run
 from privimage.run.folder import RunFolder
@@ -46,8 +45,7 @@ class Synthesizer:
 
     def __repr__(self) -> str:
         """What was promised, in a sentence."""
-        facts = self.statement
-        return f"<{epsilon_sentence(facts['epsilon'], facts['delta'], facts['unit'])}>"
+        return f"<{promise(self.statement)}>"
 
     def sample(
         self, label: int | str | None = None, n: int = 16, seed: int | None = None

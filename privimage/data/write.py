@@ -78,7 +78,7 @@ def file_name(row: int) -> str:
 
 
 def png(image: torch.Tensor) -> bytes:
-    """A PNG file of one image, uint8 [channels, height, width] with 1 or 3 channels."""
+    """A PNG file of one image, uint8 [1 (grey), 3 (RGB) or 4 (RGBA), height, width]."""
     pixels = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
     buffer = io.BytesIO()
     Image.fromarray(pixels.contiguous().numpy()).save(buffer, format="PNG")

@@ -6,8 +6,7 @@ from privimage import evaluate
 from privimage.dp import Ledger, Plan
 from privimage.evaluate import Evaluation
 from privimage.progress import Reporter
-from privimage.promise import epsilon_sentence
-from privimage.release import privacy_statement
+from privimage.release import privacy_statement, promise
 from privimage.run import results
 from privimage.run.context import Run
 
@@ -106,8 +105,7 @@ def _say_privacy(run: Run, statement: dict[str, Any]) -> None:
     """ε with its meaning, or why there is none; then what lies outside it."""
     say = run.reporter.say
     if statement["private"]:
-        promise = (statement[name] for name in ("epsilon", "delta", "unit"))
-        say(epsilon_sentence(*promise))
+        say(promise(statement))
     else:
         say(f"NOT PRIVATE ({'; '.join(statement['not_private_because'])}): nothing is promised.")
     for what in statement["outside_epsilon"]:

@@ -8,8 +8,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from privimage.promise import epsilon_sentence
-from privimage.release.statement import not_covered
+from privimage.release.statement import not_covered, promise
 
 # Of numbers of up to three digits, of four, and so on.
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
@@ -63,7 +62,7 @@ def _render(template: str, statement: Mapping[str, Any], **more: Any) -> str:
     )
     return environment.get_template(template).render(
         statement=statement,
-        promise=epsilon_sentence(statement["epsilon"], statement["delta"], statement["unit"]),
+        promise=promise(statement),
         not_covered=not_covered(statement),
         kind=_kind(statement),
         how=" with noise (DP-SGD)" if statement["private"] else "",

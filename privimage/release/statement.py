@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from privimage.dp import History
+from privimage.promise import epsilon_sentence
 
 _NEVER_COVERED = (
     "several runs on the same people, or anything else released about them: each has an ε of its "
@@ -45,6 +46,11 @@ def privacy_statement(history: History) -> dict[str, Any]:
         "accountant": _accountant(),
         "ledger_head": history.head,
     }
+
+
+def promise(statement: Mapping[str, Any]) -> str:
+    """What a statement promises, in a sentence."""
+    return epsilon_sentence(statement["epsilon"], statement["delta"], statement["unit"])
 
 
 def not_covered(statement: Mapping[str, Any]) -> list[str]:

@@ -10,9 +10,9 @@ from privimage import audit, dp, durable, evaluate
 from privimage.data import ImageShape
 from privimage.dp import History
 from privimage.errors import UserError
-from privimage.promise import epsilon_sentence, rounded_up
+from privimage.promise import rounded_up
 from privimage.recipe import Recipe
-from privimage.release import not_covered, privacy_statement
+from privimage.release import not_covered, privacy_statement, promise
 from privimage.report import deeds, facts, pictures
 from privimage.run import results
 from privimage.run.folder import RunFolder
@@ -53,7 +53,6 @@ def write_report(path: Path) -> Path:
 def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
     history = History.read(folder.ledger)
     statement = privacy_statement(history)
-    promise = (statement[name] for name in ("epsilon", "delta", "unit"))
     declared = folder.declared()
     names = tuple(declared["names"])
     shape = ImageShape(recipe.data.image_size, recipe.data.channels)
@@ -65,7 +64,7 @@ def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
         "day": history.entries[-1].time[:10],
         "statement": statement,
         "rounded_up": rounded_up,
-        "sentence": epsilon_sentence(*promise),
+        "sentence": promise(statement),
         "not_covered": not_covered(statement),
         "declared": declared,
         "names": names,

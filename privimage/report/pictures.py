@@ -11,7 +11,8 @@ from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
+
+from privimage.data import png
 
 _GAP = 1
 # Drawn in these colours and then given over to the page's style sheet, for light and dark.
@@ -44,9 +45,7 @@ def strip(images: torch.Tensor) -> str:
         left = column * (width + _GAP)
         tiles[:3, :, left : left + width] = image if channels == 3 else image.expand(3, -1, -1)
         tiles[3, :, left : left + width] = 255
-    buffer = io.BytesIO()
-    Image.fromarray(tiles.permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(png(tiles)).decode()}"
 
 
 def curve(

@@ -7,19 +7,17 @@ import torch
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from privimage import ops
 from privimage.dp.rules.slots import Slots, once_differentiable, opened, write_weight_grad
 
 Pair = int | Sequence[int]
-
-Geometry = tuple[list[int], list[int], list[int], int]
-"""Stride, padding, dilation (height and width each) and groups, as `torch.conv2d` takes them."""
 
 
 class ExampleConv2d(Function):
     """`torch.conv2d` with the gradients of weight and bias written into slots.
 
     Arguments: an anchor, x [rows, inputs, height, width], weight, bias or None, their slots and the
-    `Geometry`.
+    `ops.ConvGeometry`.
     """
 
     @staticmethod
@@ -30,7 +28,7 @@ class ExampleConv2d(Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         slots: Slots,
-        geometry: Geometry,
+        geometry: ops.ConvGeometry,
     ) -> torch.Tensor:
         """[rows, outputs, height', width'], as `torch.conv2d`."""
         if x.is_contiguous(memory_format=torch.channels_last):
@@ -59,7 +57,7 @@ def _ordinary_gradients(
     grad: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
-    geometry: Geometry,
+    geometry: ops.ConvGeometry,
     wanted: Sequence[bool],
 ) -> list[torch.Tensor | None]:
     """conv2d's gradients of x, weight and bias, those that are wanted."""
