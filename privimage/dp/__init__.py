@@ -1,10 +1,6 @@
 """Differentially private training for any PyTorch project: gradients, noise, accounting, ledger."""
 
 from privimage.dp.accounting.accountant import (
-    Epsilon,
-    Gaussian,
-    Mechanism,
-    SubsampledGaussian,
     check_delta,
     epsilon,
     epsilon_over_steps,
@@ -15,6 +11,12 @@ from privimage.dp.accounting.calibration import (
     affordable_steps,
     calibrate_noise_multiplier,
     estimate_noise_multiplier,
+)
+from privimage.dp.accounting.mechanisms import (
+    Epsilon,
+    Gaussian,
+    Mechanism,
+    SubsampledGaussian,
 )
 from privimage.dp.budget import StepBudget
 from privimage.dp.clipping import (

@@ -5,7 +5,6 @@ Gaussian mechanism, Mahloujifar, Melis, Chaudhuri, "Auditing f-differential priv
 arXiv 2410.22235. A bound above the ε that is claimed proves a bug; one below it proves nothing.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import torch
 from scipy import optimize, special, stats
 
 from privimage.dp.accounting.accountant import check_delta
+from privimage.dp.accounting.mechanisms import gaussian_delta
 from privimage.errors import UserError, check_count
 
 _LARGEST_EPSILON = 50.0
@@ -94,14 +94,13 @@ def gaussian_epsilon_lower_bound(guesses: Guesses, delta: float, alpha: float) -
 def gaussian_epsilon(mu: float, delta: float) -> float:
     """ε at `delta` of a Gaussian mechanism with μ = L2 sensitivity / noise std, in closed form.
 
-    Balle, Wang, arXiv 1805.06530, theorem 8. T steps that take every example have μ = √T / σ.
+    The inverse of `gaussian_delta`. T steps that take every example have μ = √T / σ.
     """
     if mu == 0:
         return 0.0
 
     def excess(epsilon: float) -> float:
-        tail = special.log_ndtr(-mu / 2 - epsilon / mu)
-        return float(special.ndtr(mu / 2 - epsilon / mu) - math.exp(epsilon + tail)) - delta
+        return gaussian_delta(mu, epsilon) - delta
 
     if excess(0.0) <= 0:
         return 0.0

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from privimage.dp.accounting import accountant
-from privimage.dp.accounting.accountant import SubsampledGaussian
 from privimage.dp.accounting.calibration import calibrate_noise_multiplier
+from privimage.dp.accounting.mechanisms import SubsampledGaussian
 from privimage.dp.clipping import ClipRule
 from privimage.dp.ledger.records import Plan
 from privimage.errors import check_positive

@@ -5,6 +5,7 @@ import pytest
 
 from privimage.dp import Gaussian, SubsampledGaussian, epsilon, epsilon_over_steps
 from privimage.dp.accounting import accountant, pld
+from privimage.dp.accounting.mechanisms import composed
 from privimage.dp.accounting.prv import LARGEST_GRID
 from privimage.errors import UserError
 
@@ -32,7 +33,7 @@ def test_known_settings(setting):
     bounds = epsilon(mechanisms, delta)
     assert bounds.lower == pytest.approx(lower, abs=1e-6)
     assert bounds.upper == pytest.approx(upper, abs=1e-6)
-    other = pld.add_or_remove(accountant.composed(mechanisms), delta)
+    other = pld.add_or_remove(composed(mechanisms), delta)
     # A mesh that is coarser, for fewer steps, may add a little and take nothing.
     assert loss_distribution - 1e-6 <= other <= loss_distribution + 1e-4
     assert bounds.lower <= bounds.estimate <= bounds.upper
@@ -99,7 +100,7 @@ def test_steps_without_noise_have_no_epsilon():
 
 @pytest.mark.parametrize("other", [0.0, 100.0, math.nan, math.inf])
 def test_no_epsilon_is_stated_when_the_accountants_disagree(monkeypatch, other):
-    honest = pld.add_or_remove(accountant.composed([PLAN]), 1e-5)
+    honest = pld.add_or_remove(composed([PLAN]), 1e-5)
     assert epsilon([PLAN], 1e-5).upper > honest
     monkeypatch.setattr(pld, "add_or_remove", lambda *_: other)
     with pytest.raises(UserError, match="two accountants disagree"):

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privimage.dp import (
+    Epsilon,
     Gaussian,
     SubsampledGaussian,
     affordable_steps,
@@ -135,7 +136,7 @@ def test_a_search_that_would_take_minutes_ends_with_one_line(monkeypatch):
 
     def counted(composition, delta, epsilon_error):
         asked.append(prv.grid_points(composition, delta, epsilon_error))
-        return (0.1, 0.1, 0.1)
+        return Epsilon(0.1, 0.1, 0.1)
 
     # What the accountant would answer does not matter here, nor how long it would take.
     monkeypatch.setattr(prv, "bounds", counted)

@@ -5,7 +5,7 @@ import pytest
 
 from privimage.dp import Ledger, Made, Plan, Selftest, SubsampledGaussian, verify
 from privimage.dp.accounting import pld
-from privimage.dp.accounting.accountant import Gaussian
+from privimage.dp.accounting.mechanisms import Gaussian
 from privimage.dp.ledger import chain
 from privimage.dp.ledger.records import Completion, QueryReservation, StepReservation
 from privimage.errors import UserError

@@ -9,7 +9,7 @@ import tiny
 from toy_accountant import adding_up
 
 from privimage import durable, recipe
-from privimage.dp import Ledger, Plan, SubsampledGaussian
+from privimage.dp import Gaussian, Ledger, Plan, SubsampledGaussian
 from privimage.dp.accounting import accountant
 from privimage.errors import UserError
 from privimage.progress import Reporter
@@ -148,7 +148,7 @@ def test_repeating_what_was_paid_for_needs_a_raised_budget(folder, repeated, eps
         plan = _settle(folder, ledger, repeated, repeated, privacy__epsilon=20.0)
         wanted = [*ledger.spent(), plan.finetune]
         if "query" in repeated:
-            wanted.append(accountant.Gaussian(plan.query_noise_multiplier))
+            wanted.append(Gaussian(plan.query_noise_multiplier))
         # What was spent before and what is planned now lie within the new budget, together.
         assert 15 < accountant.epsilon(wanted, 1e-4).upper <= 20.0
         # A crash here is followed by the same command: the raised plan stays in force.

@@ -6,59 +6,15 @@ privacy loss distribution (`pld`) must lie between them.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from privimage.dp.accounting import pld, prv
-from privimage.dp.accounting.composition import Composition, Steps
-from privimage.errors import (
-    UserError,
-    check_between,
-    check_count,
-    check_non_negative,
-    check_probability,
-)
+from privimage.dp.accounting.mechanisms import Epsilon, Mechanism, SubsampledGaussian, composed
+from privimage.errors import UserError, check_between, check_count
 
 DELTA_RANGE = (1e-9, 1e-2)
 """The lowest and the highest δ that ε is stated at."""
 EPSILON_ERROR = 0.01
 _DISAGREEMENT = 1e-3
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """One release of a query plus Gaussian noise; `noise_multiplier` = std / L2 sensitivity."""
-
-    noise_multiplier: float
-
-    def __post_init__(self) -> None:
-        check_non_negative("noise_multiplier", self.noise_multiplier)
-
-
-@dataclass(frozen=True)
-class SubsampledGaussian:
-    """`steps` Gaussian releases, each on a Poisson sample drawn with rate `sample_rate`."""
-
-    sample_rate: float
-    noise_multiplier: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        check_probability("sample_rate", self.sample_rate)
-        check_non_negative("noise_multiplier", self.noise_multiplier)
-        check_count("steps", self.steps)
-
-
-Mechanism = Gaussian | SubsampledGaussian
-"""What touches sensitive data, and what an accountant composes."""
-
-
-@dataclass(frozen=True)
-class Epsilon:
-    """Bounds on ε at one δ; publish `upper`."""
-
-    lower: float
-    estimate: float
-    upper: float
 
 
 def epsilon(mechanisms: Sequence[Mechanism], delta: float) -> Epsilon:
@@ -100,7 +56,7 @@ def bounds(
     composition = composed(mechanisms)
     if not composition.count:
         return Epsilon(0.0, 0.0, 0.0)
-    return Epsilon(*prv.bounds(composition, delta, epsilon_error))
+    return prv.bounds(composition, delta, epsilon_error)
 
 
 def cost(mechanisms: Sequence[Mechanism], delta: float, epsilon_error: float) -> float:
@@ -130,11 +86,9 @@ def epsilon_over_steps(
     if not _has_noise([plan, *already_spent]):
         return [Epsilon(math.inf, math.inf, math.inf)] * len(counts)
     composition = composed([plan, *already_spent])
-    first, *others = (steps.count for steps in composition.steps)
+    first, *others = (part.steps for part in composition.steps)
     taken = [[first - plan.steps + count, *others] for count in counts]
-    return [
-        Epsilon(*three) for three in prv.bounds_over_steps(composition, delta, EPSILON_ERROR, taken)
-    ]
+    return prv.bounds_over_steps(composition, delta, EPSILON_ERROR, taken)
 
 
 def replace_one_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
@@ -169,21 +123,6 @@ def group_epsilon(mechanisms: Sequence[Mechanism], delta: float, group_size: int
     if group_size == 1:
         return epsilon(mechanisms, delta).upper
     return pld.add_or_remove_group(composed(mechanisms), delta, group_size)
-
-
-def composed(mechanisms: Sequence[Mechanism]) -> Composition:
-    """The mechanisms merged, in the order of their first mention."""
-    steps: dict[tuple[float, float], int] = {}
-    precision = 0.0
-    for mechanism in mechanisms:
-        if isinstance(mechanism, Gaussian):
-            mu = 1 / mechanism.noise_multiplier
-            precision += mu * mu
-        else:
-            key = (mechanism.sample_rate, mechanism.noise_multiplier)
-            steps[key] = steps.get(key, 0) + mechanism.steps
-    terms = tuple(Steps(*key, count) for key, count in steps.items())
-    return Composition(terms, math.sqrt(precision))
 
 
 def check_delta(delta: float) -> None:

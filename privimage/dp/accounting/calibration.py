@@ -5,17 +5,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import scipy.optimize
-import scipy.stats
 
 from privimage.dp.accounting.accountant import (
     EPSILON_ERROR,
-    Mechanism,
-    SubsampledGaussian,
     bounds,
     check_delta,
-    composed,
     cost,
     epsilon,
+)
+from privimage.dp.accounting.mechanisms import (
+    Mechanism,
+    SubsampledGaussian,
+    composed,
+    gaussian_delta,
 )
 from privimage.dp.accounting.prv import LARGEST_GRID
 from privimage.dp.accounting.search import COARSE_ERROR, Crossing
@@ -182,16 +184,13 @@ def _remaining_mu(target_epsilon: float, delta: float, spent: Sequence[Mechanism
     """
 
     def excess(log_mu: float) -> float:
-        mu = math.exp(log_mu)
-        head = scipy.stats.norm.cdf(mu / 2 - target_epsilon / mu)
-        tail = scipy.stats.norm.logcdf(-mu / 2 - target_epsilon / mu)
-        return float(head - math.exp(target_epsilon + tail)) - delta
+        return gaussian_delta(math.exp(log_mu), target_epsilon) - delta
 
     total = math.exp(scipy.optimize.brentq(excess, -20.0, 20.0))
     composition = composed(spent)
     used = composition.gaussian_mu**2 + sum(
-        steps.count * _step_mu(steps.sample_rate, steps.noise_multiplier) ** 2
-        for steps in composition.steps
+        part.steps * _step_mu(part.sample_rate, part.noise_multiplier) ** 2
+        for part in composition.steps
     )
     return math.sqrt(max(total**2 - used, 1e-4 * total**2))
 

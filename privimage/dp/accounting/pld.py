@@ -14,7 +14,7 @@ from dp_accounting.pld import privacy_loss_distribution as losses
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from scipy.stats import binom
 
-from privimage.dp.accounting.composition import Composition, Steps
+from privimage.dp.accounting.mechanisms import Composition, SubsampledGaussian
 from privimage.errors import UserError
 
 # The package inverts the loss point by point, in Python: a few seconds for so many points. Where
@@ -62,11 +62,11 @@ def add_or_remove_group(composition: Composition, delta: float, group_size: int)
     mesh = max(_GROUP_MESH, _largest_loss(composition, group_size) / _MOST_GROUP_POINTS)
     sizes = range(group_size + 1)
 
-    def step(steps: Steps) -> PrivacyLossDistribution:
+    def step(part: SubsampledGaussian) -> PrivacyLossDistribution:
         return losses.from_mixture_gaussian_mechanism(
-            steps.noise_multiplier,
+            part.noise_multiplier,
             sizes,
-            binom.pmf(sizes, group_size, steps.sample_rate),
+            binom.pmf(sizes, group_size, part.sample_rate),
             value_discretization_interval=mesh,
         )
 
@@ -78,7 +78,7 @@ def _epsilon(
     delta: float,
     sensitivity: int,
     mesh: float,
-    step: Callable[[Steps], PrivacyLossDistribution],
+    step: Callable[[SubsampledGaussian], PrivacyLossDistribution],
 ) -> float:
     """Composes the un-subsampled Gaussians, moved by `sensitivity`, with every `step`."""
     mu = sensitivity * composition.total_gaussian_mu
@@ -88,8 +88,8 @@ def _epsilon(
         with np.errstate(all="ignore"):
             if mu:
                 total = losses.from_gaussian_mechanism(1 / mu, value_discretization_interval=mesh)
-            for steps in composition.subsampled:
-                total = total.compose(step(steps).self_compose(steps.count))
+            for part in composition.subsampled:
+                total = total.compose(step(part).self_compose(part.steps))
             return float(total.get_epsilon_for_delta(delta))
     except (ArithmeticError, ValueError, MemoryError) as error:
         raise UserError(
@@ -100,10 +100,8 @@ def _epsilon(
 
 def _one_step(
     relation: NeighboringRelation, mesh: float
-) -> Callable[[Steps], PrivacyLossDistribution]:
-    return lambda steps: _losses_of_a_step(
-        steps.noise_multiplier, steps.sample_rate, relation, mesh
-    )
+) -> Callable[[SubsampledGaussian], PrivacyLossDistribution]:
+    return lambda part: _losses_of_a_step(part.noise_multiplier, part.sample_rate, relation, mesh)
 
 
 # Kept, for training states ε again and again over more of the same steps; composing them is quick.
@@ -131,7 +129,7 @@ def _mesh(composition: Composition, sensitivity: int) -> float:
 
 def _largest_loss(composition: Composition, sensitivity: int) -> float:
     """The largest loss of a single release: μ²/2 and ten deviations of μ."""
-    alone = [sensitivity * steps.gaussian_mu for steps in composition.subsampled]
+    alone = [sensitivity * part.gaussian_mu for part in composition.subsampled]
     mu = max([sensitivity * composition.total_gaussian_mu, *alone])
     loss = mu * mu / 2 + 10 * mu
     if not loss <= _LARGEST_LOSS:

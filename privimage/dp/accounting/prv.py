@@ -11,10 +11,8 @@ import numpy as np
 from prv_accountant import GaussianMechanism, PoissonSubsampledGaussianMechanism, PRVAccountant
 from prv_accountant.accountant import compute_safe_domain_size
 
-from privimage.dp.accounting.composition import Composition
+from privimage.dp.accounting.mechanisms import Composition, Epsilon
 from privimage.errors import UserError
-
-Bounds = tuple[float, float, float]
 
 LARGEST_GRID = 2**23
 """Grid points that are not too many: 200 bytes and, on a slow core, 4 µs each: half a minute."""
@@ -24,13 +22,13 @@ _SHARE = 1 / 3
 
 
 @functools.lru_cache(maxsize=1024)
-def bounds(composition: Composition, delta: float, epsilon_error: float) -> Bounds:
-    """(lower, estimate, upper) of ε at `delta`; the outer two lie about `epsilon_error` off.
+def bounds(composition: Composition, delta: float, epsilon_error: float) -> Epsilon:
+    """Bounds on ε at `delta`; the outer two lie about `epsilon_error` off.
 
     Raises:
         UserError: the accountant would take too much time or memory, or it fails.
     """
-    counts = [steps.count for steps in composition.steps]
+    counts = [part.steps for part in composition.steps]
     return bounds_over_steps(composition, delta, epsilon_error, [counts])[0]
 
 
@@ -39,7 +37,7 @@ def bounds_over_steps(
     delta: float,
     epsilon_error: float,
     counts: Sequence[Sequence[int]],
-) -> list[Bounds]:
+) -> list[Epsilon]:
     """`bounds` of shorter compositions, all from the grid of the whole one.
 
     Args:
@@ -68,7 +66,7 @@ def bounds_over_steps(
         ) from error
     if not all(math.isfinite(bound) for three in found for bound in three):
         raise UserError(f"the accountant returned {found} for {_named(composition)}")
-    return [(max(0.0, float(a)), max(0.0, float(b)), max(0.0, float(c))) for a, b, c in found]
+    return [Epsilon(*(max(0.0, float(bound)) for bound in three)) for three in found]
 
 
 def grid_points(composition: Composition, delta: float, epsilon_error: float) -> float:
@@ -113,9 +111,9 @@ def _renyi(sample_rate: float, noise_multiplier: float, alpha: float) -> float:
 def _terms(composition: Composition) -> tuple[list[object], list[int]]:
     """The accountant's own terms and how often each is composed."""
     terms: list[object] = [
-        _Steps(steps.sample_rate, steps.noise_multiplier) for steps in composition.steps
+        _Steps(part.sample_rate, part.noise_multiplier) for part in composition.steps
     ]
-    counts = [steps.count for steps in composition.steps]
+    counts = [part.steps for part in composition.steps]
     if composition.gaussian_mu:
         terms.append(GaussianMechanism(noise_multiplier=1 / composition.gaussian_mu))
         counts.append(1)
@@ -143,9 +141,9 @@ def _check_grid(points: float) -> None:
 def _named(composition: Composition) -> str:
     """The composition in words."""
     parts = [
-        f"{steps.count} steps at sample rate {steps.sample_rate:g} and noise multiplier "
-        f"{steps.noise_multiplier:g}"
-        for steps in composition.steps
+        f"{part.steps} steps at sample rate {part.sample_rate:g} and noise multiplier "
+        f"{part.noise_multiplier:g}"
+        for part in composition.steps
     ]
     if composition.gaussian_mu:
         parts.append(f"a release at noise multiplier {1 / composition.gaussian_mu:g}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from privimage.dp.accounting import accountant
-from privimage.dp.accounting.accountant import Epsilon, Mechanism
+from privimage.dp.accounting.mechanisms import Epsilon, Mechanism
 from privimage.dp.ledger import chain
 from privimage.dp.ledger.chain import Entry
 from privimage.dp.ledger.records import (

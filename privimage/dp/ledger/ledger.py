@@ -11,7 +11,7 @@ from pathlib import Path
 
 from privimage import durable
 from privimage.dp.accounting import accountant, calibration
-from privimage.dp.accounting.accountant import Gaussian
+from privimage.dp.accounting.mechanisms import Gaussian
 from privimage.dp.budget import StepBudget
 from privimage.dp.ledger import chain
 from privimage.dp.ledger.chain import Entry

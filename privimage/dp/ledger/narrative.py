@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from privimage.dp.accounting import accountant
-from privimage.dp.accounting.accountant import Mechanism
+from privimage.dp.accounting.mechanisms import Mechanism
 from privimage.dp.ledger.chain import Entry
 from privimage.dp.ledger.history import History
 from privimage.dp.ledger.records import (

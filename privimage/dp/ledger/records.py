@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
-from privimage.dp.accounting.accountant import Gaussian, SubsampledGaussian, check_delta
+from privimage.dp.accounting.accountant import check_delta
+from privimage.dp.accounting.mechanisms import Gaussian, SubsampledGaussian
 from privimage.dp.sampling import rate_threshold
 from privimage.errors import UserError, check_choice, check_count, check_non_negative
 

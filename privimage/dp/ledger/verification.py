@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from privimage.dp.accounting.accountant import Epsilon, Gaussian, SubsampledGaussian
+from privimage.dp.accounting.mechanisms import Epsilon, Gaussian, SubsampledGaussian
 from privimage.dp.ledger.chain import Entry
 from privimage.dp.ledger.history import History
 from privimage.dp.ledger.records import (
