@@ -5,6 +5,7 @@ import os
 from pathlib import Path, PurePosixPath
 
 from privimage.data.archive import ARCHIVES, open_archive
+from privimage.data.builtin import PREFIX, open_builtin
 from privimage.data.cifar import open_cifar, training_files
 from privimage.data.folder import open_folder
 from privimage.data.idx import is_idx, open_idx
@@ -25,14 +26,17 @@ def open_source(name: str, path: Path, person: PersonKey | None = None) -> Sourc
 
     Args:
         name: how messages call the set, such as "--public".
-        path: a file or folder, a pattern such as `data/train-*.parquet`, or a folder in an archive,
-            such as `scans.zip/train`.
+        path: a file or folder, a pattern such as `data/train-*.parquet`, a folder in an archive,
+            such as `scans.zip/train`, or the name of a built-in set.
         person: where its persons are named; None if nobody asks.
 
     Raises:
         UserError: the path is missing, empty, of no known format, or damaged as a whole, or names
             no persons in that way.
     """
+    if str(path).startswith(PREFIX):
+        refuse_persons(name, path, person)
+        return open_builtin(name, path)
     try:
         if not path.exists():
             if shards := _shards_of(path):

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from privimage.data import digits, glyphs
 from privimage.data.decode import Steps, decode_all
 from privimage.data.formats import open_source
 from privimage.data.images import ImageSet, ImageShape
@@ -19,25 +18,17 @@ from privimage.data.labels import (
     numerals,
     tested_as,
 )
-from privimage.data.persons import PersonKey, numbered, refuse_persons
+from privimage.data.persons import PersonKey, numbered
 from privimage.data.source import Content, Source, UnreadableSet, some
-from privimage.errors import UserError, nearest
+from privimage.errors import UserError
 from privimage.seeds import generator
 
-_PREFIX = "builtin:"
 _LEFT_OUT = "can't be decoded; left out (`privimage data inspect` names them)"
-_BUILTIN: dict[str, Callable[[], ImageSet]] = {
-    "builtin:digits-train": digits.train,
-    "builtin:digits-test": digits.test,
-    "builtin:glyphs": glyphs.glyphs,
-}
 
 
 def check_source(name: str, source: str, person: PersonKey | None = None) -> None:
-    """Raises UserError unless `source` is empty, a built-in set, or an image set that opens."""
-    if source.startswith(_PREFIX):
-        refuse_persons(name, source, person)
-    elif source:
+    """Raises UserError unless `source` is empty or an image set that opens."""
+    if source:
         with _without_numbers(name):
             open_source(name, Path(source), person)
 
@@ -51,7 +42,7 @@ def load_public(
     classes without images, which are both left out, and what its format has to remark.
 
     Args:
-        source: a path (see `formats`) or the name of a built-in set.
+        source: as `open_source` takes it.
         shape: the declared form.
         warn: takes one line.
         steps: shows how far the reading of a large set is.
@@ -59,8 +50,6 @@ def load_public(
     Raises:
         UserError: the set is missing, empty, unlabelled, of one class, or a label has no name.
     """
-    if source.startswith(_PREFIX):
-        return _builtin(source, shape)
     opened = open_source("--public", Path(source))
     for remark in opened.remarks:
         warn(f"--public: '{source}': {remark}")
@@ -113,7 +102,7 @@ def load_sensitive(
     images share a person is a function of their own names for the person (`persons.numbered`).
 
     Args:
-        source: a path (see `formats`) or the name of a built-in set.
+        source: as `open_source` takes it.
         shape: the declared form.
         names: declared names of the labels; None to take those that the set itself declares, which
             are then treated as public. With names, classes are matched by name.
@@ -127,9 +116,6 @@ def load_sensitive(
             set in the role "--sensitive" it says no number that the images decide
             (tests/privacy/test_refusals.py).
     """
-    if source.startswith(_PREFIX):
-        refuse_persons(role, source, person)
-        return _renamed(_builtin(source, shape), names)
     with _without_numbers(role):
         opened = open_source(role, Path(source), person)
         names = declared_names(opened, names, role)
@@ -148,7 +134,7 @@ def load_test(
     """Real images that their owner declares public, with the labels of the synthetic ones.
 
     Args:
-        source: a path (see `formats`) or the name of a built-in set.
+        source: as `open_source` takes it.
         shape: the declared form.
         names: the labels of the synthetic images; () if they have none.
         warn: takes one line, if some of the images have other labels, which then count as none, and
@@ -158,27 +144,19 @@ def load_test(
         UserError: as `load_sensitive`, or the synthetic images have labels and all of these others,
             or no image can be decoded.
     """
-    bad = 0
-    if source.startswith(_PREFIX):
-        builtin = _builtin(source, shape)
-        images, own, by_image = builtin.images, builtin.names, False
-        labels: list[int | None] = [*builtin.labels.tolist()]
-    else:
-        opened = open_source("--test", Path(source))
-        decoded, is_good, labels, _ = _decoded(opened, shape, None)
-        bad = len(decoded) - int(is_good.sum())
-        if bad == len(decoded):
-            raise UserError(f"--test: none of the {bad} images in '{source}' can be decoded")
-        if bad:
-            warn(f"--test: {bad} of {len(decoded)} images in '{source}' {_LEFT_OUT}")
-        labels = [label for label, good in zip(labels, is_good, strict=True) if good]
-        images = torch.from_numpy(_compacted(decoded, is_good))
-        own, by_image = opened.names, opened.names_by_image
-        names = names if opened.is_labelled else ()
-    numbers = torch.zeros(len(images), dtype=torch.int64)
+    opened = open_source("--test", Path(source))
+    images, is_good, labels, _ = _decoded(opened, shape, None)
+    bad = len(images) - int(is_good.sum())
+    if bad == len(images):
+        raise UserError(f"--test: none of the {bad} images in '{source}' can be decoded")
+    if bad:
+        warn(f"--test: {bad} of {len(images)} images in '{source}' {_LEFT_OUT}")
+    labels = [label for label, good in zip(labels, is_good, strict=True) if good]
+    names = names if opened.is_labelled else ()
+    numbers = torch.zeros(len(labels), dtype=torch.int64)
     if names:
-        numbers = tested_as(source, labels, own, names, by_image, warn)
-    return ImageSet(images, numbers, names, damaged=bad)
+        numbers = tested_as(source, labels, opened.names, names, opened.names_by_image, warn)
+    return ImageSet(torch.from_numpy(_compacted(images, is_good)), numbers, names, damaged=bad)
 
 
 def load_sample(
@@ -187,7 +165,7 @@ def load_sample(
     """At most `most` images, drawn by chance from a set of any size that needn't fit into memory.
 
     Args:
-        source: a path (see `formats`).
+        source: as `open_source` takes it.
         shape: the declared form.
         names: as in `load_sensitive`.
         role: how messages call the set.
@@ -224,14 +202,6 @@ def _without_numbers(role: str) -> Iterator[None]:
         ) from None
 
 
-def _renamed(images: ImageSet, names: tuple[str, ...] | None) -> ImageSet:
-    """A built-in set with the declared names of its labels; None for its own."""
-    if names is None:
-        return images
-    labels = numbered_as(images.labels.tolist(), images.names, names, by_name=False)
-    return ImageSet(images.images, labels, names)
-
-
 def _decoded(
     opened: Source,
     shape: ImageShape,
@@ -266,15 +236,3 @@ def _compacted(images: np.ndarray, is_good: np.ndarray) -> np.ndarray:
         for place, row in enumerate(good):
             images[place] = images[row]
     return images[: len(good)]
-
-
-def _builtin(source: str, shape: ImageShape) -> ImageSet:
-    if source not in _BUILTIN:
-        raise UserError(f"'{source}' is no built-in set; {nearest(source, _BUILTIN)}")
-    images = _BUILTIN[source]()
-    if images.images.shape[1:] != (shape.channels, shape.size, shape.size):
-        raise UserError(
-            f"'{source}' has images of {images.images.shape[-1]} pixels and "
-            f"{images.images.shape[1]} channel(s), not {shape.size} and {shape.channels}"
-        )
-    return images

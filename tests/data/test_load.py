@@ -8,6 +8,7 @@ from pictures import encoded, pixels, png, write_classes, write_hub
 from privimage.data import (
     ImageShape,
     check_source,
+    digits,
     load_public,
     load_sample,
     load_sensitive,
@@ -84,9 +85,12 @@ def test_a_built_in_set_is_known_in_both_roles(name, warnings_heard):
     assert first.images.shape[1:] == (1, 8, 8)
 
 
-def test_a_built_in_set_has_its_own_form(warnings_heard):
-    with pytest.raises(UserError, match=r"8 pixels and 1 channel\(s\), not 8 and 3"):
-        load_sensitive("builtin:glyphs", SHAPE, None)
+def test_a_built_in_set_comes_in_the_declared_form_and_as_it_is_in_its_own(warnings_heard):
+    own = load_sensitive("builtin:digits-test", ImageShape(8, 1), None)
+    assert torch.equal(own.images, digits.test().images)
+    assert torch.equal(own.labels, digits.test().labels)
+    larger = load_sensitive("builtin:digits-test", ImageShape(16, 3), None)
+    assert larger.images.shape == (360, 3, 16, 16)
     with pytest.raises(UserError, match="did you mean 'builtin:glyphs'"):
         load_public("builtin:glyph", SHAPE, warnings_heard.append)
 
@@ -94,10 +98,12 @@ def test_a_built_in_set_has_its_own_form(warnings_heard):
 def test_a_source_is_checked_without_reading_its_images(tmp_path, monkeypatch):
     path = write_hub(tmp_path / "x.parquet", [b"junk"])
     monkeypatch.setattr("privimage.data.load.decode_all", lambda *_: pytest.fail("was read"))
-    for source in ("", "builtin:anything", str(path)):
+    for source in ("", "builtin:glyphs", str(path)):
         check_source("--test", source)
     with pytest.raises(UserError, match=r"--test: there is no file or folder .*nowhere"):
         check_source("--test", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="--test: 'builtin:glyph' is no built-in set"):
+        check_source("--test", "builtin:glyph")
 
 
 # ----------------------------------------------------------------------------------------- public
