@@ -1,13 +1,11 @@
 """Files and folders that appear whole or not at all; the only caller of fsync and replace."""
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,11 +18,6 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise_tensors
 
 from privimage.errors import UserError
-
-_NETWORKS = (
-    *("nfs", "cifs", "smb", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs", "ocfs2"),
-    *("fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone"),
-)
 
 _MANY_FILES = 1000
 """Of a folder: each waits some 2 ms for the disk, so more of them go there at once."""
@@ -52,9 +45,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
-        _sync(partial)
+        sync(partial)
         os.replace(partial, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -178,102 +171,12 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
     network.load_state_dict(found)
 
 
-class LockedLog:
-    """A file of lines that one process at a time extends; an appended line is on disk on return.
-
-    The lock belongs to the open file: it ends with the process, however that dies. Programs that
-    the process starts don't inherit the descriptor (O_CLOEXEC), and a forked child closes its copy
-    at once, so no worker that outlives its parent can hold the lock.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Opens or creates `path`, locks it, and makes its name and content durable.
-
-        Raises:
-            BlockingIOError: another process holds the lock.
-            OSError: the disk or the permissions refuse.
-        """
-        self.path = path
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._descriptor: int | None = os.open(path, flags, 0o600)
-        _open_logs.add(self)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._size = os.fstat(self._descriptor).st_size
-            # Whoever wrote last may have died before its own sync.
-            _flush(self._descriptor)
-            _sync(path.parent)
-        except BaseException:
-            self.close()
-            raise
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it still holds the file."""
-        return self._descriptor is not None
-
-    def read(self) -> bytes:
-        """All that the file holds."""
-        return self.path.read_bytes()
-
-    def truncate(self, size: int) -> None:
-        """Cuts the file down to `size` bytes; durable with the next `append`."""
-        os.ftruncate(self._checked_descriptor(), size)
-        self._size = size
-
-    def append(self, data: bytes) -> None:
-        """Appends `data` and returns only when it has reached the disk.
-
-        Raises:
-            OSError: it may or may not have reached the disk, or the file is not what was opened.
-        """
-        descriptor = self._checked_descriptor()
-        self._size += len(data)
-        while data:
-            written = os.write(descriptor, data)
-            if written == 0:
-                raise OSError(errno.EIO, "the disk took nothing")
-            data = data[written:]
-        _flush(descriptor)
-
-    def close(self) -> None:
-        """Closes the file, which ends the lock; a second call does nothing."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-    def _checked_descriptor(self) -> int:
-        """The descriptor, if the file is still the one under `path` and nobody else wrote to it."""
-        if self._descriptor is None:
-            raise OSError(errno.EBADF, "it is closed, or was opened by the parent process")
-        mine, there = os.fstat(self._descriptor), os.stat(self.path)
-        if (mine.st_dev, mine.st_ino) != (there.st_dev, there.st_ino) or mine.st_size != self._size:
-            raise OSError(errno.ESTALE, "it was replaced or changed while it was open")
-        return self._descriptor
-
-
-_open_logs: weakref.WeakSet[LockedLog] = weakref.WeakSet()
-
-
-def is_open_here(path: Path) -> bool:
-    """Whether a `LockedLog` of this process holds the file."""
-    return any(log.is_open and log.path.resolve() == path.resolve() for log in _open_logs)
-
-
-def _close_logs_in_child() -> None:
-    for log in list(_open_logs):
-        log.close()
-
-
-os.register_at_fork(after_in_child=_close_logs_in_child)
-
-
 def publish_folder(partial: Path, final: Path) -> None:
     """Renames the finished folder `partial` to `final` after all of it has reached the disk."""
     try:
         _sync_all(partial)
         os.replace(partial, final)
-        _sync(final.parent)
+        sync(final.parent)
     except OSError as error:
         raise cannot_write(final, error) from error
 
@@ -288,7 +191,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         for parent in (path, *missing):
-            _sync(parent.parent)
+            sync(parent.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -304,7 +207,7 @@ def remove_folder(path: Path) -> None:
         return
     try:
         os.replace(path, removed)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError:  # A mount, say.
         shutil.rmtree(path, ignore_errors=True)
     shutil.rmtree(removed, ignore_errors=True)
@@ -318,33 +221,11 @@ def remove_file(path: Path) -> None:
     """
     try:
         path.unlink()
-        _sync(path.parent)
+        sync(path.parent)
     except FileNotFoundError:
         return
     except OSError as error:
         raise UserError(f"{path}: can't remove it ({error.strerror or error})") from error
-
-
-def network_file_system(path: Path) -> str | None:
-    """The kind of network file system that `path` is on, such as "nfs4"; None on a local disk.
-
-    There a lock may hold on one machine only, and a synced write may still be in another's memory.
-    Known from Linux' table of mounts; where there is none the answer is None.
-    """
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    target, found, longest = str(path.resolve()), "", -1
-    for mount in mounts:
-        place, _, kind = mount.partition(" - ")
-        # White space in a name is an octal escape there.
-        folder = place.split()[4].encode().decode("unicode_escape").encode("latin-1").decode()
-        is_above = target == folder or target.startswith(folder.rstrip("/") + "/")
-        # Of two mounts on one folder the later one counts.
-        if is_above and len(folder) >= longest:
-            found, longest = kind.split()[0], len(folder)
-    return found if found.startswith(_NETWORKS) else None
 
 
 def sha256(path: Path) -> str:
@@ -361,6 +242,24 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     )
 
 
+def sync(path: Path) -> None:
+    """Makes a file's content, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        flush(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush(descriptor: int) -> None:
+    """Returns when the disk has it, and not only the disk's own memory."""
+    if sys.platform == "darwin":  # Where fsync means the latter; some file systems know no better.
+        with suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
+
+
 def _sync_all(folder: Path) -> None:
     """Makes a folder and all in it durable; it may hold millions of files."""
     count = 0
@@ -369,25 +268,7 @@ def _sync_all(folder: Path) -> None:
             if entry.is_dir(follow_symlinks=False):
                 _sync_all(Path(entry.path))
             elif count <= _MANY_FILES:
-                _sync(Path(entry.path))
+                sync(Path(entry.path))
     if count > _MANY_FILES:
         os.sync()
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    """Makes a file's content, or the names in a folder, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        _flush(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _flush(descriptor: int) -> None:
-    """Returns when the disk has it, and not only the disk's own memory."""
-    if sys.platform == "darwin":  # Where fsync means the latter; some file systems know no better.
-        with suppress(OSError):
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-            return
-    os.fsync(descriptor)
+    sync(folder)

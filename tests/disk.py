@@ -3,13 +3,16 @@
 import os
 from pathlib import Path
 
+from privimage import durable
+from privimage.dp.ledger import log
+
 
 class PowerCut(BaseException):
     """The machine stops here; nothing after this call happens."""
 
 
 class Disk:
-    """Stands in for `os` in `privimage.durable`: real files, and a record of what is durable.
+    """Stands in for `os` where a ledger is written: real files, and a record of what is durable.
 
     `calls` counts the calls that change or sync something. At call number `cut_at` the power goes:
     before the call has any effect, or after it if `late`. `fail` maps a call's name to what is to
@@ -24,6 +27,11 @@ class Disk:
         exists = self._path.exists()
         self.durable = self._path.read_bytes() if exists else b""
         self.name_is_durable = exists
+
+    def replace_os(self, patch):
+        """Puts it where a ledger is written and synced, as long as `patch` lasts."""
+        for module in (durable, log):
+            patch.setattr(module, "os", self)
 
     def __getattr__(self, name):
         return getattr(os, name)

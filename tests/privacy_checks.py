@@ -14,6 +14,7 @@ import re
 import zipfile
 from types import SimpleNamespace
 
+import pytest
 import torch
 from disk import Disk
 from PIL import Image
@@ -222,7 +223,7 @@ def selected(folder, histogram):
         (folder / stage).mkdir(parents=True)
     durable.write_tensors(folder / "query/histogram.safetensors", {"histogram": histogram})
     durable.write_json(folder / "query/query.json", {"noise_std": 1.0})
-    stages.select(run, folder / "selection", None)
+    stages.select(run, folder / "selection")
     return durable.read_json(folder / "selection/selection.json")["label_of"]
 
 
@@ -260,15 +261,13 @@ def check_cached_query(folder):
 def check_durability(folder):
     """A reservation that has returned is there after a power cut."""
     path = folder / "ledger.jsonl"
-    disk, usual = Disk(path), durable.os
-    durable.os = disk
-    try:
+    disk = Disk(path)
+    with pytest.MonkeyPatch.context() as patch:
+        disk.replace_os(patch)
         with Ledger(path) as ledger:
             ledger.set_plan(UNBOUNDED)
             ledger.reserve_query()
             ledger.step_budget(4).reserve(4)
-    finally:
-        durable.os = usual
     disk.after_power_cut()
     assert len(History.read(path).spent()) == 2
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from disk import PowerCut
 
-from privimage import durable
+from privimage import durable, machine
+from privimage.dp.ledger.log import LockedLog
 from privimage.errors import UserError
 
 
@@ -123,7 +124,7 @@ def test_a_folder_that_cannot_be_made_is_named_by_its_own_name(tmp_path, monkeyp
 
 def test_a_short_write_is_continued(tmp_path, monkeypatch):
     path = tmp_path / "lines"
-    log = durable.LockedLog(path)
+    log = LockedLog(path)
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:3]))
     log.append(b"a longer line\n")
@@ -135,18 +136,18 @@ def test_a_short_write_is_continued(tmp_path, monkeypatch):
 
 
 def test_a_log_has_one_writer_and_ends_with_it(tmp_path):
-    log = durable.LockedLog(tmp_path / "lines")
+    log = LockedLog(tmp_path / "lines")
     with pytest.raises(BlockingIOError):
-        durable.LockedLog(tmp_path / "lines")
+        LockedLog(tmp_path / "lines")
     log.close()
     log.close()
     with pytest.raises(OSError, match="closed"):
         log.append(b"more\n")
-    durable.LockedLog(tmp_path / "lines").close()
+    LockedLog(tmp_path / "lines").close()
 
 
 def test_a_new_log_is_for_its_owner_alone(tmp_path):
-    durable.LockedLog(tmp_path / "lines").close()
+    LockedLog(tmp_path / "lines").close()
     assert (tmp_path / "lines").stat().st_mode & 0o777 == 0o600
 
 
@@ -197,4 +198,4 @@ def test_a_network_file_system_is_known_by_its_mount(monkeypatch, path, kind):
         "42 40 8:2 / /data/local rw - xfs /dev/sdb rw\n"
     )
     monkeypatch.setattr(Path, "read_text", lambda self, encoding: table)
-    assert durable.network_file_system(Path(path)) == kind
+    assert machine.network_file_system(Path(path)) == kind

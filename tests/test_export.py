@@ -142,7 +142,7 @@ def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch, form):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("privimage.durable._sync", fail)
+    monkeypatch.setattr("privimage.durable.sync", fail)
     with pytest.raises(UserError, match="No space left on device"):
         _export(run, form, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from privimage import durable, machine
+from privimage import machine
 from privimage.data import decode as decode_module
 from privimage.data.decode import decode_all
 from privimage.data.images import ImageShape
+from privimage.dp.ledger.log import LockedLog
 
 FULL = 51  # What fcntl.F_FULLFSYNC is on macOS.
 
@@ -48,7 +49,7 @@ def test_peak_memory_is_in_bytes(monkeypatch, system, unit):
 
 
 def test_on_macos_a_line_is_on_the_disk_and_not_in_the_disk_s_memory(tmp_path, on_macos):
-    log = durable.LockedLog(tmp_path / "log")
+    log = LockedLog(tmp_path / "log")
     on_macos.clear()
     log.append(b"line\n")
     assert on_macos == [FULL]
@@ -63,7 +64,7 @@ def test_a_file_system_that_can_t_is_asked_as_elsewhere(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(fcntl, "fcntl", cannot)
     monkeypatch.setattr(os, "fsync", synced.append)
-    log = durable.LockedLog(tmp_path / "log")
+    log = LockedLog(tmp_path / "log")
     synced.clear()
     log.append(b"line\n")
     assert len(synced) == 1

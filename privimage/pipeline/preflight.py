@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from privimage import data, durable
+from privimage import data, machine
 from privimage.data.formats import lies_in_set, share_images
 from privimage.errors import UserError
 from privimage.pipeline import measurement
@@ -42,7 +42,7 @@ def check(run: Run, missing: Collection[str]) -> None:
     refuse_sensitive_as_public(settings)
     _refuse_run_in_set(settings, run.folder.path)
     _check_disk(run.folder.path)
-    if kind := durable.network_file_system(run.folder.path):
+    if kind := machine.network_file_system(run.folder.path):
         run.reporter.warn(
             f"{run.folder.path} is on a network file system ({kind}), where the ledger's lock and "
             "its writes may not hold; start the run on one machine only, or use a local disk"

@@ -1,5 +1,6 @@
 """The seven stages in their order, and which of them a call is about."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ _SHAPE = ("data.image_size", "data.channels")
 _PUBLIC = ("data.public", *_SHAPE, "seed")
 _SENSITIVE = ("data.sensitive", "data.classes", "data.public_size", "data.person", "privacy.unit")
 
+Work = Callable[[Run, Path, Ledger], None]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -27,25 +30,35 @@ class Stage:
 
     name: str
     command: str
-    work: Callable[[Run, Path, Ledger], None]
+    work: Work
     reads: tuple[str, ...]
     inputs: tuple[str, ...] = ()
 
 
+def _without_ledger(work: Callable[[Run, Path], None]) -> Work:
+    """The work of a stage that sees no sensitive image, and so has nothing to ask the ledger."""
+
+    @functools.wraps(work)
+    def do(run: Run, folder: Path, _: Ledger) -> None:
+        work(run, folder)
+
+    return do
+
+
 STAGES = (
-    Stage("classifier", "classify", stages.classify, (*_PUBLIC, "classifier")),
+    Stage("classifier", "classify", _without_ledger(stages.classify), (*_PUBLIC, "classifier")),
     Stage("query", "query", stages.query, (*_SENSITIVE, *_SHAPE, "query")),
     Stage(
         "selection",
         "select",
-        stages.select,
+        _without_ledger(stages.select),
         ("data.public", "data.classes", "selection"),
         ("query",),
     ),
     Stage(
         "pretrain",
         "pretrain",
-        stages.pretrain_network,
+        _without_ledger(stages.pretrain_network),
         (*_PUBLIC, "data.classes", "network", "pretrain"),
         ("selection",),
     ),

@@ -29,7 +29,7 @@ _EXAMPLES, _MOST_EXAMPLE_CLASSES = 4, 200
 _HARDLY = 3
 
 
-def classify(run: Run, folder: Path, ledger: Ledger) -> None:
+def classify(run: Run, folder: Path) -> None:
     """Stage 1: public images → classifier/model.safetensors."""
     settings, seed, names = run.recipe.classifier, run.recipe.seed, run.public.names
     model = classifier.build(settings, run.shape.channels, len(names), seed).to(run.device)
@@ -74,7 +74,7 @@ def query(run: Run, folder: Path, ledger: Ledger) -> None:
     ledger.complete("query", durable.sha256(path))
 
 
-def select(run: Run, folder: Path, ledger: Ledger) -> None:
+def select(run: Run, folder: Path) -> None:
     """Stage 3: noisy histogram → selection/selection.json: public class → sensitive label."""
     settings, labels, public = run.recipe.selection, len(run.names), run.public_names
     if settings.mode == "all":
@@ -102,7 +102,7 @@ def select(run: Run, folder: Path, ledger: Ledger) -> None:
     durable.write_json(folder / "selection.json", facts)
 
 
-def pretrain_network(run: Run, folder: Path, ledger: Ledger) -> None:
+def pretrain_network(run: Run, folder: Path) -> None:
     """Stage 4: selected public images → pretrain/network.safetensors."""
     chosen = results.selection(run.folder)
     # Earlier versions kept the classes beside the classifier alone.

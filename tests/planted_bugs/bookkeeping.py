@@ -17,6 +17,7 @@ from privimage.data import archive
 from privimage.dp import History, Ledger
 from privimage.dp.accounting import calibration
 from privimage.dp.budget import StepBudget
+from privimage.dp.ledger.log import LockedLog
 from privimage.dp.ledger.records import QueryReservation
 from privimage.dp.noise import SecretStream
 from privimage.pipeline import stages
@@ -167,7 +168,7 @@ BUGS = {
         checks.check_cached_query,
     ),
     "a reservation that is not synced": (
-        *(durable.LockedLog, "append", _unsynced),
+        *(LockedLog, "append", _unsynced),
         checks.check_durability,
     ),
     "a reservation refunded after a crash": (History, "spent", _refunded, checks.check_no_refunds),

@@ -41,7 +41,7 @@ def _charged(path):
 def _count_calls(tmp_path, monkeypatch):
     disk = Disk(tmp_path / "counted")
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "os", disk)
+        disk.replace_os(patch)
         _use(tmp_path / "counted", [])
     return disk.calls
 
@@ -56,7 +56,7 @@ def test_a_power_cut_at_any_call_never_understates(tmp_path, monkeypatch, kept, 
         releases = []
         disk = Disk(path, cut_at, late)
         with monkeypatch.context() as patch:
-            patch.setattr(durable, "os", disk)
+            disk.replace_os(patch)
             with pytest.raises(PowerCut):
                 _use(path, releases)
             disk.after_power_cut(kept)
@@ -74,7 +74,7 @@ def test_the_disk_double_sees_a_ledger_that_does_not_sync(tmp_path, monkeypatch,
     disk = Disk(tmp_path / "ledger")
     disk.fail[broken] = (lambda: None) if broken == "fsync" else (lambda: 10_000)
     releases = []
-    monkeypatch.setattr(durable, "os", disk)
+    disk.replace_os(monkeypatch)
     with pytest.raises(UserError) if broken == "write" else monkeypatch.context():
         _use(tmp_path / "ledger", releases)
     disk.after_power_cut()
@@ -87,7 +87,7 @@ def test_the_disk_double_sees_a_ledger_that_does_not_sync(tmp_path, monkeypatch,
 def test_the_name_of_the_file_is_durable_before_anything_is_released(tmp_path, monkeypatch, kept):
     path = tmp_path / "ledger"
     disk = Disk(path)
-    monkeypatch.setattr(durable, "os", disk)
+    disk.replace_os(monkeypatch)
     with Ledger(path) as ledger:
         ledger.set_plan(PLAN)
         assert disk.name_is_durable
@@ -102,7 +102,7 @@ def test_a_name_that_an_earlier_start_left_unsynced_is_synced(tmp_path, monkeypa
         ledger.set_plan(PLAN)
     disk = Disk(path)
     disk.name_is_durable, disk.durable = False, b""
-    monkeypatch.setattr(durable, "os", disk)
+    disk.replace_os(monkeypatch)
     with Ledger(path):
         assert disk.name_is_durable
         assert disk.durable == path.read_bytes()
@@ -128,7 +128,7 @@ def test_after_a_failed_write_the_ledger_refuses_all_use(tmp_path, monkeypatch, 
         disk = Disk(path)
         disk.fail[call] = _refuse(code)
         with monkeypatch.context() as patch:
-            patch.setattr(durable, "os", disk)
+            disk.replace_os(patch)
             with pytest.raises(UserError, match=os.strerror(code)) as caught:
                 budget.reserve(3)
             assert "\n" not in str(caught.value)
@@ -157,7 +157,7 @@ def test_an_interrupted_write_ends_the_ledger_too(tmp_path, monkeypatch):
         ledger.set_plan(PLAN)
         disk.fail["fsync"] = interrupt
         with monkeypatch.context() as patch:
-            patch.setattr(durable, "os", disk)
+            disk.replace_os(patch)
             with pytest.raises(KeyboardInterrupt):
                 ledger.reserve_query()
         with pytest.raises(UserError, match="start again"):

@@ -16,6 +16,7 @@ from privimage.dp.budget import StepBudget
 from privimage.dp.ledger import chain
 from privimage.dp.ledger.chain import Entry
 from privimage.dp.ledger.history import History
+from privimage.dp.ledger.log import LockedLog, is_open_here
 from privimage.dp.ledger.records import (
     Completion,
     Content,
@@ -54,10 +55,10 @@ class Ledger(History):
         """
         path, genesis = Path(path), Genesis(unit, adjacency(unit))
         try:
-            self._log = durable.LockedLog(path)
+            self._log = LockedLog(path)
         except BlockingIOError as error:
             holder = "another process is working on this run; wait for it or stop it"
-            if durable.is_open_here(path):
+            if is_open_here(path):
                 holder = "a Ledger of this process still has it open; close() that one first"
             raise UserError(f"{path}: {holder}") from error
         except OSError as error:
