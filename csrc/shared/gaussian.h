@@ -3,7 +3,8 @@
 // Logarithm, sine and cosine are polynomials of our own, made of additions and multiplications
 // that IEEE 754 defines to the last bit, in a fixed order; with contraction off (-ffp-contract=off,
 // --fmad=false) every compiler, instruction set and GPU gives the same integers. The coefficients
-// interpolate the functions at Chebyshev nodes; privimage/ops/reference.py holds the same numbers.
+// interpolate the functions at Chebyshev nodes; privimage/ops/reference_noise.py holds the same
+// numbers.
 #pragma once
 
 #include <cmath>

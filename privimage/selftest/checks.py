@@ -25,7 +25,7 @@ from privimage.dp import (
     poisson_sample,
     rate_threshold,
 )
-from privimage.ops import reference
+from privimage.ops import reference, reference_noise
 from privimage.selftest.probe import PUBLIC_SIZE, Network, gradients, images, known_key, tuner
 
 ALPHA = 1e-6
@@ -43,7 +43,7 @@ class Broken(Exception):
 def check_operators(device: torch.device) -> None:
     """The operators of this build give what their formulas and RFC 8439 say."""
     key, step = torch.arange(32, dtype=torch.uint8), 3
-    block = reference.chacha20_blocks(key, torch.tensor([_RFC_BLOCK]), _RFC_NONCE)
+    block = reference_noise.chacha20_blocks(key, torch.tensor([_RFC_BLOCK]), _RFC_NONCE)
     _require(block[:4, 0].tolist() == _RFC_WORDS, "a block of ChaCha20 is not that of RFC 8439")
     words = ops.random_words(key, step, 5, 5000)
     _require(words.equal(reference.random_words(key, step, 5, 5000)), "random words differ")
