@@ -72,9 +72,10 @@ MAY_IMPORT_IN_DP = {
     "step_account": {"accounting", "budget", "ledger", "privacy"},
     "processes": set(),
     "checked_model": set(),
+    "batch_sum": {"checked_model", "clipping", "gradients", "rules", "sampling"},
     "backward_guard": set(),
     "private_engine": {"gradient_noise", "gradients", "ledger", "noise", "privacy", "processes"}
-    | {"backward_guard", "checked_model", "rules", "sampling", "step_account", "stepping"},
+    | {"backward_guard", "batch_sum", "sampling", "step_account", "stepping"},
 }
 ERRORS_ONLY = [
     "ops/reference.py",

@@ -1,34 +1,26 @@
 """DP-SGD for any model, optimiser and data set: one call a step, which can't be held wrong."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
 from functools import partial
 from threading import RLock
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import distributed, nn
 
 from privimage.dp.backward_guard import refuse_backward
-from privimage.dp.checked_model import CheckedModel
+from privimage.dp.batch_sum import BatchSum
 from privimage.dp.gradient_noise import GradientNoise
-from privimage.dp.gradients.chance import seeded
-from privimage.dp.gradients.engine import ExampleGradients, Losses, check_mode, check_parameter
-from privimage.dp.gradients.independence import check_independence
-from privimage.dp.gradients.micro_batch import most_examples, usual_memory
+from privimage.dp.gradients.engine import Losses, check_mode, check_parameter
 from privimage.dp.gradients.plan import StepPlan
-from privimage.dp.gradients.plan import plan as make_plan
-from privimage.dp.gradients.recompute import check_plan, planned_clipped_sum
 from privimage.dp.ledger.ledger import Ledger
 from privimage.dp.noise import Domain, SecretKey
 from privimage.dp.privacy import Privacy
 from privimage.dp.processes import Processes, layout
-from privimage.dp.rules.layers import check_layers
-from privimage.dp.sampling import PoissonLoader, Rows
+from privimage.dp.sampling import PoissonLoader
 from privimage.dp.step_account import StepAccount
 from privimage.dp.stepping import Stepper
 from privimage.errors import UserError, check_count
-from privimage.recording import record
 
 
 class PrivateEngine:
@@ -57,11 +49,6 @@ class PrivateEngine:
 
     Attributes:
         privacy: as given.
-        max_memory: bytes by which a micro-batch may grow the process; to be set before `check`.
-        rows_dtype: torch.bfloat16 keeps gradients in half the memory, on a GPU (see `plan`); to be
-            set before `check`.
-        plan: how many examples are in memory at a time, and whose gradients; None before `check`.
-            It changes no result but for the rounding of the forward pass.
     """
 
     def __init__(
@@ -112,31 +99,31 @@ class PrivateEngine:
         """
         check_count("draws_per_example", draws_per_example)
         self.privacy = privacy
-        self._model, self._losses, self._optimizer = model, losses, optimizer
-        self._draws = draws_per_example
-        self._gradients = ExampleGradients(model)
-        self._processes = Processes(process_group, self._gradients.device)
+        self._model, self._optimizer = model, optimizer
+        if micro_batch is not None:
+            check_count("micro_batch", micro_batch)
+        self._loader = PoissonLoader(data, privacy.sample_rate)
+        self._sum = BatchSum(
+            model,
+            losses,
+            self._loader,
+            privacy.rule,
+            draws=draws_per_example,
+            micro_batch=micro_batch,
+            recorded=recorded,
+        )
+        self._processes = Processes(process_group, self._sum.gradients.device)
         if ledger is not None:
             self._processes.check_first("the ledger")
         self._are_alike = False
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.max_memory = usual_memory(self._gradients.device)
-        self.plan: StepPlan | None = None
-        self._checked = CheckedModel(model, losses)
-        self.rows_dtype: torch.dtype | None = None
-        self._to_be_recorded = recorded
-        self._recorded: Callable[..., torch.Tensor] | None = None
-        self._loader = PoissonLoader(data, privacy.sample_rate)
-        self._made_up: Rows = ()
         key = SecretKey.from_os()
         self._account = StepAccount(privacy, ledger, key.is_secret)
         self._sampling, self._words = key.stream(Domain.SAMPLING), key.stream(Domain.EXAMPLES)
         shapes = [(name, p.shape, p.dtype) for name, p in self._parameters.items()]
         self._numbers = repr((privacy, draws_per_example, len(self._loader), shapes))
         expected = privacy.expected_batch_size or privacy.sample_rate * max(len(self._loader), 1)
-        if micro_batch is not None:
-            check_count("micro_batch", micro_batch)
-        self._micro_batch, self._share = micro_batch, expected / self._processes.count
+        self._share = expected / self._processes.count
         noise = GradientNoise.make(privacy.noise_multiplier, expected, key, privacy.max_grad_norm)
         self._stepper = Stepper(optimizer, self._parameters, noise)
         self._turn = RLock()  # A step is counted and drawn once, whoever calls.
@@ -164,22 +151,7 @@ class PrivateEngine:
             UserError: as `check_independence`, the data is of another form, or
                 one example does not fit into `max_memory`.
         """
-        self._checked.forget()
-        self._recorded = None
-        check_layers(self._model)
-        rows = dummy or self._loader.made_up()
-        self._loader.check_form(rows)
-        batch = self._repeated(self._on_device(rows))
-        with nullcontext() if dummy else _noted():
-            check_independence(self._gradients, self._losses, *batch, draws=self._draws)
-        self.plan = self._planned([tensor[: self._draws] for tensor in batch])
-        with seeded(0, self._gradients.device):
-            copies = [tensor.clone() for tensor in batch]  # The losses may change them in place.
-            check_plan(self._gradients, self._losses, *copies, plan=self.plan)
-        if self._to_be_recorded:
-            self._record(rows)
-        self._made_up = rows
-        self._checked.note()
+        self._sum.check(self._share, *dummy)
 
     def step(self) -> None:
         """Draws a batch, sums its clipped gradients, adds noise once, and updates the model.
@@ -202,6 +174,32 @@ class PrivateEngine:
                 self._step()
             finally:
                 self._is_stepping = False
+
+    @property
+    def max_memory(self) -> float:
+        """Bytes by which a micro-batch may grow the process; to be set before `check`."""
+        return self._sum.max_memory
+
+    @max_memory.setter
+    def max_memory(self, size: float) -> None:
+        self._sum.max_memory = size
+
+    @property
+    def rows_dtype(self) -> torch.dtype | None:
+        """torch.bfloat16 keeps gradients in half the memory, on a GPU; to be set before `check`."""
+        return self._sum.rows_dtype
+
+    @rows_dtype.setter
+    def rows_dtype(self, dtype: torch.dtype | None) -> None:
+        self._sum.rows_dtype = dtype
+
+    @property
+    def plan(self) -> StepPlan | None:
+        """How many examples are in memory at a time, and whose gradients; None before `check`.
+
+        It changes no result but for the rounding of the forward pass.
+        """
+        return self._sum.plan
 
     @property
     def steps_spent(self) -> int:
@@ -266,14 +264,15 @@ class PrivateEngine:
             self._account.rename(self._processes.name_of_first(self._account.name))
         with self._processes.agreed(partial(self._terms, with_layout=not are_alike)):
             self._check_ready()
-            if self._recorded is None and not self._checked.is_unchanged():
-                self.check(*self._made_up)
+            self._sum.check_again(self._share)
         if not are_alike:
             self._processes.hand_out(tensor for _, tensor in self._tensors())
         self._processes.in_turn(self._account.begin)
         chosen = self._processes.own_share(self._loader.sample(self._sampling))
         with self._processes.agreed():
-            part = self._sum(chosen)
+            # With a test key all processes have the same words; each takes one of its own.
+            seed = int(self._words.words(self._processes.rank + 1)[-1])
+            part = self._sum.of(chosen, seed)
         total = self._processes.add_up(part)
         update = partial(self._stepper.step, total)
         self._processes.hand_out(self._parameters.values(), after=update)
@@ -289,79 +288,6 @@ class PrivateEngine:
         yield from self._model.named_parameters()
         yield from self._model.named_buffers()
 
-    def _planned(self, example: list[torch.Tensor]) -> StepPlan:
-        """The plan; a micro-batch whose size nobody said is larger where examples take little."""
-        suited = partial(most_examples, self._gradients.device, self._draws, self._share)
-        planned = partial(
-            make_plan,
-            *(self._model, example),
-            draws=self._draws,
-            max_memory=self.max_memory,
-            losses=self._losses,
-            rows_dtype=self.rows_dtype,
-        )
-        if self._micro_batch is not None:
-            return planned(examples=self._micro_batch)
-        usual = suited()
-        first = planned(examples=usual)
-        larger = suited(first.bytes_an_example)
-        return first if larger == usual else planned(examples=larger)
-
-    def _sum(self, chosen: torch.Tensor) -> torch.Tensor:
-        """The clipped sum of these examples, int64 [parameters]; that of none is nothing else."""
-        plan, device = cast(StepPlan, self.plan), self._gradients.device
-        filler = tuple(tensor[:1] for tensor in self._made_up)
-        total: torch.Tensor | None = None
-        # With a test key all processes have the same words; each takes one of its own.
-        seed = int(self._words.words(self._processes.rank + 1)[-1])
-        with seeded(seed, device):
-            for rows, count in self._loader.micro_batches(chosen, plan.examples, filler):
-                part = (self._recorded or self._summed)(*self._filled(rows, count))
-                total = part if total is None else total.add_(part)
-        if total is None:
-            return torch.zeros(self._gradients.size, dtype=torch.int64, device=device)
-        return total
-
-    def _summed(self, *batch: torch.Tensor) -> torch.Tensor:
-        """The clipped sum of a micro-batch, of which its last tensor says how many examples count.
-
-        All of it is computed, so time does not tell how many those are.
-        """
-        *tensors, counted = batch
-        return planned_clipped_sum(
-            self._gradients,
-            self._losses,
-            *tensors,
-            plan=cast(StepPlan, self.plan),
-            rule=self.privacy.rule,
-            examples=counted,
-        )
-
-    def _record(self, rows: Rows) -> None:
-        size = cast(StepPlan, self.plan).examples
-        full = tuple(tensor[:1].repeat(size, *[1] * (tensor.dim() - 1)) for tensor in rows)
-        try:
-            self._recorded = record(self._summed, *self._filled(full, 1))
-        except (RuntimeError, TypeError) as problem:
-            (line, *_) = str(problem).splitlines() or [type(problem).__name__]
-            raise UserError(
-                f"the losses can't be recorded, leave out recorded=True: {line}"
-            ) from problem
-
-    def _filled(self, rows: Rows, count: int) -> Rows:
-        """A micro-batch as `_summed` takes it, the first `count` of whose examples count."""
-        counted = torch.tensor(count, device=self._gradients.device)
-        return (*self._repeated(self._on_device(rows)), counted)
-
-    def _on_device(self, rows: Rows) -> Rows:
-        return tuple(tensor.to(self._gradients.device) for tensor in rows)
-
-    def _repeated(self, rows: Rows) -> Rows:
-        """Each example's rows, one for each draw."""
-        if self._draws == 1:
-            return rows
-        return tuple(tensor.repeat_interleave(self._draws, dim=0) for tensor in rows)
-
     def _check_ready(self) -> None:
         check_mode()
         if not self._closing.alive:
@@ -376,21 +302,3 @@ class PrivateEngine:
         for name, parameter in self._parameters.items():
             check_parameter(name, parameter)
         self._stepper.check_ready()
-        if self._recorded is not None:
-            self._checked.check_recorded()
-
-
-@contextmanager
-def _noted() -> Iterator[None]:
-    """Says of an error of the losses that it was on examples that nobody chose."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as problem:
-        problem.add_note(
-            "This was on two made-up examples, of normal numbers and of the integers 0 and 1; no "
-            "data was touched. If they make no sense to the model (a length of 0, say), call "
-            "engine.check(...) before the first step, with two or more of your own that differ."
-        )
-        raise

@@ -472,7 +472,7 @@ def test_engines_in_two_threads_leave_the_random_state_as_it_was():
     both = [engine(sample_rate=0.5), engine(sample_rate=0.5)]
     for made in both:
         made.check()
-        made._losses = slow
+        made._sum._losses = slow
     torch.manual_seed(7)
     before = torch.get_rng_state()
     with ThreadPoolExecutor(2) as pool:
@@ -554,7 +554,7 @@ def test_two_threads_take_their_steps_one_after_the_other():
         return losses(model, x, y)
 
     made = engine()
-    made._losses = watched
+    made._sum._losses = watched
     made.check()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: made.step(), range(8)))
@@ -565,7 +565,7 @@ def test_two_threads_take_their_steps_one_after_the_other():
 def test_a_step_that_fails_is_spent():
     made = engine(sample_rate=1.0)
     made.check()
-    made._losses = lambda model, x, y: losses(model, x, y).mean()
+    made._sum._losses = lambda model, x, y: losses(model, x, y).mean()
     with pytest.raises(UserError, match="reduction='none'"):
         made.step()
     assert made.steps_spent == 1
@@ -861,7 +861,7 @@ def test_data_that_turns_out_to_be_of_another_form_is_not_converted():
         model, DPSGD(model.parameters(), lr=0.1), losses, TensorDataset(*examples()), privacy()
     )
     before = weights(made)
-    made._losses = lambda model, x, y: losses(model, x.float(), y)
+    made._sum._losses = lambda model, x, y: losses(model, x.float(), y)
     made.check(torch.tensor([[0, 1, 0, 1], [1, 1, 1, 1]]), torch.arange(2))
     with pytest.raises(UserError, match="of the same shapes and types"):
         made.step()
