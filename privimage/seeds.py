@@ -22,8 +22,8 @@ def generator(seed: int, *words: str | int) -> torch.Generator:
 def initialising(seed: int) -> Iterator[None]:
     """Inside, networks are made on the CPU and draw their parameters from `seed`.
 
-    Threads share the generator that they draw from, so they are made in turn; afterwards that
-    generator is as before, and no GPU's is touched.
+    They draw from the generator that all threads share, so whoever has threads makes networks in
+    one of them; afterwards that generator is as before, and no GPU's is touched.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)

@@ -32,6 +32,9 @@ _LEAST_TO_STOP_EARLY = 20
 _PREDICT_ROWS = 10_000
 _MOST_ITERATIONS = {"mlp": 200, "logistic": 300}
 
+Trial = tuple[ImageSet, int]
+"""Images to train on, and which training on them it is."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -141,9 +144,6 @@ def _of_kind(
         _accuracy(kind, found[index * repeats : (index + 1) * repeats], images, test)
         for index, images in enumerate(sets)
     ]
-
-
-Trial = tuple[ImageSet, int]
 
 
 def _networks(

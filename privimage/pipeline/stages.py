@@ -1,4 +1,4 @@
-"""What each of the seven stages reads and writes; their order is `pipeline`'s."""
+"""What each of the seven stages reads and writes; their order is `schedule`'s."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The data card: a README.md with the header that the Hugging Face hub reads."""
+"""The cards of images and of a network: a README.md with the header that Hugging Face reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

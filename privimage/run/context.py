@@ -51,7 +51,11 @@ class Run:
 
     @cached_property
     def sensitive(self) -> ImageSet:
-        """The sensitive images, for `query` and `finetune` alone."""
+        """The sensitive images.
+
+        Seen by `query` and `finetune`, whose ε covers it; by the checks before a run, which keep
+        what is public about the set; and by looks outside ε that the recipe asks for.
+        """
         settings, person, steps = self.recipe.data, self.recipe.data.person_key, self.counted_steps
         return data.load_sensitive(
             settings.sensitive, self.shape, settings.classes or None, steps=steps, person=person

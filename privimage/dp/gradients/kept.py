@@ -152,7 +152,10 @@ def _added(found: list[torch.Tensor]) -> torch.Tensor:
 
 
 class Kept(Slot):
-    """Columns of an arena, which knows nothing of it, so that nothing waits for a collector."""
+    """A parameter's columns of an arena, kept until all that a step needs of them is known.
+
+    It knows the arena and the arena not it: no cycle has its memory wait for Python's collector.
+    """
 
     def __init__(self, name: str, arena: Arena) -> None:
         super().__init__(torch.empty(0))
