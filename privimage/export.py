@@ -57,7 +57,7 @@ def export(path: Path, form: str, out: Path, reporter: Reporter, count: int | No
         raise UserError(f"{path}: the stage '{stage}' is not finished; go on with train")
     history = History.read(folder.ledger)
     spending.refuse_foreign_files(folder, history)
-    statement = {**privacy_statement(history), "recipe_sha256": recipe.sha256}
+    statement = privacy_statement(history, recipe.sha256)
     durable.make_folder(out.parent)
     if form == "diffusers":
         _export_network(folder, recipe, out, statement)

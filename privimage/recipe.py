@@ -128,6 +128,10 @@ class SynthesisSettings:
         check_count("synthesis.images_per_label", self.images_per_label)
         check_count("synthesis.batch_size", self.batch_size)
 
+    def count(self, labels: int) -> int:
+        """Images in all; unlabelled ones (`labels` 0) are as many as those of one label."""
+        return max(labels, 1) * self.images_per_label
+
 
 @dataclass(frozen=True)
 class Recipe:

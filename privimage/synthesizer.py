@@ -117,4 +117,4 @@ def load(path: str | Path, device: str | None = None) -> Synthesizer:
     history = History.read(folder.ledger)
     spending.refuse_foreign_files(folder, history)
     run = Run(recipe, folder, Reporter(quiet=True), Workers(), torch.device(device or "cpu"))
-    return Synthesizer(run, {**privacy_statement(history), "recipe_sha256": recipe.sha256})
+    return Synthesizer(run, privacy_statement(history, recipe.sha256))

@@ -1,5 +1,6 @@
 """Options that several commands have, each declared once, and what becomes of them."""
 
+import json
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -120,6 +121,11 @@ def reporter(quiet: bool, max_minutes: float | None) -> Reporter:
     found = Reporter(quiet, None if max_minutes is None else 60 * max_minutes)
     _stop_cleanly_on_signals(found)
     return found
+
+
+def print_json(value: Any) -> None:
+    """Prints one JSON object, with letters of any alphabet as they are."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _read(option: str, value: Any) -> Any:

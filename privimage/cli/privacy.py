@@ -1,6 +1,5 @@
 """The commands that say what is promised and check it: budget, ledger, selftest."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -48,7 +47,7 @@ def budget(
     if plot is not None:
         budgeting.plot(answer, plot)
     if json_:
-        typer.echo(json.dumps(budgeting.as_json(answer, group_size), indent=2))
+        options.print_json(budgeting.as_json(answer, group_size))
         return
     for line in budgeting.explain(answer, group_size):
         typer.echo(line)
@@ -82,7 +81,7 @@ def selftest(
         audit.record_selftest(run, found)
     if json_:
         checks = [asdict(outcome) for outcome in outcomes]
-        typer.echo(json.dumps({**asdict(found), "checks": checks}, indent=2, ensure_ascii=False))
+        options.print_json({**asdict(found), "checks": checks})
     if found.failed:
         raise SystemExit(options.FOUND_WRONG)
 
@@ -98,7 +97,7 @@ def show_ledger(run: options.Run) -> None:
 def verify_ledger(run: options.Run) -> None:
     """Computes ε again from the ledger and checks what the run has made against it; JSON."""
     result = audit.verify(run)
-    typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+    options.print_json(result)
     if result["problems"]:
         raise SystemExit(options.FOUND_WRONG)
 
@@ -111,4 +110,4 @@ def compose_ledgers(
     ] = None,
 ) -> None:
     """States the joint ε of several runs on the same people; JSON."""
-    typer.echo(json.dumps(audit.compose(runs, delta), indent=2, ensure_ascii=False))
+    options.print_json(audit.compose(runs, delta))

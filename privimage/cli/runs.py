@@ -103,7 +103,7 @@ def _train(given: dict[str, Any], scope: Scope) -> None:
         metrics = path / "evaluation" / "metrics.json"
         result = json.loads(metrics.read_text(encoding="utf-8")) if metrics.exists() else {}
     if given["json_"]:
-        typer.echo(json.dumps({"run": str(path), **result}, indent=2, ensure_ascii=False))
+        options.print_json({"run": str(path), **result})
 
 
 def _new_recipe(preset: str | None, values: dict[str, Any], path: Path) -> recipe.Recipe:

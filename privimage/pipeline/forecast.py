@@ -71,7 +71,7 @@ def forecast(run: Run, missing: Collection[str]) -> Forecast:
         row = watch.a_row(lambda size: _training_step(run, size), most, sum(trained.values()))
         found |= {stage: rows * row for stage, rows in trained.items()}
     if {"synthetic", "evaluation"} & {*missing}:
-        images = max(len(run.names), 1) * recipe.synthesis.images_per_label
+        images = recipe.synthesis.count(len(run.names))
         before = recipe.selection.mode != "none" and "evaluation" in missing
         again = min(images, recipe.evaluation.most) if before else 0
         rows = again + (images if "synthetic" in missing else 0)

@@ -169,11 +169,10 @@ def finetune_network(run: Run, folder: Path, ledger: Ledger) -> None:
 def synthesise_images(run: Run, folder: Path, ledger: Ledger) -> None:
     """Stage 6: fine-tuned weights → synthetic/images.parquet and its data card."""
     pieces = _sample(run, "finetune", folder / CHECKPOINTS, "synthesis")
-    path, statement = folder / RELEASES["synthetic"], privacy_statement(ledger)
-    statement["recipe_sha256"] = run.recipe.sha256
+    path, statement = folder / RELEASES["synthetic"], privacy_statement(ledger, run.recipe.sha256)
     files = (file for piece in pieces for file in data.image_files(piece))
     data.write_parquet(path, files, run.names, statement)
-    count = max(len(run.names), 1) * run.recipe.synthesis.images_per_label
+    count = run.recipe.synthesis.count(len(run.names))
     contents = Contents("parquet", path.name, count, path.stat().st_size, run.names)
     durable.write_text(folder / "README.md", data_card(contents, statement))
     ledger.complete("synthetic", durable.sha256(path))

@@ -38,7 +38,7 @@ def data_card(contents: Contents, statement: Mapping[str, Any]) -> str:
 
     Args:
         contents: what it is about.
-        statement: `privacy_statement` with `recipe_sha256`.
+        statement: `privacy_statement` with the recipe's hash.
     """
     header = yaml.safe_dump(
         _header(contents, statement), allow_unicode=True, sort_keys=False, width=100

@@ -26,16 +26,17 @@ _AS_NAMED = (
 )
 
 
-def privacy_statement(history: History) -> dict[str, Any]:
+def privacy_statement(history: History, recipe_sha256: str | None = None) -> dict[str, Any]:
     """The promise as JSON; ε is null where nothing is promised.
 
-    `epsilon` is the upper bound of the accountants; `outside_epsilon` is what lies outside it.
+    `epsilon` is the upper bound of the accountants; `outside_epsilon` is what lies outside it. What
+    leaves a run states the recipe's hash as well.
 
     Raises:
         UserError: the ledger holds no plan, or the accountants disagree.
     """
     plan, reasons = history.plan_in_force(), history.not_private_because
-    return {
+    statement = {
         "epsilon": None if reasons else history.epsilon(plan.delta).upper,
         "delta": plan.delta,
         "unit": history.unit,
@@ -46,6 +47,7 @@ def privacy_statement(history: History) -> dict[str, Any]:
         "accountant": _accountant(),
         "ledger_head": history.head,
     }
+    return statement if recipe_sha256 is None else statement | {"recipe_sha256": recipe_sha256}
 
 
 def promise(statement: Mapping[str, Any]) -> str:

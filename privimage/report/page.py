@@ -78,7 +78,7 @@ def _values(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
         "fell_back": deeds.FELL_BACK if deeds.fell_back(folder) else "",
         "noise_std": results.query_noise_std(folder) if folder.is_done("query") else None,
         "synthetic": facts.synthetic_rows(folder, shape, names),
-        "count": max(len(names), 1) * recipe.synthesis.images_per_label,
+        "count": recipe.synthesis.count(len(names)),
         "metrics": [] if found is None else list(facts.metrics(found)),
         "said_of_metrics": [] if found is None else list(evaluate.sentences(found)),
         "costs": list(facts.costs(folder)),
