@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from privimage.data import ImageSet, to_bytes
+from privimage.data import ImageSet
 from privimage.diffusion.denoiser import Denoiser
-from privimage.diffusion.samplers import sample
 from privimage.dp import History
 from privimage.errors import UserError, check_count, nearest
 from privimage.progress import Reporter
@@ -17,6 +16,7 @@ from privimage.run import spending
 from privimage.run.context import Run
 from privimage.run.folder import RunFolder
 from privimage.seeds import generator
+from privimage.synthesis.sample import make_images
 from privimage.threads import Workers
 
 
@@ -69,21 +69,11 @@ class Synthesizer:
         if label is not None:
             labels.fill_(self._number(label))
         run, seed = self._run, secrets.randbits(62) if seed is None else seed
-        settings, size = run.recipe.synthesis, run.shape.size
-        pieces = []
-        for index, piece in enumerate(labels.split(settings.batch_size)):
-            random = generator(seed, "sample", index)
-            shape = (len(piece), run.shape.channels, size, size)
-            latents = torch.randn(shape, generator=random, device=random.device)
-            images = sample(
-                self._denoise,
-                latents.to(run.device),
-                piece.to(run.device),
-                settings.sampler,
-                random,
-                len(self.names),
-            )
-            pieces.append(to_bytes(images).cpu())
+        order, sampler = run.order(labels, seed), run.recipe.synthesis.sampler
+        pieces = [
+            make_images(self._denoise, order, sampler, piece, generator(seed, "sample", index))
+            for index, piece in enumerate(labels.split(order.piece))
+        ]
         return ImageSet(torch.cat(pieces), labels, self.names)
 
     def _in_turn(self, n: int) -> torch.Tensor:

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "evaluate": GROUND | {"networks", "data"},
     "recipe": {"errors", "data", "dp", "semantics", "diffusion", "synthesis", "evaluate"},
     "release": {"data", "dp", "promise"},
-    "run": GROUND | {"recipe", "data", "diffusion", "dp", "evaluate"},
+    "run": GROUND | {"recipe", "data", "diffusion", "dp", "evaluate", "synthesis"},
     "audit": {"durable", "dp", "promise", "run"},
     "report": {"errors", "durable", "data", "dp", "evaluate", "audit", "recipe", "release", "run"}
     | {"promise"},
@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "selftest": {"ops", "dp", "data", "synthesis", "threads", "seeds"},
     "export": GROUND | {"data", "dp", "hub", "recipe", "release", "run"},
     "hub": {"errors", "durable", "diffusion"},
-    "synthesizer": GROUND | {"data", "diffusion", "dp", "release", "run"},
+    "synthesizer": GROUND | {"data", "diffusion", "dp", "release", "run", "synthesis"},
     "budget": {"errors", "durable", "dp", "promise"},
     "inspection": {"durable", "data"},
     "cli": {"errors", "progress", "recipe", "data", "pipeline", "audit", "doctor", "budget"}

@@ -22,7 +22,7 @@ from privimage.semantics import classifier
 from privimage.semantics.query import noisy_histogram
 from privimage.semantics.selection import select_all, select_semantic
 from privimage.synthesis.finetune import finetune
-from privimage.synthesis.sample import Order, synthesise, uniform_labels
+from privimage.synthesis.sample import synthesise, uniform_labels
 
 _EXAMPLES, _MOST_EXAMPLE_CLASSES = 4, 200
 # Times the accuracy of guessing.
@@ -206,16 +206,10 @@ def _sample(
 
     As many of each label as the recipe says, or the first `most` of them, the labels in turn.
     """
-    settings, size = run.recipe.synthesis, run.shape.size
+    settings = run.recipe.synthesis
     network = run.network(run.folder.stage(stage) / "network.safetensors").eval()
-    order = Order(
-        labels=uniform_labels(len(run.names), settings.images_per_label)[:most],
-        shape=(run.shape.channels, size, size),
-        no_label=len(run.names),
-        piece=settings.batch_size,
-        seed=run.recipe.seed,
-        device=run.device,
-    )
+    labels = uniform_labels(len(run.names), settings.images_per_label)[:most]
+    order = run.order(labels, run.recipe.seed)
     calls = -(-len(order.labels) // order.piece) * settings.sampler.evaluations()
     pieces = synthesise(
         Denoiser(inference(network, calls)),
@@ -226,8 +220,8 @@ def _sample(
         run.reporter,
         label,
     )
-    labels = order.labels.split(order.piece)
-    return (ImageSet(*piece, run.names) for piece in zip(pieces, labels, strict=True))
+    parts = labels.split(order.piece)
+    return (ImageSet(*piece, run.names) for piece in zip(pieces, parts, strict=True))
 
 
 def _joined(pieces: Iterator[ImageSet]) -> ImageSet:

@@ -18,6 +18,7 @@ from privimage.recipe import Recipe
 from privimage.run import results
 from privimage.run.folder import RunFolder
 from privimage.seeds import initialising
+from privimage.synthesis.sample import Order
 from privimage.threads import Workers
 
 
@@ -97,6 +98,17 @@ class Run:
     def network_shape(self) -> UNetShape:
         """The UNet's shape: the recipe's network for the declared images and labels."""
         return self.recipe.network_shape(len(self.names))
+
+    def order(self, labels: torch.Tensor, seed: int) -> Order:
+        """An order of synthetic images with these labels, int64 [images]."""
+        return Order(
+            labels=labels,
+            shape=(self.shape.channels, self.shape.size, self.shape.size),
+            no_label=len(self.names),
+            piece=self.recipe.synthesis.batch_size,
+            seed=seed,
+            device=self.device,
+        )
 
     def network(self, weights: Path | None = None) -> Network:
         """The UNet on the run's device; from `weights`, or as the seed makes it."""

@@ -35,6 +35,20 @@ def uniform_labels(classes: int, images_per_label: int) -> torch.Tensor:
     return torch.arange(max(classes, 1)).repeat(images_per_label)
 
 
+def make_images(
+    denoise: Denoise,
+    order: Order,
+    settings: SamplerSettings,
+    labels: torch.Tensor,
+    random: torch.Generator,
+) -> torch.Tensor:
+    """A piece of `order`, uint8 [labels, channels, height, width] on the CPU; all from `random`."""
+    size = (len(labels), *order.shape)
+    latents = torch.randn(size, generator=random, device=random.device).to(order.device)
+    images = sample(denoise, latents, labels.to(order.device), settings, random, order.no_label)
+    return to_bytes(images).cpu()
+
+
 def synthesise(
     denoise: Denoise,
     order: Order,
@@ -63,10 +77,8 @@ def synthesise(
 
     def make(index: int) -> None:
         random = generator(order.seed, "synthesis", index)
-        latents = torch.randn((len(pieces[index]), *order.shape), generator=random)
-        labels = pieces[index].to(order.device)
-        images = sample(denoise, latents.to(order.device), labels, settings, random, order.no_label)
-        durable.write_tensors(paths[index], {"images": to_bytes(images)})
+        images = make_images(denoise, order, settings, pieces[index], random)
+        durable.write_tensors(paths[index], {"images": images})
 
     missing = [index for index, path in enumerate(paths) if not path.exists()]
     groups = [missing[i : i + workers.threads] for i in range(0, len(missing), workers.threads)]
