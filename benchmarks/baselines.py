@@ -20,9 +20,9 @@ import sys
 import time
 from pathlib import Path
 
+import records
 import torch
 from pipeline import stage_seconds
-from records import machine
 
 MODES = ("semantic", "all", "none")
 
@@ -44,8 +44,7 @@ def main() -> None:
         print(f"{row['selection']:<9} ε {row['epsilon']}  {row['accuracy']}  FID {row['fid']}")
     if options.json:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        record = {**machine(device), "arguments": arguments, "rows": rows}
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
+        records.write(options.json, device, arguments=arguments, rows=rows)
 
 
 def train(run: Path, mode: str, arguments: list[str], deadline: float) -> bool:

@@ -30,9 +30,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import records
 import torch
 from pipeline import stage_seconds
-from records import machine
 
 import privimage.cli
 from privimage import ops
@@ -77,13 +77,7 @@ def main() -> None:
         print(f"{row['way']:<7} {row['step_seconds']:.3f} s a private step; {stages}")
     print(f"the same either way: {same}")
     if options.json:
-        figures = {
-            **machine(rows[0]["device"]),
-            "arguments": arguments,
-            "same": same,
-            "rows": rows,
-        }
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        records.write(options.json, rows[0]["device"], arguments=arguments, same=same, rows=rows)
 
 
 def run(folder: Path, way: str, arguments: list[str]) -> None:

@@ -31,7 +31,6 @@ with SiLU at 0.3 to 0.8.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -39,9 +38,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import records
 import torch
 from operators import Row, rows
-from records import commit, machine
 from torch.nn import functional as F
 
 from privimage import ops
@@ -115,8 +114,7 @@ def main() -> None:
     flops, bandwidth = peaks()
     print(f"peaks: {flops:.0f} GFLOP/s, {bandwidth:.1f} GB/s")
     figures: dict[str, Any] = {
-        **machine(options.device),
-        "commit": commit(),
+        "commit": records.commit(),
         "threads": options.threads,
         "build": ops.describe_build(),
         "peak_gflops": round(flops),
@@ -136,7 +134,7 @@ def main() -> None:
         print(line(record), flush=True)
         figures["rows"].append(record)
         if options.json:  # After each, since the next one may take the process with it.
-            options.json.write_text(json.dumps(figures, indent=1) + "\n")
+            records.write(options.json, options.device, **figures)
     sys.exit(failed)
 
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from records import machine
+import records
 
 from privimage.pipeline.schedule import STAGES
 
@@ -34,7 +34,6 @@ def main() -> None:
         wall = time.monotonic() - began
         figures = {
             "command": ["privimage", "train", *train_arguments],
-            **machine(),
             "seconds": stage_seconds(out),
             "wall_seconds": round(wall, 1),
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
@@ -43,7 +42,7 @@ def main() -> None:
         print(f"{stage:<12} {seconds:8.1f} s")
     print(f"{'whole run':<12} {figures['wall_seconds']:8.1f} s, {figures['peak_memory_mb']} MB")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        records.write(options.json, **figures)
 
 
 def stage_seconds(run: Path) -> dict[str, float]:

@@ -38,8 +38,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import records
 import torch
-from records import machine
 
 from privimage import ops
 from privimage.dp import DPAdam
@@ -79,8 +79,7 @@ def main() -> None:
                 cases.append(figures)
                 print(figures, flush=True)
     if options.json:
-        record = {**machine(), "build": ops.describe_build()}
-        options.json.write_text(json.dumps({**record, "cases": cases}, indent=1) + "\n")
+        records.write(options.json, build=ops.describe_build(), cases=cases)
 
 
 def measure(parameters: int, threads: int, rounds: int) -> dict[str, float]:

@@ -28,7 +28,12 @@ def merge(
     here = commit()
     for row in rows:
         kept[tuple(row.get(key) for key in identity)] = {**row, "commit": here}
-    path.write_text(json.dumps({**machine(device), "rows": list(kept.values())}, indent=1) + "\n")
+    write(path, device, rows=list(kept.values()))
+
+
+def write(path: Path, device: str = "cpu", **figures: Any) -> None:
+    """Writes figures and what they are of."""
+    path.write_text(json.dumps({**machine(device), **figures}, indent=1) + "\n")
 
 
 def machine(device: str = "cpu") -> dict[str, str]:
