@@ -18,7 +18,6 @@ from privimage.dp.accounting.mechanisms import (
     Mechanism,
     SubsampledGaussian,
 )
-from privimage.dp.budget import StepBudget
 from privimage.dp.clipping import (
     GRID_UNITS,
     ClipRule,
@@ -41,6 +40,7 @@ from privimage.dp.ledger.records import (
     StepReservation,
     adjacency,
 )
+from privimage.dp.ledger.step_budget import StepBudget
 from privimage.dp.ledger.verification import Made, Verification, verify
 from privimage.dp.noise import Domain, SecretKey, SecretStream
 from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from privimage.dp.accounting import accountant
-from privimage.dp.budget import StepBudget
 from privimage.dp.ledger.ledger import Ledger
+from privimage.dp.ledger.step_budget import StepBudget
 from privimage.dp.privacy import Privacy
 from privimage.errors import UserError
 

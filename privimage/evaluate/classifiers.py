@@ -18,10 +18,10 @@ from sklearn.preprocessing import StandardScaler
 from privimage.data import ImageSet, subsample, to_unit_range
 from privimage.errors import UserError
 from privimage.evaluate import intervals
+from privimage.evaluate.epochs import Training
 from privimage.evaluate.parts import Parts, digest
 from privimage.evaluate.result import Accuracy
 from privimage.evaluate.settings import LABELS, EvaluationSettings
-from privimage.evaluate.training import Training
 from privimage.networks import NETWORKS, build_network
 from privimage.progress import Reporter
 from privimage.seeds import generator, initialising

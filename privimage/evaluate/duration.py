@@ -9,11 +9,11 @@ from sklearn.exceptions import ConvergenceWarning
 from privimage.data import ImageSet
 from privimage.evaluate.classifiers import Resources, fit
 from privimage.evaluate.duplicates import MOST_AMONG, MOST_LOOKED_UP
+from privimage.evaluate.epochs import Training
 from privimage.evaluate.features import FeatureNetwork
 from privimage.evaluate.neighbours import nearest_distances
 from privimage.evaluate.scores import LEAST_IMAGES, every_score
 from privimage.evaluate.settings import EvaluationSettings
-from privimage.evaluate.training import Training
 from privimage.networks import NETWORKS, build_network
 from privimage.pace import Step, Stopwatch
 

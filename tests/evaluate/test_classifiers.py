@@ -6,7 +6,7 @@ import torch
 from privimage.data import ImageSet
 from privimage.errors import UserError
 from privimage.evaluate import EvaluationSettings, Parts, Resources, accuracies
-from privimage.evaluate import training as module
+from privimage.evaluate import epochs as module
 from privimage.progress import Reporter, Stopped
 from privimage.threads import Workers
 

@@ -16,9 +16,9 @@ from privimage import durable
 from privimage.data import archive
 from privimage.dp import History, Ledger
 from privimage.dp.accounting import calibration
-from privimage.dp.budget import StepBudget
 from privimage.dp.ledger.log import LockedLog
 from privimage.dp.ledger.records import QueryReservation
+from privimage.dp.ledger.step_budget import StepBudget
 from privimage.dp.noise import SecretStream
 from privimage.pipeline import stages
 from privimage.semantics import query

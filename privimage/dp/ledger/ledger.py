@@ -12,7 +12,6 @@ from pathlib import Path
 from privimage import durable
 from privimage.dp.accounting import accountant, calibration
 from privimage.dp.accounting.mechanisms import Gaussian
-from privimage.dp.budget import StepBudget
 from privimage.dp.ledger import chain
 from privimage.dp.ledger.chain import Entry
 from privimage.dp.ledger.history import History
@@ -29,6 +28,7 @@ from privimage.dp.ledger.records import (
     StepReservation,
     adjacency,
 )
+from privimage.dp.ledger.step_budget import StepBudget
 from privimage.errors import UserError
 
 
