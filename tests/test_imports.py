@@ -56,6 +56,7 @@ MAY_IMPORT = {
 MAY_IMPORT_IN_DP = {
     "noise": set(),
     "sampling": {"noise"},
+    "poisson_loader": {"noise", "sampling"},
     "clipping": set(),
     "accounting": set(),
     "ledger": {"accounting", "sampling"},
@@ -71,10 +72,10 @@ MAY_IMPORT_IN_DP = {
     "step_account": {"accounting", "ledger", "privacy"},
     "processes": set(),
     "checked_model": set(),
-    "batch_sum": {"checked_model", "clipping", "gradients", "rules", "sampling"},
+    "batch_sum": {"checked_model", "clipping", "gradients", "poisson_loader", "rules"},
     "backward_guard": set(),
     "private_engine": {"gradient_noise", "gradients", "ledger", "noise", "privacy", "processes"}
-    | {"backward_guard", "batch_sum", "sampling", "step_account", "stepping"},
+    | {"backward_guard", "batch_sum", "poisson_loader", "step_account", "stepping"},
 }
 ERRORS_ONLY = [
     "ops/reference.py",

@@ -44,10 +44,11 @@ from privimage.dp.ledger.step_budget import StepBudget
 from privimage.dp.ledger.verification import Made, Verification, verify
 from privimage.dp.noise import Domain, SecretKey, SecretStream
 from privimage.dp.optimizers import DPSGD, DPAdam, DPAdamW
+from privimage.dp.poisson_loader import PoissonLoader
 from privimage.dp.privacy import Privacy
 from privimage.dp.private_engine import PrivateEngine
 from privimage.dp.rules.registry import register_rule, watched
-from privimage.dp.sampling import PoissonLoader, poisson_sample, rate_threshold
+from privimage.dp.sampling import poisson_sample, rate_threshold
 from privimage.recording import record
 
 __all__ = [

@@ -17,8 +17,8 @@ from privimage.dp.gradients.micro_batch import most_examples, usual_memory
 from privimage.dp.gradients.plan import StepPlan
 from privimage.dp.gradients.plan import plan as make_plan
 from privimage.dp.gradients.recompute import check_plan, planned_clipped_sum
+from privimage.dp.poisson_loader import PoissonLoader, Rows
 from privimage.dp.rules.layers import check_layers
-from privimage.dp.sampling import PoissonLoader, Rows
 from privimage.errors import UserError
 from privimage.recording import record
 

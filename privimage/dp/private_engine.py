@@ -15,9 +15,9 @@ from privimage.dp.gradients.engine import Losses, check_mode, check_parameter
 from privimage.dp.gradients.plan import StepPlan
 from privimage.dp.ledger.ledger import Ledger
 from privimage.dp.noise import Domain, SecretKey
+from privimage.dp.poisson_loader import PoissonLoader
 from privimage.dp.privacy import Privacy
 from privimage.dp.processes import Processes, layout
-from privimage.dp.sampling import PoissonLoader
 from privimage.dp.step_account import StepAccount
 from privimage.dp.stepping import Stepper
 from privimage.errors import UserError, check_count
