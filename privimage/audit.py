@@ -9,7 +9,7 @@ from typing import Any
 from privimage import dp, durable
 from privimage.dp import History, Ledger, Made, Selftest
 from privimage.promise import epsilon_sentence
-from privimage.run import results, spending
+from privimage.run import results, vouching
 from privimage.run.folder import RunFolder
 
 
@@ -35,8 +35,8 @@ def verify(path: Path) -> dict[str, Any]:
     folder = _folder(path)
     recipe = folder.recipe()
     # Read before the ledger, which a run in progress extends first.
-    heads = list(spending.heads(folder))
-    hashes = {name: durable.sha256(file) for name, file in spending.releases(folder).items()}
+    heads = list(vouching.heads(folder))
+    hashes = {name: durable.sha256(file) for name, file in vouching.releases(folder).items()}
     votes = recipe.query.votes_per_image if recipe.selection.mode == "semantic" else None
     result = dp.verify(folder.ledger, Made(_optimizer_steps(folder), hashes, votes))
     changed = [f"{file} is not what its stage wrote" for file in folder.changed_files()]

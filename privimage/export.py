@@ -22,7 +22,7 @@ from privimage.release import (
     write_npz,
     write_zip,
 )
-from privimage.run import spending
+from privimage.run import vouching
 from privimage.run.folder import RunFolder
 
 FORMS = ("folder", "zip", "parquet", "npz", "diffusers")
@@ -56,7 +56,7 @@ def export(path: Path, form: str, out: Path, reporter: Reporter, count: int | No
     if not folder.is_done(stage):
         raise UserError(f"{path}: the stage '{stage}' is not finished; go on with train")
     history = History.read(folder.ledger)
-    spending.refuse_foreign_files(folder, history)
+    vouching.refuse_foreign_files(folder, history)
     statement = privacy_statement(history, recipe.sha256)
     durable.make_folder(out.parent)
     if form == "diffusers":

@@ -12,7 +12,7 @@ from privimage.dp import History
 from privimage.errors import UserError, check_count, nearest
 from privimage.progress import Reporter
 from privimage.release import privacy_statement, promise
-from privimage.run import spending
+from privimage.run import vouching
 from privimage.run.context import Run
 from privimage.run.folder import RunFolder
 from privimage.seeds import generator
@@ -105,6 +105,6 @@ def load(path: str | Path, device: str | None = None) -> Synthesizer:
     if not folder.is_done("finetune"):
         raise UserError(f"{path}: fine-tuning is not finished; go on with `privimage train`")
     history = History.read(folder.ledger)
-    spending.refuse_foreign_files(folder, history)
+    vouching.refuse_foreign_files(folder, history)
     run = Run(recipe, folder, Reporter(quiet=True), Workers(), torch.device(device or "cpu"))
     return Synthesizer(run, privacy_statement(history, recipe.sha256))

@@ -37,7 +37,7 @@ from privimage.dp import (
 from privimage.errors import UserError
 from privimage.pipeline import stages
 from privimage.progress import Reporter
-from privimage.run import spending
+from privimage.run import vouching
 from privimage.run.folder import RunFolder
 from privimage.selftest import probe
 from privimage.selftest.checks import ALPHA
@@ -250,12 +250,12 @@ def check_cached_query(folder):
         ledger.reserve_query()
         durable.write_json(histogram.with_name("query.json"), {"ledger_head": ledger.head})
         with refusal("is not what"):
-            spending.refuse_foreign_files(run, ledger)
+            vouching.refuse_foreign_files(run, ledger)
         ledger.complete("query", durable.sha256(histogram))
-        spending.refuse_foreign_files(run, ledger)
+        vouching.refuse_foreign_files(run, ledger)
         durable.write_json(histogram.with_name("query.json"), {"ledger_head": foreign})
         with refusal("is older than"):
-            spending.refuse_foreign_files(run, ledger)
+            vouching.refuse_foreign_files(run, ledger)
 
 
 def check_durability(folder):

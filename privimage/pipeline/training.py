@@ -16,7 +16,7 @@ from privimage.pipeline.schedule import ALL, Scope, Todo, schedule
 from privimage.progress import Reporter, Stopped
 from privimage.recipe import Recipe
 from privimage.report import write_report
-from privimage.run import spending
+from privimage.run import spending, vouching
 from privimage.run.context import Run
 from privimage.run.folder import RunFolder
 from privimage.threads import Workers
@@ -179,9 +179,9 @@ def _settled(run: Run, history: History | None, todo: Todo) -> Plan | None:
     """
     if history is not None:
         history.check_unit(run.recipe.privacy.unit)
-        spending.refuse_other_persons(run.folder, run.recipe, history)
-        spending.refuse_foreign_files(run.folder, history)
-    spending.refuse_other_facts(run, history, todo.repeated)
+        vouching.refuse_other_persons(run.folder, run.recipe, history)
+        vouching.refuse_foreign_files(run.folder, history)
+    vouching.refuse_other_facts(run, history, todo.repeated)
     # With --until, more may be forgotten than is done.
     spending.refuse_paid_twice(run, history, todo.repeated)
     if not preflight.PRIVATE & {*todo.missing}:
@@ -202,7 +202,7 @@ def _prepared(
     todo = _todo(recipe, folder, scope)
     run = Run(recipe, folder, reporter, machine.workers(), machine.torch_device(), machine.memory())
     folder.refuse_strangers()
-    spending.refuse_without_ledger(folder)
+    vouching.refuse_without_ledger(folder)
     preflight.check(run, todo.missing)
     return run, todo
 

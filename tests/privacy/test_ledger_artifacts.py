@@ -13,8 +13,8 @@ from privimage.dp import Gaussian, Ledger, Plan, SubsampledGaussian
 from privimage.dp.accounting import accountant
 from privimage.errors import UserError
 from privimage.progress import Reporter
-from privimage.run import spending
-from privimage.run.folder import RunFolder
+from privimage.run import spending, vouching
+from privimage.run.folder import RELEASES, RunFolder
 
 PLAN = Plan(10.0, 1e-4, 5.0, SubsampledGaussian(0.02, 1.0, 6))
 
@@ -30,7 +30,7 @@ def quick_accountant():
 def folder(tmp_path):
     """A finished run: query, fine-tuned network, synthetic images, all in its ledger."""
     folder = RunFolder(tmp_path / "run")
-    for name in spending.RELEASES:
+    for name in RELEASES:
         durable.make_folder(folder.stage(name))
     with Ledger(folder.ledger) as ledger:
         ledger.set_plan(PLAN)
@@ -43,7 +43,7 @@ def folder(tmp_path):
 
 
 def _release(folder, ledger, name, steps=None):
-    path = folder.stage(name) / spending.RELEASES[name]
+    path = folder.stage(name) / RELEASES[name]
     path.write_text(f"what {name} released")
     if name != "synthetic":
         durable.write_json(folder.stage(name) / f"{name}.json", {"ledger_head": ledger.head})
@@ -51,9 +51,9 @@ def _release(folder, ledger, name, steps=None):
 
 
 def _check(folder):
-    spending.refuse_without_ledger(folder)
+    vouching.refuse_without_ledger(folder)
     with Ledger(folder.ledger) as ledger:
-        spending.refuse_foreign_files(folder, ledger)
+        vouching.refuse_foreign_files(folder, ledger)
 
 
 def _refused(folder, message):
@@ -66,11 +66,11 @@ def test_a_run_and_its_ledger_fit(folder):
     _check(folder)
 
 
-@pytest.mark.parametrize("stage", spending.RELEASES)
+@pytest.mark.parametrize("stage", RELEASES)
 @pytest.mark.parametrize("partial", [False, True])
 def test_a_missing_ledger_is_refused_beside_any_private_stage(folder, stage, partial):
     folder.ledger.unlink()
-    for name in spending.RELEASES:
+    for name in RELEASES:
         if name != stage:
             shutil.rmtree(folder.stage(name))
     if partial:
@@ -95,14 +95,14 @@ def test_a_ledger_that_was_rolled_back_and_went_on_the_same_way_is_refused(folde
     with Ledger(folder.ledger) as ledger:
         ledger.reserve_query()
         for name, steps in (("query", None), ("finetune", 6)):
-            path = folder.stage(name) / spending.RELEASES[name]
+            path = folder.stage(name) / RELEASES[name]
             ledger.complete(name, durable.sha256(path), steps)
     _refused(folder, "query.json or is another run's")
 
 
-@pytest.mark.parametrize("stage", spending.RELEASES)
+@pytest.mark.parametrize("stage", RELEASES)
 def test_a_released_file_of_another_run_is_refused(folder, stage):
-    (folder.stage(stage) / spending.RELEASES[stage]).write_text("something else")
+    (folder.stage(stage) / RELEASES[stage]).write_text("something else")
     _refused(folder, "is not what .* says was released")
 
 
