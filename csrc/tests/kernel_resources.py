@@ -46,7 +46,7 @@ def dump(tool: str, what: str, path: Path) -> str:
 
 
 def kernel_name(signature: str) -> str:
-    """`void scales_kernel<double>(ClippedSum<double>)` as `scales_kernel<double>`."""
+    """`void sums_kernel<double>(ScaledSum<double>)` as `sums_kernel<double>`."""
     return re.sub(r"\(.*", "", signature.removeprefix("void ")).replace(", ", ",").strip()
 
 

@@ -10,10 +10,6 @@ import torch
 from privimage.ops import reference
 
 _SCHEMAS = {
-    "clipped_sum": (
-        "clipped_sum(Tensor parts, float max_grad_norm, float share=1.0, float? stability=None) "
-        "-> Tensor"
-    ),
     "random_words": "random_words(Tensor key, int step, int first, int count) -> Tensor",
     "gaussian_integers": (
         "gaussian_integers(Tensor key, int step, int first, int count, float std) -> Tensor"

@@ -12,13 +12,6 @@ def _nothing(*arguments: object) -> None:
     """Of an operator that writes into tensors that its caller has."""
 
 
-def _clipped_sum(parts: torch.Tensor, *others: object) -> torch.Tensor:
-    """[examples, parameters] → int64 [parameters]."""
-    if parts.dim() != 2:
-        raise ValueError(f"parts: expected [examples, parameters], got shape {list(parts.shape)}")
-    return parts.new_empty(parts.shape[1], dtype=torch.int64)
-
-
 def _words(key: torch.Tensor, step: int, first: int, count: int, *std: float) -> torch.Tensor:
     """uint8 [32] → int64 [count]."""
     return key.new_empty(_size("count", count), dtype=torch.int64)
@@ -81,7 +74,6 @@ def _size(name: str, size: int) -> int:
 
 
 FAKES: dict[str, Callable[..., object]] = {
-    "clipped_sum": _clipped_sum,
     "random_words": _words,
     "gaussian_integers": _words,
     "private_update": _nothing,

@@ -15,17 +15,6 @@ GRID_BITS = 30
 _MARGIN = 2.0**-20
 
 
-def clipped_sum(
-    parts: torch.Tensor, max_grad_norm: float, share: float = 1.0, stability: float | None = None
-) -> torch.Tensor:
-    """[examples, parameters] → int64 [parameters]; see `privimage.ops.clipped_sum`."""
-    norms = parts.double().square().sum(dim=1).sqrt()
-    scales = grid_scales(norms, max_grad_norm, share, stability)
-    total = torch.empty(parts.shape[1], dtype=torch.int64, device=parts.device)
-    scaled_sum(parts, scales, total, False)
-    return total
-
-
 def grid_scales(
     norms: torch.Tensor, max_grad_norm: float, share: float = 1.0, stability: float | None = None
 ) -> torch.Tensor:

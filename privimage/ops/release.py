@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from privimage.ops.reference import grid_scales
+from privimage.ops.scaled import scaled_sum, squared_norms
+
 LARGEST_STD = 2.0**58
 """Of Gaussian integers: 9.5 times as much, and a sum of as many clipped gradients, fit int64."""
 
@@ -117,11 +120,8 @@ def clipped_sum(
     _check_number("share", share, 1e-30, 1.0)
     if stability is not None:
         _check_number("stability", stability, *_SCALES)
-    parts = parts.detach()
-    if parts.shape[1] > 1 and parts.stride(1) != 1:
-        parts = parts.contiguous()
-    result: torch.Tensor = torch.ops.privimage.clipped_sum(parts, max_grad_norm, share, stability)
-    return result
+    scales = grid_scales(squared_norms(parts).sqrt(), max_grad_norm, share, stability)
+    return scaled_sum(parts, scales)
 
 
 def random_words(key: torch.Tensor, step: int, first: int, count: int) -> torch.Tensor:

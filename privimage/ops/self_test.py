@@ -132,7 +132,6 @@ _CALLS: dict[str, Callable[[torch.device], list[Any]]] = {
     "random_words": lambda device: [_KEY, 1, 2, _WIDE],
     "gaussian_integers": lambda device: [_KEY, 1, 2, _WIDE, 1e9],
     "private_update": _update,
-    "clipped_sum": lambda device: [_random(device, _EXAMPLES, _WIDE), 1.0],
     "squared_norms": lambda device: [_random(device, _EXAMPLES, _WIDE), [0, 5, 7, _WIDE]],
     "scaled_sum": lambda device: [
         *(_random(device, _EXAMPLES, _WIDE), _scales(device), _integers(device, _WIDE)),

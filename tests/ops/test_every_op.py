@@ -86,13 +86,6 @@ def _recomputed(rows, with_bias=True, accumulate=True):
 
 # For each operator the arguments of some legal calls, ragged and empty ones among them.
 SAMPLES = {
-    "clipped_sum": [
-        (_random(5, 37), 1.0, 1.0, None),
-        (_random(3, 1025, dtype=torch.float64), 0.1, 0.5, None),
-        (_random(5, 37)[:, 3:17], 1.0, 1.0, 0.01),
-        (_random(0, 7), 1.0, 1.0, None),
-        (_random(4, 0), 1.0, 1.0, 0.01),
-    ],
     "example_embedding_grad": [
         _embedding_grad(3, -1),
         _embedding_grad(2, 2),

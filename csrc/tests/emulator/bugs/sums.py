@@ -13,11 +13,6 @@ def tree(name: str, before: str, after: str) -> Bug:
     return Bug(name, "scaled_sum", before, after, "kernels/add_up.cuh")
 
 
-def clip(name: str, before: str, after: str) -> Bug:
-    """A bug in the scales of the clipped sum."""
-    return Bug(name, "clipped_sum", before, after)
-
-
 def update(name: str, before: str, after: str) -> Bug:
     """A bug in the last pass of a step."""
     return Bug(name, "private_update", before, after)
@@ -27,7 +22,6 @@ BUGS = [
     # Synchronisation
     tree("no barrier inside the tree", "    block.barrier();\n", ""),
     # Halo and tails
-    clip("an example too many", "i < job.examples", "i <= job.examples"),
     scaled(
         "one parameter too many",
         "column * kSumThreads < kept.parameters",
@@ -88,5 +82,4 @@ BUGS = [
         "grid_coordinate(widen(value), scale) : 0",
         "static_cast<int64_t>(std::nearbyint(widen(value) * scale)) : 0",
     ),
-    clip("blocks after the first forgotten", "block.x() * kScaleThreads + ", ""),
 ]
