@@ -10,11 +10,13 @@ CUDA = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 )
 DEVICES = ["cpu", CUDA]
-TYPES = [("cpu", torch.float32), pytest.param("cuda", torch.float32, marks=CUDA.marks)]
-TYPES += [pytest.param("cuda", torch.bfloat16, marks=CUDA.marks)]
+TYPES = [pytest.param("cpu", torch.float32, id="cpu-float32")]
+TYPES += [pytest.param("cuda", torch.float32, marks=CUDA.marks, id="cuda-float32")]
+TYPES += [pytest.param("cuda", torch.bfloat16, marks=CUDA.marks, id="cuda-bfloat16")]
 LAST = torch.channels_last
 
-# taps, stride, padding, dilation, groups, inputs, outputs, size; the tiled kernel's and others
+# taps, stride, padding, dilation, groups, inputs, outputs, size; the tiled kernel's and others.
+# Those of 64x64 channels have more bands of pixels than there are stages to bring them into.
 LAYERS = [
     (3, 1, 1, 1, 1, 32, 32, 16),
     (3, 1, 1, 1, 1, 72, 40, 7),
@@ -24,6 +26,9 @@ LAYERS = [
     (1, 2, 0, 1, 1, 8, 20, 11),
     (5, 1, 2, 1, 1, 4, 6, 9),
     (3, 1, 2, 2, 2, 4, 6, 9),
+    (3, 1, 1, 1, 1, 64, 64, 16),
+    (3, 2, 1, 1, 1, 64, 64, 17),
+    (1, 1, 0, 1, 1, 64, 64, 16),
 ]
 
 

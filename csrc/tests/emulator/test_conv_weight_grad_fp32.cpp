@@ -10,9 +10,9 @@ void whole_numbers_are_exact() {
   is_exact<NarrowTile<Math>>({1, 2, 7, 7, 32, 24});
   is_exact<NarrowTile<Math>>({1, 1, 9, 13, 3, 5});
   is_exact<NarrowTile<Math>>({1, 2, 4, 5, 12, 2});
-  is_exact<WideTile<Math>>({1, 1, 5, 6, 72, 40});
+  is_exact<WideTile<Math>>({1, 3, 5, 6, 72, 40});  // more bands than stages
   is_exact<StridedTile<Math>>({1, 1, 11, 18, 8, 12, 2});
-  is_exact<SingleTile<Math>>({2, 2, 5, 9, 20, 64});
+  is_exact<SingleTile<Math>>({2, 3, 5, 9, 20, 64});
 }
 
 void nothing_to_add_gives_zero() { is_exact<SingleTile<Fp32Math>>({2, 1, 4, 4, 0, 8}); }
