@@ -7,8 +7,9 @@ average of the weights; the private ones also the norm of each image's gradient,
 and noise. All run in this process, in turns, by the rules of step/turns.py; a ratio is the median
 over the turns of a method's time to that of the faster ordinary step in the same turn. Peers run
 where they are installed, in the micro-batch that suits them; ours in the ordinary step's. Before
-it is timed a method's clipped sum is held against ours. `privimage` is the step that `privimage
-train` takes, recorded once as a graph of operators, "call by call" that of a `PrivateEngine`.
+it is timed a method's clipped sum is held against ours; a row says if nothing checked its own.
+`privimage` is the step that `privimage train` takes, recorded once as a graph of operators, "call
+by call" that of a `PrivateEngine`.
 
 --device cuda: the micro-batch of `privimage train` there (for wide networks a part of it),
 activations in bfloat16 for everybody; the ordinary step also compiled and captured, the peak of
@@ -103,13 +104,14 @@ def line(row: Row) -> str:
     """For a person."""
     what = f"{row['model']:<8} K={row['draws']} {row['method']:<24} "
     if "ratio" in row:
+        unchecked = "" if row.get("checked", True) else "; NOT CHECKED against another's sum"
         gpu = ""
         if "eager_ratio" in row:
             gpu = f"; {row['eager_ratio']:.3f} of eager, {row['peak_mb']} MB"
         return what + (
             f"{row['ratio']:6.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}), "
             f"CPU {row['cpu_ratio']:.3f}, of the {row['reference_ms']} ms of {row['reference']}; "
-            f"micro-batches of {row['micro_batch']}{gpu}"
+            f"micro-batches of {row['micro_batch']}{gpu}{unchecked}"
         )
     if "sum_mb" in row:
         plan = f"; the sum adds {row['sum_mb']}, {row['predicted_mb']} predicted"

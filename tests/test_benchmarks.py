@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import dp_step
 import records
-from step import models
+from step import models, steps
 from step.methods import CAPTURED, COMPILED, ORDINARY, OURS, UNRECORDED, Method, methods
 from step.models import MODELS, Setting, settings
 from step.steps import LEARNING_RATE, Step, captured, ordinary
@@ -65,9 +67,10 @@ def test_each_setting_is_compiled_for_its_own_shapes(monkeypatch):
 
 def test_what_there_is_no_time_for_is_left_out(capsys):
     (setting,) = settings(["digits"], [2], sweep=[2])
-    chosen = {n: m for n, m in methods(setting).items() if n in (*ORDINARY, OURS, "vmap(grad)")}
+    asked = (*ORDINARY, OURS, UNRECORDED, "vmap(grad)")  # the last but one checks ours
+    chosen = {n: m for n, m in methods(setting).items() if n in asked}
     rows = {row["method"]: row["pairs"] for row in measure(setting, chosen, 9, budget=0)}
-    assert rows == dict.fromkeys((*ORDINARY, OURS), 3)
+    assert rows == {**dict.fromkeys((*ORDINARY, OURS), 3), UNRECORDED: 2}
     assert "digits K=2 vmap(grad) does not run: no time left" in capsys.readouterr().out
 
 
@@ -184,6 +187,61 @@ def test_what_sums_something_else_is_not_timed(capsys):
     chosen[UNRECORDED] = summing(1.0)
     rows = measure(setting, chosen | {"wrong": summing(1.1)}, rounds=2)
     assert {row["method"] for row in rows} == set(chosen)
+
+
+def test_a_recorded_step_of_ours_is_held_against_one_that_is_not(capsys):
+    (setting,) = settings(["digits"], [1])
+    ordinary_steps = dict.fromkeys(ORDINARY, Method(lambda _: Step(lambda: None, id)))
+
+    def summing(value, is_recorded=False):
+        step = Step(lambda: torch.full((3,), value), lambda _: None, lambda sums: sums)
+        return Method(lambda _: step, is_recorded=is_recorded)
+
+    def checked(**private):
+        chosen = ordinary_steps | {name.replace("_", " "): each for name, each in private.items()}
+        rows = measure(setting, chosen, rounds=2, budget=1)
+        for row in rows:
+            assert ("NOT CHECKED" in dp_step.line(row)) == (row.get("checked") is False)
+        return {row["method"]: row["checked"] for row in rows if row["method"] not in ORDINARY}
+
+    # Whoever compiled a sum may have got both wrong.
+    right, compiled = summing(1.0), summing(1.0, True)
+    assert checked(privimage=compiled) == {OURS: False}
+    assert checked(privimage=compiled, privimage_in_9_MB=compiled)[OURS] is False
+    assert checked(privimage=compiled, call_by_call=right) == {OURS: True, UNRECORDED: True}
+    assert "computes something else" not in capsys.readouterr().out
+    assert checked(privimage=summing(1.1, True), call_by_call=right) == {OURS: False}
+    assert f"K=1 {UNRECORDED} does not run: computes something else" in capsys.readouterr().out
+    # Without ours it is the first, whatever else there is.
+    rows = {"rows_in_bfloat16": compiled, "call_by_call": right}
+    assert checked(**rows) == {UNRECORDED: True, "rows in bfloat16": True}
+    assert checked(**rows | {"rows_in_bfloat16": summing(1.1, True)}) == {UNRECORDED: False}
+    assert "rows in bfloat16 does not run: computes something else" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_wrong_sum_of_what_is_compiled_is_told(capsys, monkeypatch, factor):
+    real = steps.accelerated
+    monkeypatch.setattr(
+        steps, "accelerated", lambda graph, device: lambda *x: factor * real(graph, device)(*x)
+    )
+    (setting,) = settings(["digits"], [1], sweep=[2])
+    options = SimpleNamespace(among=f"{OURS},{UNRECORDED}", peak=False)
+    rows = measure(setting, dp_step.among(setting, options, []), 2)
+    found = {row["method"]: row["checked"] for row in rows if row["method"] not in ORDINARY}
+    assert found == ({OURS: True, UNRECORDED: True} if factor == 1 else {OURS: False})
+    wrong = f"{UNRECORDED} does not run: computes something else: 5.0e-01 from {OURS}'s sum"
+    assert (wrong in capsys.readouterr().out) == (factor == 2)
+
+
+def test_the_gpu_check_times_no_step_of_ours_that_nothing_checks():
+    script = (Path(__file__).parents[1] / "benchmarks/gpu_check.sh").read_text()
+    given = dict(re.findall(r"^(OURS|PEERS)='(.*)'$", script, re.M))
+    asked = re.findall(r"--among ('[^']+'|\S+)", script)
+    asked = [given.get(words.strip('"$'), words.strip("'")).split(",") for words in asked]
+    assert len(asked) == 9
+    for words in asked:
+        assert UNRECORDED in words or not {OURS, "bfloat16"} & set(words)
 
 
 def test_peers_compute_the_same_in_bfloat16(monkeypatch):

@@ -28,11 +28,13 @@ class Method:
         build: makes the step that takes the micro-batch in so many pieces.
         pieces: numbers of pieces that it may choose from.
         folds: whether an image's draws are averaged before they are clipped.
+        is_recorded: whether it is our step as a recorded graph, on a GPU compiled and captured.
     """
 
     build: Callable[[int], Step]
     pieces: tuple[int, ...] = (1,)
     folds: bool = True
+    is_recorded: bool = False
 
 
 def methods(setting: Setting, limits: Sequence[int] = ()) -> dict[str, Method]:
@@ -45,16 +47,18 @@ def methods(setting: Setting, limits: Sequence[int] = ()) -> dict[str, Method]:
         RECORDED: Method(lambda _: recorded(setting)),
         COMPILED: Method(lambda _: ordinary(setting, last, is_compiled=True)),
         **({CAPTURED: Method(lambda _: captured(setting))} if on_gpu else {}),
-        OURS: Method(lambda _: ours(setting)),
+        OURS: Method(lambda _: ours(setting), is_recorded=True),
         UNRECORDED: Method(lambda _: ours(setting, is_recorded=False)),
     }
     for mb in limits:
         for name, is_recorded in ((OURS, True), (UNRECORDED, False)):
             limited = partial(ours, setting, 1e6 * mb, is_recorded=is_recorded)
-            found[f"{name} in {mb} MB"] = Method(lambda _, build=limited: build())
+            build = Method(lambda _, build=limited: build(), is_recorded=is_recorded)
+            found[f"{name} in {mb} MB"] = build
     if on_gpu:
         half = torch.bfloat16
-        found["rows in bfloat16"] = Method(lambda _: ours(setting, rows_dtype=half))
+        rounded = partial(ours, setting, rows_dtype=half)
+        found["rows in bfloat16"] = Method(lambda _: rounded(), is_recorded=True)
     found["vmap(grad)"] = Method(partial(peers.vmap_grad, setting), pieces)
     compiled = partial(peers.vmap_grad, setting, is_compiled=True)
     found["compiled torch.func"] = Method(compiled)

@@ -7,6 +7,9 @@ shuffled anew for every turn, by its number, so that nobody always comes after t
 is a method's time to the reference's in the same turn: the fastest ordinary step. On a GPU that may
 be a compiled or a captured one, and a second ratio is to the faster of those that are neither; a
 third figure is the most memory that the method had there beside the others' weights.
+
+The sums of private methods must agree, or nobody's time means anything. A row says whether its sum
+was that of something else than another recorded step of ours, which may go wrong in the same way.
 """
 
 import contextlib
@@ -34,14 +37,15 @@ def measure(
     """One record for each method that runs; the ordinary ones must be among them.
 
     The ordinary ones and ours are built first. After five sixths of `budget` seconds no other
-    one is, and what is not ready then is given up; after all no further turn is taken, but for
-    the first three.
+    one is, and what is not ready then is given up; but not ours call by call, which takes no
+    compiler's time and can check ours. After all no further turn is taken, but for the first three.
     """
     torch.compiler.reset()  # Else other shapes than the last setting's are compiled for any shape.
     began = time.perf_counter()
     steps: dict[str, Step] = {}
     pieces: dict[str, int] = {}
     peaks: dict[str, dict[str, int]] = {}
+    agreeing: list[str] = []  # whose sums are the expected one
     expected: torch.Tensor | None = None
     references = (*ORDINARY, CAPTURED, COMPILED) if setting.on_gpu else ORDINARY
 
@@ -51,23 +55,28 @@ def measure(
     def is_needed(name: str) -> bool:
         return name in (*ORDINARY, OURS)
 
-    for name in sorted(chosen, key=lambda name: (not is_needed(name), not is_in_every_turn(name))):
-        left = math.inf if is_needed(name) else began + budget * 5 / 6 - time.perf_counter()
+    def place(name: str) -> tuple[bool, bool, bool]:
+        return not is_needed(name), not is_in_every_turn(name), name != UNRECORDED
+
+    for name in sorted(chosen, key=place):
+        has_time = is_needed(name) or name == UNRECORDED
+        left = math.inf if has_time else began + budget * 5 / 6 - time.perf_counter()
         try:
             with _within(left):
                 method = chosen[name]
                 found = _fastest(method, setting.on_gpu)
                 summed = found[2]
                 if expected is None and name in (OURS, UNRECORDED):
-                    expected = summed
-                if method.folds or setting.draws == 1:
-                    _check(summed, expected)
+                    expected, agreeing = summed, [name]
+                elif (method.folds or setting.draws == 1) and _agree(summed, expected):
+                    agreeing.append(name)
         except Exception as problem:
             if is_needed(name):
                 raise
             print(f"{setting.name} K={setting.draws} {name} does not run: {problem!s:.200}")
             continue
         pieces[name], steps[name], _, peaks[name] = found
+    is_checked = len(agreeing) > 1 and not all(chosen[name].is_recorded for name in agreeing)
     always = [name for name in steps if is_in_every_turn(name)]
     seconds = _turns(steps, always, rounds, setting.on_gpu, began + budget)
     wall = {
@@ -103,6 +112,8 @@ def measure(
                 **peaks[name],
             }
         )
+        if steps[name].summed is not None:
+            rows[-1]["checked"] = is_checked and name in agreeing
         if setting.on_gpu:
             to_eager = [taken / wall[eager][turn] for turn, taken in wall[name].items()]
             rows[-1]["eager_ratio"] = round(statistics.median(to_eager), 3)
@@ -167,14 +178,15 @@ def _within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _check(found: torch.Tensor | None, expected: torch.Tensor | None) -> None:
-    """Correctness before timing: the sums of all private methods are those of ours."""
+def _agree(found: torch.Tensor | None, expected: torch.Tensor | None) -> bool:
+    """Correctness before timing: whether there are two sums; an error if they are not the same."""
     if found is None or expected is None:
-        return
+        return False
     tolerance = 5e-2 if found.is_cuda else 1e-3  # There activations are bfloat16.
     difference = float((found - expected).norm() / expected.norm())
     if not difference <= tolerance:
         raise ArithmeticError(f"computes something else: {difference:.1e} from {OURS}'s sum")
+    return True
 
 
 def _turns(
