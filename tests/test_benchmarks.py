@@ -244,6 +244,40 @@ def test_the_gpu_check_times_no_step_of_ours_that_nothing_checks():
         assert UNRECORDED in words or not {OURS, "bfloat16"} & set(words)
 
 
+def test_the_sanitizer_sees_every_tile_and_vector_norm_and_no_gram_matrices():
+    root = Path(__file__).parents[1]
+    lines = re.findall(
+        r"^(?:LAYERS|SMALL)=.*", (root / "benchmarks/gpu_check.sh").read_text(), re.M
+    )
+    script = "\n".join(["DEVICE=cuda", *lines, 'echo "$SMALL"'])
+    words = subprocess.check_output(["sh", "-c", script], text=True).strip()
+    collect = ["-P", "-m", "pytest", "--noconftest", "--collect-only", "-p", "no:cacheprovider"]
+    found = subprocess.run(
+        [
+            sys.executable,
+            *collect,
+            "-q",
+            "tests/ops/test_devices.py",
+            "-k",
+            words,
+            "-o",
+            "addopts=",
+        ],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    ).stdout
+    names = [line.rpartition("::")[2] for line in found.splitlines() if "::" in line]
+    assert 80 <= len(names) <= 120
+    assert not [name for name in names if "gram" in name]
+    for layer in ("32x32x16", "3x1x1x1x1x64x64x16", "3x2x1x1x1x64x64x17", "1x1x0x1x1x64x64x16"):
+        for test in ("weight_gradients", "what_is_recomputed_is_what_was_kept"):
+            name = f"test_{test}[cuda-bfloat16-"
+            assert [each for each in names if each.startswith(name) and layer in each]
+    for dtype in ("float32", "bfloat16"):
+        assert f"test_group_norm_silu[cuda-{dtype}-last-6x64x16x16-True]" in names
+
+
 def test_peers_compute_the_same_in_bfloat16(monkeypatch):
     monkeypatch.setattr(models, "mixed_precision", lambda _: torch.autocast("cpu", torch.bfloat16))
     shape = UNetShape(8, 1, 8, (1,), (8,), 10, blocks_per_level=1)
