@@ -110,7 +110,7 @@ sys.exit(not describe_build().startswith('$DEVICE,'))" || { echo "no $DEVICE bui
 # Fixtures of other tests would need the whole package; another machine may warn of other things.
 TEST='-P -m pytest --noconftest -W default -q -p no:cacheprovider'
 ! wants operators || part operators 120 "$PYTHON" $TEST tests/ops/test_devices.py -k "$DEVICE"
-! wants engine || part engine 150 "$PYTHON" $TEST tests/test_acceleration.py \
+! wants engine || part engine 240 "$PYTHON" $TEST tests/test_acceleration.py \
     tests/dp/test_recording.py tests/dp/test_recompute.py tests/dp/test_costs.py \
     tests/dp/test_private_engine.py -k "$DEVICE"
 ! wants train || part pretrain 120 "$PYTHON" $TEST tests/diffusion/test_pretrain.py -k gpu
@@ -118,7 +118,7 @@ TEST='-P -m pytest --noconftest -W default -q -p no:cacheprovider'
 # Timings run from another folder, so that a script sees its neighbours and not the sources. Ours and
 # the ordinary steps first: a peer that fails takes nothing with it.
 cd "$OUT" || exit 1
-! wants kernels || part kernels 60 "$PYTHON" "$ROOT/benchmarks/kernels.py" --device "$DEVICE" \
+! wants kernels || part kernels 120 "$PYTHON" "$ROOT/benchmarks/kernels.py" --device "$DEVICE" \
     --json "$OUT/kernels.json"
 # "call by call" is ours without a compiler, an eager step a turn: what the others' sums are held to.
 OURS='privimage,captured,call by call'
