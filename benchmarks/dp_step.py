@@ -18,7 +18,7 @@ memory on the GPU, and a second ratio to PyTorch's eager step. --examples sweeps
 --quick leaves out what takes longest and is never ahead: compiling a peer, and all modes of Opacus
 but its hooks. With --seconds what there is no time for is left out. Rows of an existing FILE stay,
 unless the same was measured again. --peak measures memory instead, stage by stage (memory.py says
-how).
+how). --profile prints the operators, on a GPU the kernels, of a step of each method of --among.
 
 Prediction: `privimage` at most 1.10, 1.05 and 1.02 at 1, 4 and 8 draws on the CIFAR-10 network.
 Seen on both cores of a Xeon with AVX-512 (results/dp_step-cpu.json): 0.96, 0.92 and 0.90 (in other
@@ -44,6 +44,7 @@ from memory import KEEPING, peak
 from records import merge
 from step.methods import COMPILED, ORDINARY, Method, methods
 from step.models import MODELS, Setting, settings
+from step.profiles import profile
 from step.turns import Row, measure
 
 from privimage.machine import cores
@@ -68,6 +69,10 @@ def main() -> None:
             print(f"{setting.name:<8} K={setting.draws}: no time left")
             continue
         chosen = among(setting, options, limits)
+        if options.profile:
+            for name, method in chosen.items():
+                print(f"{setting.name} K={setting.draws} {name}\n{profiled(setting, method)}")
+            continue
         if options.peak:
             rows = [memory_row(setting, name, limits, options.threads) for name in chosen]
         else:
@@ -86,12 +91,20 @@ def among(setting: Setting, options: argparse.Namespace, limits: list[int]) -> M
     for word in words:
         if not any(word in name for name in found):
             print(f"{setting.name:<8} K={setting.draws} {word}: not here, skipped")
-    always = () if options.peak else ORDINARY
+    always = () if options.peak or options.profile else ORDINARY
     return {
         name: method
         for name, method in found.items()
         if name in always or any(word in name for word in words)
     }
+
+
+def profiled(setting: Setting, method: Method) -> str:
+    """As `profile`, or why there is none."""
+    try:
+        return profile(method, setting.on_gpu)
+    except Exception as problem:
+        return f"does not run: {problem!s:.200}"
 
 
 def memory_row(setting: Setting, method: str, limits: list[int], threads: int) -> Row:
@@ -132,6 +145,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="cifar10 at 1 and 8 draws")
     parser.add_argument("--among", default="", help="words of methods' names, with commas")
     parser.add_argument("--peak", action="store_true", help="measure memory instead of times")
+    parser.add_argument("--profile", action="store_true", help="print what a step consists of")
     parser.add_argument("--max-memory", default="", help="megabytes for the plan, with commas")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--threads", type=int, default=cores())

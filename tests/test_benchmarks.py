@@ -226,7 +226,7 @@ def test_a_wrong_sum_of_what_is_compiled_is_told(capsys, monkeypatch, factor):
         steps, "accelerated", lambda graph, device: lambda *x: factor * real(graph, device)(*x)
     )
     (setting,) = settings(["digits"], [1], sweep=[2])
-    options = SimpleNamespace(among=f"{OURS},{UNRECORDED}", peak=False)
+    options = SimpleNamespace(among=f"{OURS},{UNRECORDED}", peak=False, profile=False)
     rows = measure(setting, dp_step.among(setting, options, []), 2)
     found = {row["method"]: row["checked"] for row in rows if row["method"] not in ORDINARY}
     assert found == ({OURS: True, UNRECORDED: True} if factor == 1 else {OURS: False})
@@ -276,6 +276,32 @@ def test_the_sanitizer_sees_every_tile_and_vector_norm_and_no_gram_matrices():
             assert [each for each in names if each.startswith(name) and layer in each]
     for dtype in ("float32", "bfloat16"):
         assert f"test_group_norm_silu[cuda-{dtype}-last-6x64x16x16-True]" in names
+
+
+def test_a_profile_names_the_operators_of_each_method_that_is_asked_for(capsys, monkeypatch):
+    words = ["dp_step.py", "--models", "digits", "--draws", "1", "--examples", "2", "--profile"]
+    monkeypatch.setattr(sys, "argv", [*words, "--among", f"{UNRECORDED},channels-last,fails"])
+    monkeypatch.setattr(dp_step, "KEEPING", {})
+
+    def broken(pieces):
+        raise RuntimeError("no such layer")
+
+    found = methods
+    monkeypatch.setattr(
+        dp_step, "methods", lambda *given: {"fails": Method(broken), **found(*given)}
+    )
+    threads = torch.get_num_threads()
+    try:
+        dp_step.main()
+    finally:
+        torch.set_num_threads(threads)
+    _, fails, ordinary, private = re.split("^digits K=1 ", capsys.readouterr().out, flags=re.M)
+    assert fails == "fails\ndoes not run: no such layer\n"
+    assert ordinary.startswith(ORDINARY[1])
+    assert private.startswith(UNRECORDED)
+    assert "privimage::private_update" in private
+    assert "privimage::" not in ordinary
+    assert "aten::convolution_backward" in ordinary
 
 
 def test_peers_compute_the_same_in_bfloat16(monkeypatch):
