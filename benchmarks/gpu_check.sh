@@ -161,7 +161,7 @@ elif wants sanitizer; then
 fi
 
 echo
-! wants kernels || grep -hE 'of a peak|does not run' "$OUT/kernels.log"
+! wants kernels || grep -hE '^peaks|of a peak|does not run' "$OUT/kernels.log"
 cat "$TABLE"
 echo "$RESULT"
 for name in step8 step1 peers draws draws32 wide batches compiled rows; do

@@ -11,7 +11,8 @@ and a convolution, and of reading (on a GPU: of copying). PyTorch is, for a weig
 `convolution_backward` of the weight and bias alone (oneDNN, cuDNN), which adds the images up; for a
 norm `group_norm` and `silu`; for an embedding its ordinary gradient; for the projections of
 attention the four ordinary weight gradients; for the update fused Adam, an average and float noise.
-In turns, the best of the rounds; on a GPU the median between events.
+In turns, the best of the rounds; on a GPU the median between events, in which launch and events are
+counted, too: an operation that does next to nothing, timed likewise, says how long they take.
 
 Where the time of one row goes, instruction by instruction:
 
@@ -97,6 +98,11 @@ def peaks() -> tuple[float, float]:
     return max(rates), 4 * long.numel() / best([long.sum], 7)[0] / 1e9
 
 
+def launch(rounds: int) -> float:
+    """Seconds of an operation that does next to nothing: what every row's time has in it."""
+    return best([lambda: torch.empty(1).zero_()], rounds)[0]
+
+
 def main() -> None:
     """Prints a line for each row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -112,13 +118,17 @@ def main() -> None:
         torch.set_default_device("cuda")
         many, few = (most_examples(torch.device("cuda"), draws) for draws in (1, 8))
     flops, bandwidth = peaks()
-    print(f"peaks: {flops:.0f} GFLOP/s, {bandwidth:.1f} GB/s")
+    launch_us = round(1e6 * launch(options.rounds), 1)
+    print(
+        f"peaks: {flops:.0f} GFLOP/s, {bandwidth:.1f} GB/s; a launch takes {launch_us} us of a row"
+    )
     figures: dict[str, Any] = {
         "commit": records.commit(),
         "threads": options.threads,
         "build": ops.describe_build(),
         "peak_gflops": round(flops),
         "peak_gbytes": round(bandwidth, 1),
+        "launch_us": launch_us,
         "rows": [],
     }
     failed = False

@@ -17,6 +17,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import dp_step
+import kernels
 import records
 from step import models, steps
 from step.methods import CAPTURED, COMPILED, ORDINARY, OURS, UNRECORDED, Method, methods
@@ -302,6 +303,23 @@ def test_a_profile_names_the_operators_of_each_method_that_is_asked_for(capsys, 
     assert "privimage::private_update" in private
     assert "privimage::" not in ordinary
     assert "aten::convolution_backward" in ordinary
+
+
+def test_times_of_kernels_come_with_that_of_a_launch(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels, "peaks", lambda: (100.0, 10.0))
+    path = tmp_path / "kernels.json"
+    words = ["--threads", "1", "--rounds", "2", "--only", "embedding 11x32", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["kernels.py", *words])
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(SystemExit, match="False"):
+            kernels.main()
+    finally:
+        torch.set_num_threads(threads)
+    figures = json.loads(path.read_text())
+    assert 0 < figures["launch_us"] < 1000
+    assert figures["rows"]
+    assert f"a launch takes {figures['launch_us']} us of a row" in capsys.readouterr().out
 
 
 def test_peers_compute_the_same_in_bfloat16(monkeypatch):
