@@ -2,12 +2,9 @@
 
 import dataclasses
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -235,50 +232,6 @@ def test_a_wrong_sum_of_what_is_compiled_is_told(capsys, monkeypatch, factor):
     assert (wrong in capsys.readouterr().out) == (factor == 2)
 
 
-def test_the_gpu_check_times_no_step_of_ours_that_nothing_checks():
-    script = (Path(__file__).parents[1] / "benchmarks/gpu_check.sh").read_text()
-    given = dict(re.findall(r"^(OURS|PEERS)='(.*)'$", script, re.M))
-    asked = re.findall(r"--among ('[^']+'|\S+)", script)
-    asked = [given.get(words.strip('"$'), words.strip("'")).split(",") for words in asked]
-    assert len(asked) == 9
-    for words in asked:
-        assert UNRECORDED in words or not {OURS, "bfloat16"} & set(words)
-
-
-def test_the_sanitizer_sees_every_tile_and_vector_norm_and_no_gram_matrices():
-    root = Path(__file__).parents[1]
-    lines = re.findall(
-        r"^(?:LAYERS|SMALL)=.*", (root / "benchmarks/gpu_check.sh").read_text(), re.M
-    )
-    script = "\n".join(["DEVICE=cuda", *lines, 'echo "$SMALL"'])
-    words = subprocess.check_output(["sh", "-c", script], text=True).strip()
-    collect = ["-P", "-m", "pytest", "--noconftest", "--collect-only", "-p", "no:cacheprovider"]
-    found = subprocess.run(
-        [
-            sys.executable,
-            *collect,
-            "-q",
-            "tests/ops/test_devices.py",
-            "-k",
-            words,
-            "-o",
-            "addopts=",
-        ],
-        cwd=root,
-        capture_output=True,
-        text=True,
-    ).stdout
-    names = [line.rpartition("::")[2] for line in found.splitlines() if "::" in line]
-    assert 80 <= len(names) <= 120
-    assert not [name for name in names if "gram" in name]
-    for layer in ("32x32x16", "3x1x1x1x1x64x64x16", "3x2x1x1x1x64x64x17", "1x1x0x1x1x64x64x16"):
-        for test in ("weight_gradients", "what_is_recomputed_is_what_was_kept"):
-            name = f"test_{test}[cuda-bfloat16-"
-            assert [each for each in names if each.startswith(name) and layer in each]
-    for dtype in ("float32", "bfloat16"):
-        assert f"test_group_norm_silu[cuda-{dtype}-last-6x64x16x16-True]" in names
-
-
 def test_a_profile_names_the_operators_of_each_method_that_is_asked_for(capsys, monkeypatch):
     words = ["dp_step.py", "--models", "digits", "--draws", "1", "--examples", "2", "--profile"]
     monkeypatch.setattr(sys, "argv", [*words, "--among", f"{UNRECORDED},channels-last,fails"])
@@ -347,21 +300,3 @@ def test_rows_replace_those_of_the_same_identity(tmp_path):
     path.write_text(json.dumps({"machine": "another", "rows": found}))
     records.merge(path, [row], identity)
     assert [each["draws"] for each in json.loads(path.read_text())["rows"]] == [1]
-
-
-def test_a_gpu_check_that_builds_nothing_times_no_older_build_and_keeps_the_reason(tmp_path):
-    python, out = tmp_path / "python", tmp_path / "out"
-    python.write_text('#!/bin/sh\ncase "$*" in *pip*) echo no such header; exit 1 ;; esac\n')
-    python.chmod(0o755)
-    done = subprocess.run(
-        ["sh", "benchmarks/gpu_check.sh", out, "build", "kernels"],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"DEVICE": "cpu", "PYTHON": str(python), "WHEELS": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "no such header" in done.stdout
-    assert "kernels" not in done.stdout
-    with tarfile.open(out / "figures.tgz") as figures:
-        assert figures.extractfile("build.log").read() == b"no such header\n"
