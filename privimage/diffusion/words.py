@@ -36,12 +36,17 @@ def uniforms(words: torch.Tensor) -> torch.Tensor:
 
 
 def normals(words: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` unit Gaussians for each word, float32 [..., count]; by Box and Muller (1958)."""
-    pairs = children(words, -(-count // 2))
+    """`count` unit Gaussians for each word, float32 [..., count]; by Box and Muller (1958).
+
+    Those of a word's complement, `~word`, are the same with the opposite sign.
+    """
+    is_complement = words < 0
+    pairs = children(torch.where(is_complement, ~words, words), -(-count // 2))
     # No logarithm is one of 0, so that no value is beyond 6.7.
     squares = (_shifted(pairs, 32) + 1).float() * 2.0**-32
     turns = (pairs & 0xFFFFFFFF).float() * 2.0**-32
     radii, angles = (-2 * squares.log()).sqrt(), 2 * math.pi * turns
+    radii = torch.where(is_complement[..., None], -radii, radii)
     return torch.cat([radii * angles.cos(), radii * angles.sin()], dim=-1).narrow(-1, 0, count)
 
 

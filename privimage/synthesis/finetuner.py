@@ -15,9 +15,9 @@ from torch import nn
 
 from privimage.acceleration import accelerated, in_turns, mixed_precision, sent
 from privimage.data import ImageSet, to_unit_range
-from privimage.diffusion.denoiser import Denoiser, Network, drop_labels, losses, noise_levels
+from privimage.diffusion.denoiser import Denoiser, Network, drop_labels, losses
 from privimage.diffusion.ema import ema_decay
-from privimage.diffusion.words import child, children, normals, uniforms
+from privimage.diffusion.words import child, children, normals
 from privimage.dp import (
     ClipRule,
     Domain,
@@ -33,6 +33,7 @@ from privimage.dp import (
     usual_memory,
 )
 from privimage.errors import UserError, check_count, check_positive, check_probability
+from privimage.synthesis.draws import unit_draws
 from privimage.threads import Workers
 
 _WORTH_RECORDING = 200
@@ -186,16 +187,15 @@ class Finetuner:
         settings, (chosen, words) = self._settings, piece
         order, draws = children(words, 2).unbind(1)
         shown = _going_round([self._units[i] for i in chosen.tolist()], settings.draws, order)
-        level, coin, noise = children(children(draws, settings.draws).flatten(), 3).unbind(1)
+        drawn = unit_draws(draws, settings.draws)
         no_label = len(self._sensitive.names)
         labels = self._sensitive.labels[shown]
-        labels = drop_labels(labels, uniforms(coin), settings.label_dropout, no_label)
-        sigma = noise_levels(normals(level, 1).flatten())
+        labels = drop_labels(labels, drawn.coins.flatten(), settings.label_dropout, no_label)
         # Nothing in here makes the host wait for a GPU, which is busy with the last micro-batch.
         images, *others = self._filler(self._plan.examples * settings.draws)
         images[: len(shown)] = self._images[sent(shown, self._device)]
-        for whole, part in zip(others, (sigma, noise, labels), strict=True):
-            whole[: len(shown)] = sent(part, self._device)
+        for whole, part in zip(others, (drawn.sigma, drawn.noises, labels), strict=True):
+            whole[: len(shown)] = sent(part.flatten(), self._device)
         return self._sum(images, *others, self._counted(len(chosen)))
 
     def _summed(self, *batch: torch.Tensor) -> torch.Tensor:

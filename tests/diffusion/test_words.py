@@ -61,6 +61,12 @@ def test_normals_are_unit_gaussians(count):
     assert found.isfinite().all()
 
 
+def test_a_word_s_complement_has_the_opposite_normals():
+    assert (WORDS < 0).any()
+    assert (WORDS >= 0).any()
+    assert torch.equal(normals(~WORDS, 7), -normals(WORDS, 7))
+
+
 def test_normals_of_neighbours_are_uncorrelated():
     """Across places of a row, which come in pairs, across rows, and across neighbouring words."""
     neighbours = WORDS[:1] + torch.arange(300)
